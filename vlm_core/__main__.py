@@ -1,0 +1,3 @@
+from vlm_core.cli import main
+
+raise SystemExit(main())

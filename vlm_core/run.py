@@ -1,0 +1,223 @@
+"""The one seam: a verb, its settings and its inputs in; a published folder and a Report out.
+
+`vlm <verb>`, `dvc repro`, Dagster and a cluster all come through `run`. Nothing heavy is imported before a verb starts.
+"""
+
+import hashlib
+import importlib
+import inspect
+import json
+import os
+import platform
+import resource
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from vlm_core import stage as stages
+from vlm_core.config import Config, canonical_json
+from vlm_core.errors import ConfigError, MissingInput, did_you_mean
+from vlm_core.stage import Report, Stage
+from vlm_core.track import CsvTracker, Tracker
+
+
+class Verb(NamedTuple):
+    """Where a verb's parts live, as module:name; and what it reads."""
+
+    does: str
+    config: str
+    function: str
+    recipes: str
+    inputs: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+
+VERBS: dict[str, Verb] = {
+    # data, in flow order
+    "crawl": Verb("fetch the pages of a site or archive, politely", "vlm_core.data.config:Crawl", "vlm_core.data.crawl:crawl", "vlm_core.recipes.data"),
+    "extract": Verb("pages -> candidate pairs of picture address and text", "vlm_core.data.config:Extract", "vlm_core.data.extract:extract", "vlm_core.recipes.data", ("pages",)),
+    "download": Verb("candidate pairs -> pictures, one status for every address", "vlm_core.data.config:Download", "vlm_core.data.download:download", "vlm_core.recipes.data", ("pairs",)),
+    "embed": Verb("pictures and texts -> embeddings and a search index", "vlm_core.data.config:Embed", "vlm_core.models.embed:embed", "vlm_core.recipes.data", ("images", "pairs")),
+    "filter": Verb("decide which samples stay, with a reason each", "vlm_core.data.config:Filter", "vlm_core.data.filters:filter_samples", "vlm_core.recipes.data", ("pairs", "images", "embeddings")),
+    "recaption": Verb("let a language model reword captions, within a budget", "vlm_core.data.config:Recaption", "vlm_core.models.rewrite:recaption", "vlm_core.recipes.data", ("filtered", "pairs", "embeddings")),
+    "shard": Verb("kept samples -> reproducible tar shards, split by group", "vlm_core.data.config:Shard", "vlm_core.data.shards:shard", "vlm_core.recipes.data", ("pairs", "images", "filtered", "captions")),
+    "eval-sets": Verb("labelled test sets that share nothing with the training shards", "vlm_core.data.config:EvalSets", "vlm_core.data.eval_sets:eval_sets", "vlm_core.recipes.data", ("shards",)),
+    # models
+    "pretrain": Verb("shards -> a vision-language model", "vlm_core.train.config:Pretrain", "vlm_core.train.pretrain:pretrain", "vlm_core.recipes.pretrain", ("shards",), ("initial",)),
+    "features": Verb("run a model over the test sets once", "vlm_core.models.config:Features", "vlm_core.models.features:features", "vlm_core.recipes.transfer", ("model", "eval_sets")),
+    "transfer": Verb("adapt a model to a task", "vlm_core.train.config:Transfer", "vlm_core.train.transfer:transfer", "vlm_core.recipes.transfer", ("features", "model"), ("eval_sets",)),
+    "distil": Verb("teach a smaller student", "vlm_core.train.config:Distil", "vlm_core.train.distill:distil", "vlm_core.recipes.distill", ("shards", "teacher")),
+    "evaluate": Verb("one evaluator for every model", "vlm_core.evaluate.config:Evaluate", "vlm_core.evaluate.evaluate:evaluate", "vlm_core.recipes.transfer", ("model", "shards", "eval_sets")),
+    "promote": Verb("register models; the challenger becomes champion only through the gate", "vlm_core.evaluate.config:Promote", "vlm_core.evaluate.registry:promote", "vlm_core.recipes.transfer", ("model", "evaluation"), ("champion_evaluation",)),
+}  # fmt: skip
+
+
+def verb_named(name: str) -> Verb:
+    if name not in VERBS:
+        raise ConfigError(f"Found the verb {name!r}, expected a known one; {did_you_mean(name, VERBS)}")
+    return VERBS[name]
+
+
+def find(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def config_class(verb: str) -> type[Config]:
+    found: type[Config] = find(verb_named(verb).config)
+    return found
+
+
+def recipes(verb: str) -> dict[str, Callable[[], Config]]:
+    """The named full configurations of a verb: the functions of its recipe module that return its config class."""
+    schema, module = config_class(verb), importlib.import_module(verb_named(verb).recipes)
+    functions = inspect.getmembers(module, inspect.isfunction)
+    return {
+        name: function for name, function in functions if not name.startswith("_") and inspect.get_annotations(function, eval_str=True).get("return") is schema
+    }
+
+
+def load(verb: str, recipe: str | None = None, params: Path | None = None, changes: tuple[str, ...] = ()) -> tuple[str, Config]:
+    """(recipe name, resolved config): schema default < recipe < params.yaml < changes ("a.b=c").
+
+    params.yaml holds, per verb, recipe name -> overrides; the first name is the verb's default recipe.
+    """
+    chosen: Mapping[str, Any] = {}
+    if params is not None:
+        if not params.exists():
+            raise MissingInput(f"Found no file {params}, expected the versioned choices of recipes; give --params FILE.")
+        text = yaml.safe_load(params.read_text()) or {}
+        unknown = [name for name in text if name not in VERBS]
+        if unknown:
+            raise ConfigError(f"Found the section {unknown[0]!r} in {params}, expected a verb; {did_you_mean(unknown[0], VERBS)}")
+        chosen = text.get(verb) or {}
+    menu = recipes(verb)
+    name = recipe or next(iter(chosen), None) or next(iter(menu), None)
+    if name not in menu:
+        raise ConfigError(f"Found the recipe {name!r} for 'vlm {verb}', expected a known one; {did_you_mean(str(name), menu)}")
+    return name, menu[name]().merged(chosen.get(name) or {}).but(*changes)
+
+
+def run(verb: str, config: Config, inputs: Mapping[str, Path], out: Path, tracker: Tracker | None = None, *, recipe: str = "", force: bool = False) -> Report:
+    """Run a verb and publish its output folder, or reuse the folder if settings, inputs and code are those that made it.
+
+    Raises VlmError; nothing that was published before is touched by a run that fails.
+    """
+    what = verb_named(verb)
+    out = out.absolute()
+    record = stages.record_of(out)
+    for name in what.inputs:
+        if name not in inputs or not inputs[name].exists():
+            found = f"nothing at {inputs[name]}" if name in inputs else "none given"
+            raise MissingInput(
+                f"Found {found} for the input {name!r} of 'vlm {verb}', expected a folder; run the stage that makes it, then add --in {name}=PATH."
+            )
+    with stages.lease(record):
+        stages.recover(out)
+        versions = {name: stages.data_version(path) for name, path in sorted(inputs.items())}
+        spec = {
+            "verb": verb,
+            "recipe": recipe,
+            "config": config.model_dump(mode="json"),
+            "inputs": {name: str(path) for name, path in inputs.items()},
+            "versions": versions,
+        }
+        spec_hash = hashlib.sha256(canonical_json([verb, spec["config"], versions, stages.code_version(what.function.partition(":")[0])]).encode()).hexdigest()
+        if not force and (report := _reusable(record, out, spec_hash)) is not None:
+            return report
+        return _work(what, verb, config, inputs, out, record, tracker, recipe, spec, spec_hash)
+
+
+def _reusable(record: Path, out: Path, spec_hash: str) -> Report | None:
+    result = record / "result.json"
+    if not (out.exists() and result.exists()):
+        return None
+    report = Report.model_validate_json(result.read_text())
+    if report.spec_hash != spec_hash or report.data_version != stages.data_version(out):
+        return None
+    return report.model_copy(update={"reused": True})
+
+
+def _work(
+    what: Verb, verb: str, config: Config, inputs: Mapping[str, Path], out: Path, record: Path,
+    tracker: Tracker | None, recipe: str, spec: dict[str, Any], spec_hash: str,
+) -> Report:  # fmt: skip
+    run_id = uuid.uuid4().hex
+    state, pictures, tmp = record / "state", record / "pictures", out.with_name(f"{out.name}.tmp-{os.getpid()}")
+    stamp = state / ".spec"
+    if not (stamp.exists() and stamp.read_text() == spec_hash):
+        shutil.rmtree(state, ignore_errors=True)
+    shutil.rmtree(pictures, ignore_errors=True)
+    for folder in (state, pictures, tmp):
+        folder.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(spec_hash)
+    stages.write_json(record / "spec.json", spec)
+    tracker = tracker or CsvTracker(record / "metrics.csv")
+    tracker.params(config.flat())
+    tracker.tags({"verb": verb, "recipe": recipe, "vlm.run_id": run_id, "spec_hash": spec_hash, "git.rev": stages.git_revision()})
+    for name, version in spec["versions"].items():
+        tracker.dataset(name, version, str(inputs[name]), verb)
+    begin, begin_at = time.monotonic(), datetime.now(UTC)
+    report: Report = find(what.function)(config, Stage(verb, inputs, tmp, state, pictures, tracker, run_id, spec["versions"]))
+    stages.publish(tmp, out)
+    version = stages.data_version(out)
+    report = report.model_copy(
+        update={
+            "verb": verb, "recipe": recipe, "run_id": run_id, "data_version": version, "spec_hash": spec_hash, "out": str(out),
+            "seconds": round(time.monotonic() - begin, 3), "peak_memory_mb": peak_memory_mb(), "provenance": _provenance(spec),
+        }
+    )  # fmt: skip
+    tracker.tags({"data_version": version})
+    tracker.metrics({**{f"count.{k}": float(v) for k, v in report.counts.items()}, **report.metrics, "seconds": report.seconds})
+    for title, file in report.pictures.items():
+        tracker.picture(title, pictures / file)
+    if tracker.url:
+        report.links["mlflow"] = tracker.url
+    _remember(report, config, spec, begin_at)
+    stages.write_json(record / "result.json", report.model_dump(mode="json"))
+    shutil.rmtree(state, ignore_errors=True)
+    return report
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size so far of this process or of one of its ended children, in MB."""
+    usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return round(usage / 1024, 1)
+
+
+def _provenance(spec: dict[str, Any]) -> dict[str, Any]:
+    lock = stages.PACKAGE.parent / "constraints.txt"
+    return {
+        "git": stages.git_revision(), "constraints": stages.file_md5(lock) if lock.exists() else "", "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores", "inputs": spec["versions"], "config": spec["config"],
+        "dagster_run_id": os.environ.get("VLM_DAGSTER_RUN", ""),
+    }  # fmt: skip
+
+
+def _remember(report: Report, config: Config, spec: dict[str, Any], begin_at: datetime) -> None:
+    """Append the run, what it read and made, and the verb's own tables to the catalog."""
+    import pyarrow as pa
+
+    from vlm_core.data.catalog import append
+
+    row = {
+        "run_id": report.run_id, "dagster_run_id": report.provenance["dagster_run_id"], "kind": report.verb, "recipe": report.recipe,
+        "git_rev": report.provenance["git"], "config_hash": config.digest(), "started_at": begin_at, "ended_at": datetime.now(UTC),
+        "status": "ok", "output": report.data_version, "path": report.out,
+    }  # fmt: skip
+    inputs = [{"run_id": report.run_id, "name": name, "ref": version, "path": spec["inputs"][name]} for name, version in spec["versions"].items()]
+    tables = {"runs": pa.Table.from_pylist([row]), **({"run_inputs": pa.Table.from_pylist(inputs)} if inputs else {}), **report.catalog}
+    for name, table in tables.items():
+        append(stages.home() / "catalog", name, table, report.run_id)
+
+
+def replay(spec_file: Path) -> tuple[str, str, Config, dict[str, Path]]:
+    """(verb, recipe, config, inputs) of a spec.json, to run it again by hand."""
+    spec = json.loads(spec_file.read_text())
+    return spec["verb"], spec.get("recipe", ""), config_class(spec["verb"]).read(spec["config"]), {k: Path(v) for k, v in spec["inputs"].items()}

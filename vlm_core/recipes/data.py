@@ -40,7 +40,13 @@ def demo_filter() -> Filter:
 
 
 def demo_shard() -> Shard:
-    return Shard()
+    """Small tars, so that order and resume have several to cross."""
+    return Shard(samples_per_shard=500)
+
+
+def web_shard() -> Shard:
+    """For large crawls: 10,000 samples or 256 MB a tar, one held-out group in a hundred."""
+    return Shard(held_out=0.01)
 
 
 def demo_eval_sets() -> EvalSets:

@@ -1,10 +1,26 @@
 """Where numbers and pictures of a run go. The only module of vlm_core that may import MLflow (and it does so late)."""
 
+import contextlib
 import csv
+import functools
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
 import time
+import urllib.request
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
+
+from vlm_core.errors import ServiceError
+
+EXPERIMENT = "vlm"
+DAGSTER_RUN = "dagster/run_id"
 
 
 class Tracker(Protocol):
@@ -57,6 +73,226 @@ class CsvTracker(NullTracker):
         return type(self)(self.path, f"{self.run}/{name}".strip("/"))
 
 
+class MlflowTracker:
+    """One MLflow run, opened at the first word said to it: a stage that is reused leaves no empty run behind.
+
+    Metrics are buffered and sent in batches; when the server is away for a while they wait for the next batch, training does not.
+    """
+
+    def __init__(self, uri: str, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None) -> None:
+        self.uri, self.name, self.parent = uri, name, parent
+        self._tags, self._run, self._experiment = dict(tags or {}), "", ""
+        self._metrics: list[Any] = []
+        self._flushed = time.monotonic()
+
+    @functools.cached_property
+    def client(self) -> Any:
+        return _client(self.uri)
+
+    @property
+    def run_id(self) -> str:
+        if not self._run:
+            self._experiment = _experiment(self.client)
+            tags = {**self._tags, "mlflow.runName": self.name, "mlflow.source.name": "vlm", **({"mlflow.parentRunId": self.parent} if self.parent else {})}
+            self._run = self.client.create_run(self._experiment, tags=tags, run_name=self.name).info.run_id
+        return self._run
+
+    @property
+    def url(self) -> str | None:
+        return run_url(self.uri, self._experiment, self._run) if self._run else None
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        rows = [Param(_key(name), str(value)[:6000]) for name, value in values.items()]
+        for start in range(0, len(rows), 100):
+            self.client.log_batch(self.run_id, params=rows[start : start + 100])
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(self.run_id, tags=[RunTag(name, str(value)[:5000]) for name, value in values.items()])
+
+    def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._metrics += [Metric(_key(name), float(value), now, step or 0) for name, value in values.items()]
+        if len(self._metrics) >= 500 or time.monotonic() - self._flushed > 2:
+            self.flush()
+
+    def flush(self) -> bool:
+        """Send what waits; False when the server did not take it (it stays in the buffer)."""
+        self._flushed = time.monotonic()
+        try:
+            while self._metrics:
+                self.client.log_batch(self.run_id, metrics=self._metrics[:1000])
+                del self._metrics[:1000]
+        except Exception as error:  # whatever MLflow or its transport raises: numbers are not worth a training run
+            print(f"MLflow at {self.uri} did not take {len(self._metrics)} metrics ({type(error).__name__}); kept for later", file=sys.stderr)
+        return not self._metrics
+
+    def picture(self, name: str, path: Path) -> None:
+        self.client.log_artifact(self.run_id, str(path), "pictures")
+
+    def artefact(self, path: Path, folder: str = "") -> None:
+        log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
+        log(self.run_id, str(path), folder or None)
+
+    def dataset(self, name: str, digest: str, uri: str, context: str) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        found = Dataset(name=name, digest=digest[:36], source_type="local", source=json.dumps({"uri": uri}))
+        self.client.log_inputs(self.run_id, [DatasetInput(dataset=found, tags=[InputTag("mlflow.data.context", context)])])
+
+    def child(self, name: str) -> Self:
+        return type(self)(self.uri, name, parent=self.run_id, tags=self._tags)
+
+    def close(self, status: str = "FINISHED") -> None:
+        if self._run or self._metrics:
+            self.flush()
+            self.client.set_terminated(self.run_id, status)
+
+
 def from_environment(verb: str, recipe: str) -> Tracker | None:
-    """The tracker that the launcher asked for ($MLFLOW_TRACKING_URI, $VLM_MLFLOW_PARENT), or None for the default."""
-    return None
+    """The tracker that the launcher asked for ($MLFLOW_TRACKING_URI, $VLM_MLFLOW_PARENT, $VLM_DAGSTER_RUN), or None for the default."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return None
+    dagster_run = os.environ.get("VLM_DAGSTER_RUN")
+    tags = {DAGSTER_RUN: dagster_run} if dagster_run else {}
+    return MlflowTracker(uri, f"{verb}/{recipe}" if recipe else verb, parent=os.environ.get("VLM_MLFLOW_PARENT") or None, tags=tags)
+
+
+def parent_run(uri: str, dagster_run: str, name: str) -> tuple[str, str | None]:
+    """(id, address) of the one MLflow run of a Dagster run, made at the first call."""
+    client = _client(uri)
+    experiment = _experiment(client)
+    found = client.search_runs([experiment], f"tags.`{DAGSTER_RUN}` = '{dagster_run}' and tags.role = 'job'", max_results=1)
+    run = found[0] if found else client.create_run(experiment, run_name=name, tags={DAGSTER_RUN: dagster_run, "role": "job"})
+    return run.info.run_id, run_url(uri, experiment, run.info.run_id)
+
+
+def end_runs(uri: str, dagster_run: str, status: str) -> int:
+    """Close what a Dagster run left RUNNING in MLflow (a killed process cannot do it itself); how many were closed."""
+    client = _client(uri)
+    open_runs = client.search_runs([_experiment(client)], f"attributes.status = 'RUNNING' and tags.`{DAGSTER_RUN}` = '{dagster_run}'")
+    for run in open_runs:
+        client.set_terminated(run.info.run_id, status)
+    return len(open_runs)
+
+
+def open_runs(uri: str) -> dict[str, int]:
+    """Dagster run id -> how many MLflow runs of it are RUNNING."""
+    client = _client(uri)
+    runs = client.search_runs([_experiment(client)], "attributes.status = 'RUNNING'")
+    return dict(Counter(run.data.tags[DAGSTER_RUN] for run in runs if DAGSTER_RUN in run.data.tags))
+
+
+class Registered(NamedTuple):
+    """A version in the model registry."""
+
+    name: str
+    version: int
+    model_id: str
+    weights: str  # SHA-256 of model.safetensors
+    tags: dict[str, str]
+
+
+class Registry:
+    """Models and their aliases in MLflow: one LoggedModel (folder of plain files, no pickle) per model, versions that point to it."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri, self.client = uri, _client(uri)
+
+    def versions(self, name: str) -> list[Registered]:
+        """Oldest first."""
+        found = self.client.search_model_versions(f"name = '{name}'")
+        return sorted((self._read(version) for version in found), key=lambda version: version.version)
+
+    def holder(self, name: str, alias: str) -> Registered | None:
+        """The version that an alias points to."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._read(self.client.get_model_version_by_alias(name, alias))
+        except MlflowException as error:
+            if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+                return None
+            raise
+
+    def register(self, name: str, folders: Mapping[str, Path], tags: Mapping[str, str], params: Mapping[str, Any], run_id: str) -> Registered:
+        """A new version: the model's folder at the top, further folders (its evaluation) below it."""
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.exceptions import MlflowException
+
+        with contextlib.suppress(MlflowException):  # it exists
+            self.client.create_registered_model(name)
+        model = self.client.create_logged_model(
+            _experiment(self.client), name=name, source_run_id=run_id, tags=dict(tags), params={_key(k): str(v)[:250] for k, v in params.items()}, model_type="vlm"
+        )
+        for below, folder in folders.items():
+            self.client.log_model_artifacts(model.model_id, str(folder)) if not below else self._upload(model.model_id, folder, below)
+        self.client.finalize_logged_model(model.model_id, "READY")
+        self.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+        return self._read(self.client.create_model_version(name, f"models:/{model.model_id}", run_id, tags=dict(tags), model_id=model.model_id))
+
+    def _upload(self, model_id: str, folder: Path, below: str) -> None:
+        with tempfile.TemporaryDirectory() as tmp:
+            shutil.copytree(folder, Path(tmp) / below)
+            self.client.log_model_artifacts(model_id, tmp)
+
+    def fetch(self, version: Registered, folder: Path) -> Path:
+        """All files of a version, in a folder on this machine."""
+        from mlflow.artifacts import download_artifacts
+
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(download_artifacts(f"models:/{version.model_id}", dst_path=str(folder), tracking_uri=self.uri))
+
+    def point(self, alias: str, version: Registered) -> None:
+        self.client.set_registered_model_alias(version.name, alias, version.version)
+
+    @staticmethod
+    def _read(version: Any) -> Registered:
+        tags = dict(version.tags or {})
+        return Registered(version.name, int(version.version), version.model_id or version.source.removeprefix("models:/"), tags.get("weights_sha256", ""), tags)
+
+
+def run_url(uri: str, experiment: str, run_id: str) -> str | None:
+    return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}" if uri.startswith("http") else None
+
+
+def _key(name: str) -> str:
+    """MLflow's names know letters, digits and _-./: only (R@1 becomes R_at_1)."""
+    return re.sub(r"[^\w\-./: ]", "_", name.replace("@", "_at_"))[:250]
+
+
+@functools.cache
+def _client(uri: str) -> Any:
+    """Raises ServiceError when nothing answers at an http address: better before the work than after it."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    if uri.startswith("http"):
+        try:
+            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10).close()
+        except OSError as error:
+            raise ServiceError(f"Found no MLflow server at {uri} ({error}), expected one; start it with 'make up', or unset MLFLOW_TRACKING_URI.") from None
+    from mlflow import MlflowClient
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _experiment(client: Any) -> str:
+    """The id of the experiment, made at first use. Without a server its files lie beside the database."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        return str(found.experiment_id)
+    uri: str = client.tracking_uri
+    beside = Path(uri.removeprefix("sqlite:///")).absolute().with_name("artifacts").as_uri() if uri.startswith("sqlite:") else None
+    try:
+        return str(client.create_experiment(EXPERIMENT, artifact_location=beside))
+    except MlflowException:  # somebody else was faster
+        return str(client.get_experiment_by_name(EXPERIMENT).experiment_id)

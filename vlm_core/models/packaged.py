@@ -3,9 +3,11 @@
 Nothing is fetched here: the weights are read from the installed package, or CheckpointError names the package that is missing.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
+import io
 import json
 import zipfile
 from collections.abc import Callable, Sequence
@@ -80,13 +82,21 @@ def mean_pool(tokens_BLE: Tensor, mask_BL: Tensor) -> Tensor:
 
 def smollm2() -> tuple[Any, nn.Module]:
     """(tokenizer, model) of SmolLM2-135M-Instruct, weights dequantised from GGUF Q4_1; padding on the left, ready for `generate`."""
+    import gguf
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
-    file = weight_file("smollm2")
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    file, loudness, reader = weight_file("smollm2"), logging.get_verbosity(), gguf.GGUFReader
+    logging.set_verbosity_error()
+    gguf.GGUFReader = functools.cache(reader)  # type: ignore[assignment,misc]  # transformers parses the file four times: 22 s instead of 11
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of 272 steps
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, padding_side="left", add_bos_token=False)
+            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    finally:
+        gguf.GGUFReader = reader  # type: ignore[misc]
+        logging.set_verbosity(loudness)
+    tokenizer.pad_token = tokenizer.eos_token = "<|im_end|>"
     return tokenizer, model.eval()
 
 

@@ -1,0 +1,128 @@
+"""Copies: who is a copy of whom, which copy stays, and what must never be split between training and test. Pure functions over hashes and embeddings.
+
+N samples, D joint width, K centroids. Sources: methods/data.md 13; SemDeDup arXiv 2303.09540. Checked by golden `data/semdedup`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from vlm_core.data.perceptual import near_pairs, twins
+
+Edges = np.ndarray  # (E, 2) rows
+
+
+def preference(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows from the copy that should stay to the one that should go; columns by importance, larger is better, and the last breaks ties (a uid: smaller is better)."""
+    *values, uid = columns
+    return np.lexsort((uid, *(-np.asarray(value, np.float64) for value in reversed(values))))
+
+
+def first_of_each(keys: Sequence[Any], order: np.ndarray) -> np.ndarray:
+    """Per row the row that survives it: the first one in `order` with the same key (itself, if it stays). An empty key is like no other."""
+    survivor, seen = np.arange(len(keys)), dict[Any, int]()
+    for row in order:
+        if keys[row]:
+            survivor[row] = seen.setdefault(keys[row], row)
+    return survivor
+
+
+def survivors(order: np.ndarray, equal: Sequence[np.ndarray], near: Edges) -> np.ndarray:
+    """Per row the row that survives it: rows are visited in `order`, and a row goes when it is equal or near to one that stays.
+
+    Comparing with survivors only keeps a chain a~b~c from taking c away with a, to which it is not near (union-find would).
+
+    Args:
+        order: rows by preference, best first.
+        equal: per hash, the first row with the same hash (`twins`); `near` needs to name only those first rows.
+        near: pairs of rows within the radius.
+    """
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
+    neighbours: dict[int, list[int]] = {}
+    for i, j in near.tolist():
+        neighbours.setdefault(i, []).append(j)
+        neighbours.setdefault(j, []).append(i)
+    survivor = np.arange(len(order))
+    for row in order.tolist():
+        # a twin that goes takes its equals along: they are as near to its survivor as it is
+        before = [int(survivor[first[row]]) for first in equal if rank[first[row]] < rank[row]]
+        before += [other for other in neighbours.get(row, ()) if rank[other] < rank[row] and survivor[other] == other]
+        survivor[row] = min(before, key=lambda other: rank[other], default=row)
+    return survivor
+
+
+def ordered_hash_edges(codes_NP: np.ndarray, order: np.ndarray, radius: int, usable: np.ndarray) -> tuple[np.ndarray, Edges]:
+    """(`twins`, `near_pairs`) of the usable rows, with the preferred row standing for its equals."""
+    rows = order[usable[order]]
+    first = np.arange(len(codes_NP))
+    if not len(rows):
+        return first, np.zeros((0, 2), np.int64)
+    first[rows] = rows[twins(codes_NP[rows])]
+    pairs = near_pairs(codes_NP[rows], radius)
+    return first, rows[pairs] if len(pairs) else pairs
+
+
+def components(n: int, edges: Edges) -> np.ndarray:
+    """Union-find: per row the smallest row that it is connected with."""
+    parent = list(range(n))
+
+    def root(row: int) -> int:
+        while parent[row] != row:
+            parent[row] = parent[parent[row]]
+            row = parent[row]
+        return row
+
+    for i, j in edges.tolist():
+        a, b = root(i), root(j)
+        parent[max(a, b)] = min(a, b)
+    return np.array([root(row) for row in range(n)], np.int64)
+
+
+def key_edges(keys: Sequence[Any]) -> Edges:
+    """Edges that connect every row with the first of the same key; an empty key connects nothing."""
+    first: dict[Any, int] = {}
+    pairs = [(first.setdefault(key, row), row) for row, key in enumerate(keys) if key]
+    return np.array([pair for pair in pairs if pair[0] != pair[1]], np.int64).reshape(-1, 2)
+
+
+# ---- SemDeDup
+
+
+def semdedup(
+    embeddings_ND: np.ndarray, centroids_KD: np.ndarray, cluster_N: np.ndarray, keep: Literal["hard", "easy"] = "hard", block: int = 2048
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rank in its cluster, largest cosine with any earlier row of it, at least 0).
+
+    Inside a cluster rows are sorted by cosine distance to the centroid, the farthest first (`hard`) or last (`easy`). A row is a duplicate when its
+    largest cosine exceeds 1 - eps; earlier rows count even if they are themselves duplicates, as in the reference.
+    """
+    rank, largest = np.zeros(len(cluster_N), np.int64), np.zeros(len(cluster_N), np.float32)
+    for cluster in np.unique(cluster_N):
+        rows = np.flatnonzero(cluster_N == cluster)
+        order = rows[np.argsort(-centroid_distance(embeddings_ND[rows], centroids_KD[cluster]), kind="stable")]
+        order = order if keep == "hard" else order[::-1]
+        rank[order] = np.arange(len(order))
+        largest[order] = _largest_before(embeddings_ND[order].astype(np.float32), block)
+    return rank, largest
+
+
+def centroid_distance(rows_ND: np.ndarray, centroid_D: np.ndarray) -> np.ndarray:
+    """Cosine distance of unit rows to a centroid of any length."""
+    return 1 - rows_ND @ (centroid_D / max(float(np.linalg.norm(centroid_D)), 1e-12))
+
+
+def _largest_before(rows: np.ndarray, block: int) -> np.ndarray:
+    """Per row the largest cosine with the rows above it, block by block: memory is O(block x rows of the cluster)."""
+    out = np.zeros(len(rows), np.float32)
+    for start in range(0, len(rows), block):
+        stop = min(start + block, len(rows))
+        sims = rows[start:stop] @ rows[:stop].T
+        sims[np.arange(stop)[None, :] >= np.arange(start, stop)[:, None]] = 0
+        out[start:stop] = np.maximum(sims.max(axis=1), 0)
+    return out
+
+
+def semantic_duplicates(max_sim: np.ndarray, eps: float) -> np.ndarray:
+    return max_sim > 1 - eps

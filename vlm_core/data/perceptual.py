@@ -1,0 +1,97 @@
+"""Hashes of how a picture looks, and the pairs of hashes that lie close: PDQ (256 bits and a quality), pHash and dHash (64 bits).
+
+Close pairs come from multi-index hashing (Norouzi et al., arXiv 1307.2982): cut every hash into 16-bit parts; two hashes within r bits agree in some part
+up to r // parts flips, so only rows that meet in such a bucket are compared. Nothing is compared with everything.
+Sources: methods/data.md 13. Checked by golden `data/perceptual_hash`.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import numpy as np
+
+from vlm_core.errors import SchemaMismatch
+
+_ONES = np.array([bin(value).count("1") for value in range(1 << 16)], np.uint8)
+BUCKET_BLOCK = 2_000_000  # comparisons held in memory at once
+
+
+def pdq(rgb: np.ndarray) -> tuple[np.ndarray, int]:
+    """(256 bits, quality 0..100) of an RGB uint8 array. Hashes of quality below 50 say little."""
+    import pdqhash
+
+    bits, quality = pdqhash.compute(np.ascontiguousarray(rgb))
+    return np.asarray(bits, np.uint8), int(quality)
+
+
+def phash(rgb: np.ndarray) -> np.ndarray:
+    """64 bits: signs of the low frequencies against their median."""
+    import imagehash
+    from PIL import Image
+
+    return np.asarray(imagehash.phash(Image.fromarray(rgb)).hash).reshape(-1)
+
+
+def dhash(rgb: np.ndarray) -> np.ndarray:
+    """64 bits: is a pixel of the 9 x 8 thumbnail brighter than its left neighbour."""
+    import imagehash
+    from PIL import Image
+
+    return np.asarray(imagehash.dhash(Image.fromarray(rgb)).hash).reshape(-1)
+
+
+def to_hex(bits: np.ndarray) -> str:
+    return np.packbits(bits.astype(bool)).tobytes().hex()
+
+
+def parse_hex(codes: Sequence[str], bits: int) -> np.ndarray:
+    """Packed hashes (N, bits / 16) uint16 from hex text. Raises SchemaMismatch for text of another length."""
+    wrong = next((code for code in codes if len(code) * 4 != bits), None)
+    if wrong is not None:
+        raise SchemaMismatch(f"Found the hash {wrong!r} of {len(wrong) * 4} bits, expected {bits} bits in hex; download again, the status table is damaged.")
+    return np.frombuffer(bytes.fromhex("".join(codes)), ">u2").astype(np.uint16).reshape(len(codes), bits // 16)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Differing bits of packed hashes along the last axis."""
+    return _ONES[np.bitwise_xor(a, b)].sum(axis=-1, dtype=np.int64)
+
+
+def twins(codes_NP: np.ndarray) -> np.ndarray:
+    """Per row the first row with the same hash."""
+    _, first, inverse = np.unique(codes_NP, axis=0, return_index=True, return_inverse=True)
+    return first[inverse.reshape(-1)]
+
+
+def near_pairs(codes_NP: np.ndarray, radius: int) -> np.ndarray:
+    """All pairs (i < j) of rows whose hashes differ in 1 .. radius bits, sorted; of rows with equal hashes only the first takes part (`twins`)."""
+    rows = np.unique(twins(codes_NP))
+    codes = codes_NP[rows]
+    found = [pairs[distance(codes[pairs[:, 0]], codes[pairs[:, 1]]) <= radius] for pairs in _candidates(codes, radius)]
+    pairs = np.concatenate(found) if found else np.zeros((0, 2), np.int64)
+    return rows[np.unique(np.sort(pairs, axis=1), axis=0)] if len(pairs) else pairs
+
+
+def _candidates(codes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
+    """Blocks of row pairs that agree in one part up to the flips which the pigeonhole principle leaves."""
+    parts = codes.shape[1]
+    flips = [sum(1 << bit for bit in bits) for n in range(radius // parts + 1) for bits in combinations(range(16), n)]
+    for part in codes.T:
+        order = np.argsort(part, kind="stable")
+        ranked = part[order]
+        for flip in flips:
+            wanted = part ^ np.uint16(flip)
+            first, last = np.searchsorted(ranked, wanted, "left"), np.searchsorted(ranked, wanted, "right")
+            yield from _expand(order, first, last)
+
+
+def _expand(order: np.ndarray, first: np.ndarray, last: np.ndarray) -> Iterator[np.ndarray]:
+    """Pairs (row, every row of its bucket after it), in blocks of bounded size."""
+    sizes = last - first
+    block = np.cumsum(sizes) // BUCKET_BLOCK
+    for number in np.unique(block):
+        rows = np.flatnonzero((block == number) & (sizes > 0))
+        left = np.repeat(rows, sizes[rows])
+        within = np.arange(len(left)) - np.repeat(np.cumsum(sizes[rows]) - sizes[rows], sizes[rows])
+        right = order[np.repeat(first[rows], sizes[rows]) + within]
+        yield np.stack([left, right], axis=1)[left < right]

@@ -1,0 +1,143 @@
+"""Which scored rows stay: fractions, clusters, metadata balance. Pure and deterministic: ties are broken by uid, chance is a hash of uid and seed.
+
+N samples, D joint width, K centroids, V metadata entries.
+Sources: methods/data.md 5, 6, 12. Checked by golden `data/{datacomp_basic,datacomp_image_based,metaclip_balance}`.
+"""
+
+import hashlib
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import regex
+
+# ---- fractions
+
+
+def fraction_threshold(scores: np.ndarray, fraction: float, mode: Literal["fixed", "reference"] = "fixed") -> float:
+    """The lowest score that stays when the best `fraction` is kept. `reference` is DataComp's: rank int(N f) counted from 0, so one more and all ties stay."""
+    ranked = np.sort(scores)[::-1]
+    rank = int(len(scores) * fraction)
+    index = rank if mode == "reference" else rank - 1
+    return float(ranked[min(index, len(ranked) - 1)]) if index >= 0 else float("inf")
+
+
+def keep_top(scores: np.ndarray, uids: Sequence[str], fraction: float, mode: Literal["fixed", "reference"] = "fixed") -> np.ndarray:
+    """Mask of the best fraction: exactly int(N f) rows, equal scores by uid; `reference` keeps everything at or above its threshold."""
+    if mode == "reference":
+        return scores >= np.asarray(fraction_threshold(scores, fraction, mode), scores.dtype)
+    keep = np.zeros(len(scores), bool)
+    keep[np.lexsort((np.asarray(uids), -scores))[: int(len(scores) * fraction)]] = True
+    return keep
+
+
+def keep_top_within(
+    scores: np.ndarray, uids: Sequence[str], within: Sequence[str], fraction: float, mode: Literal["fixed", "reference"] = "fixed"
+) -> tuple[np.ndarray, np.ndarray]:
+    """(mask, threshold per row): `keep_top` inside every value of `within`, for instance the language. A value with any row keeps at least one."""
+    keep, threshold = np.zeros(len(scores), bool), np.zeros(len(scores))
+    names, uid = np.asarray(within), np.asarray(uids)
+    for name in np.unique(names):
+        rows = np.flatnonzero(names == name)
+        share = max(fraction, 1.0 / len(rows) + 1e-12)
+        keep[rows] = keep_top(scores[rows], list(uid[rows]), share, mode)
+        threshold[rows] = fraction_threshold(scores[rows], share, mode)
+    return keep, threshold
+
+
+def uid_pairs(uids: Sequence[str]) -> np.ndarray:
+    """Sorted (hi, lo) halves of 128-bit uids, DataComp's subset file format: uint64 (N, 2)."""
+    halves = np.array([(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids], np.uint64).reshape(-1, 2)
+    return halves[np.lexsort((halves[:, 1], halves[:, 0]))]
+
+
+# ---- clusters
+
+
+def assign_centroids(features_ND: np.ndarray, centroids_KD: np.ndarray, block: int = 8192) -> np.ndarray:
+    """Index of the centroid with the largest dot product; centroids are not normalised, as in DataComp (long ones attract more)."""
+    parts = [np.argmax(features_ND[i : i + block] @ centroids_KD.T, axis=1) for i in range(0, len(features_ND), block)]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def cluster_filter(ids: np.ndarray, target_ids: np.ndarray) -> np.ndarray:
+    """Mask of the rows whose cluster also holds a target image."""
+    return np.isin(ids, target_ids)
+
+
+def kmeans(rows_ND: np.ndarray, clusters: int, iterations: int, seed: int, spherical: bool) -> np.ndarray:
+    """Centroids (K, D) by faiss, on all rows; at most one cluster per 39 rows (faiss's own advice), whatever was asked."""
+    import faiss
+
+    k = max(1, min(clusters, len(rows_ND) // 39))
+    index = faiss.Kmeans(rows_ND.shape[1], k, niter=iterations, seed=seed, spherical=spherical, max_points_per_centroid=10**9, verbose=False)
+    index.train(np.ascontiguousarray(rows_ND, np.float32))
+    return np.asarray(index.centroids)
+
+
+# ---- MetaCLIP: balance over a list of entries
+
+_PADDED = re.compile(r"([,.;:?!`])")
+_JOINED = regex.compile(r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}\p{Script=Myanmar}\p{P}\p{S}]")
+
+
+def _padded(text: str) -> str:
+    return " " + _PADDED.sub(r" \1 ", re.sub(r"[\t\n\r]", " ", text)) + " "
+
+
+def _pattern(entry: str, mode: str) -> str:
+    """The entry with a space where it must border on one; `automaton` asks for none beside characters of scripts without spaces."""
+    left, right = (mode == "padded" or not (entry and _JOINED.match(end)) for end in (entry[:1], entry[-1:]))
+    return " " * left + entry + " " * right
+
+
+def match_lists(texts: Sequence[str], entries: Sequence[str], mode: Literal["padded", "automaton"] = "padded") -> list[list[int]]:
+    """Per text the entries that occur in it, ascending. One look-up per text position and pattern length, whatever the number of entries."""
+    by_length: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, entry in enumerate(entries):
+        pattern = _pattern(entry, mode)
+        by_length[len(pattern)][pattern].append(number)
+    found = []
+    for text in map(_padded, texts):
+        hits: set[int] = set()
+        for length, patterns in by_length.items():
+            for start in range(len(text) - length + 1):
+                hits.update(patterns.get(text[start : start + length], ()))
+        found.append(sorted(hits))
+    return found
+
+
+def match_entries(texts: Sequence[str], entries: Sequence[str], mode: Literal["padded", "automaton"] = "padded") -> np.ndarray:
+    """`match_lists` as a mask (N, V)."""
+    mask = np.zeros((len(texts), len(entries)), bool)
+    for row, hits in enumerate(match_lists(texts, entries, mode)):
+        mask[row, hits] = True
+    return mask
+
+
+def entry_prob(counts: np.ndarray, t: int) -> np.ndarray:
+    """t / max(count, t): head entries are thinned to about t texts, tail entries stay whole."""
+    return t / np.maximum(counts.astype(np.float64), t)
+
+
+def curation_prob(match_NV: np.ndarray, prob_V: np.ndarray) -> np.ndarray:
+    """1 - prod (1 - p_e) over the entries that a text matches: 0 without a match."""
+    return 1 - np.prod(np.where(match_NV, 1 - prob_V, 1.0), axis=1)
+
+
+def t_to_p(counts: np.ndarray, t: int) -> float:
+    """Share of all matches that belongs to tail entries (count < t): what other languages should share with English."""
+    return float(counts[counts < t].sum() / counts.sum())
+
+
+def p_to_t(counts: np.ndarray, p: float) -> int:
+    """The count at which the cumulative share of the sorted counts comes nearest to p."""
+    ranked = np.sort(counts)
+    return int(ranked[np.argmin(np.abs(np.cumsum(ranked) / ranked.sum() - p))])
+
+
+def uniform(uids: Sequence[str], seed: int) -> np.ndarray:
+    """A number in [0, 1) per uid, equal on every machine and in every order."""
+    return np.array([int.from_bytes(hashlib.sha256(f"{seed}:{uid}".encode()).digest()[:8], "big") for uid in uids], np.float64) / 2.0**64

@@ -128,7 +128,9 @@ def run(verb: str, config: Config, inputs: Mapping[str, Path], out: Path, tracke
             "inputs": {name: str(path) for name, path in inputs.items()},
             "versions": versions,
         }
-        spec_hash = hashlib.sha256(canonical_json([verb, spec["config"], versions, stages.code_version(what.function.partition(":")[0])]).encode()).hexdigest()
+        spec_hash = hashlib.sha256(
+            canonical_json([verb, spec["config"], versions, stages.code_version(what.function.partition(":")[0], *modules_named(config))]).encode()
+        ).hexdigest()
         if not force and (report := _reusable(record, out, spec_hash)) is not None:
             return report
         return _work(what, verb, config, inputs, out, record, tracker, recipe, spec, spec_hash)
@@ -183,6 +185,16 @@ def _work(
     stages.write_json(record / "result.json", report.model_dump(mode="json"))
     shutil.rmtree(state, ignore_errors=True)
     return report
+
+
+def modules_named(config: Config) -> list[str]:
+    """The modules that a config chooses by name: `kind: tip_adapter`, or the field `sigmoid` of the objectives."""
+    found = []
+    for name, value in config:
+        if isinstance(value, Config):
+            package = type(value).__module__.rpartition(".")[0]
+            found += [f"{package}.{getattr(value, 'kind', name)}", *modules_named(value)]
+    return found
 
 
 def peak_memory_mb() -> float:

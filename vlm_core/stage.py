@@ -129,9 +129,9 @@ def data_version(path: Path) -> str:
 
 
 @functools.cache
-def code_version(module: str) -> str:
-    """Digest of a module's source and of every vlm_core module it imports, directly or not."""
-    todo, seen = [module], dict[str, str]()
+def code_version(*modules: str) -> str:
+    """Digest of the source of these modules and of every vlm_core module they import, directly or not."""
+    todo, seen = list(modules), dict[str, str]()
     while todo:
         name = todo.pop()
         source = PACKAGE.parent / Path(*name.split("."))

@@ -7,19 +7,20 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlm_core.data.perceptual import near_pairs, twins
 
-Edges = np.ndarray  # (E, 2) rows
+Edges = NDArray[Any]  # (E, 2) rows
 
 
-def preference(columns: Sequence[np.ndarray]) -> np.ndarray:
+def preference(columns: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """Rows from the copy that should stay to the one that should go; columns by importance, larger is better, and the last breaks ties (a uid: smaller is better)."""
     *values, uid = columns
     return np.lexsort((uid, *(-np.asarray(value, np.float64) for value in reversed(values))))
 
 
-def first_of_each(keys: Sequence[Any], order: np.ndarray) -> np.ndarray:
+def first_of_each(keys: Sequence[Any], order: NDArray[Any]) -> NDArray[Any]:
     """Per row the row that survives it: the first one in `order` with the same key (itself, if it stays). An empty key is like no other."""
     survivor, seen = np.arange(len(keys)), dict[Any, int]()
     for row in order:
@@ -28,7 +29,7 @@ def first_of_each(keys: Sequence[Any], order: np.ndarray) -> np.ndarray:
     return survivor
 
 
-def survivors(order: np.ndarray, equal: Sequence[np.ndarray], near: Edges) -> np.ndarray:
+def survivors(order: NDArray[Any], equal: Sequence[NDArray[Any]], near: Edges) -> NDArray[Any]:
     """Per row the row that survives it: rows are visited in `order`, and a row goes when it is equal or near to one that stays.
 
     Comparing with survivors only keeps a chain a~b~c from taking c away with a, to which it is not near (union-find would).
@@ -53,7 +54,7 @@ def survivors(order: np.ndarray, equal: Sequence[np.ndarray], near: Edges) -> np
     return survivor
 
 
-def ordered_hash_edges(codes_NP: np.ndarray, order: np.ndarray, radius: int, usable: np.ndarray) -> tuple[np.ndarray, Edges]:
+def ordered_hash_edges(codes_NP: NDArray[Any], order: NDArray[Any], radius: int, usable: NDArray[Any]) -> tuple[NDArray[Any], Edges]:
     """(`twins`, `near_pairs`) of the usable rows, with the preferred row standing for its equals."""
     rows = order[usable[order]]
     first = np.arange(len(codes_NP))
@@ -64,7 +65,7 @@ def ordered_hash_edges(codes_NP: np.ndarray, order: np.ndarray, radius: int, usa
     return first, rows[pairs] if len(pairs) else pairs
 
 
-def components(n: int, edges: Edges) -> np.ndarray:
+def components(n: int, edges: Edges) -> NDArray[Any]:
     """Union-find: per row the smallest row that it is connected with."""
     parent = list(range(n))
 
@@ -91,8 +92,8 @@ def key_edges(keys: Sequence[Any]) -> Edges:
 
 
 def semdedup(
-    embeddings_ND: np.ndarray, centroids_KD: np.ndarray, cluster_N: np.ndarray, keep: Literal["hard", "easy"] = "hard", block: int = 2048
-) -> tuple[np.ndarray, np.ndarray]:
+    embeddings_ND: NDArray[Any], centroids_KD: NDArray[Any], cluster_N: NDArray[Any], keep: Literal["hard", "easy"] = "hard", block: int = 2048
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """(rank in its cluster, largest cosine with any earlier row of it, at least 0).
 
     Inside a cluster rows are sorted by cosine distance to the centroid, the farthest first (`hard`) or last (`easy`). A row is a duplicate when its
@@ -108,12 +109,12 @@ def semdedup(
     return rank, largest
 
 
-def centroid_distance(rows_ND: np.ndarray, centroid_D: np.ndarray) -> np.ndarray:
+def centroid_distance(rows_ND: NDArray[Any], centroid_D: NDArray[Any]) -> NDArray[Any]:
     """Cosine distance of unit rows to a centroid of any length."""
     return 1 - rows_ND @ (centroid_D / max(float(np.linalg.norm(centroid_D)), 1e-12))
 
 
-def _largest_before(rows: np.ndarray, block: int) -> np.ndarray:
+def _largest_before(rows: NDArray[Any], block: int) -> NDArray[Any]:
     """Per row the largest cosine with the rows above it, block by block: memory is O(block x rows of the cluster)."""
     out = np.zeros(len(rows), np.float32)
     for start in range(0, len(rows), block):
@@ -124,5 +125,5 @@ def _largest_before(rows: np.ndarray, block: int) -> np.ndarray:
     return out
 
 
-def semantic_duplicates(max_sim: np.ndarray, eps: float) -> np.ndarray:
+def semantic_duplicates(max_sim: NDArray[Any], eps: float) -> NDArray[Any]:
     return max_sim > 1 - eps

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import regex
+from numpy.typing import NDArray
 
 from vlm_core.data.text_rules import count_chars
 
@@ -83,6 +84,6 @@ def identify_all(texts: Sequence[str], declared: Sequence[str], long: int = LONG
     return [known[question] for question in zip(texts, declared, strict=True)]
 
 
-def refused(languages: Sequence[Language], wanted: Sequence[str], min_confidence: float) -> np.ndarray:
+def refused(languages: Sequence[Language], wanted: Sequence[str], min_confidence: float) -> NDArray[Any]:
     """Which captions are certainly in none of the wanted languages: an uncertain caption always stays."""
     return np.array([bool(wanted) and item.certain and item.lang not in wanted and item.confidence >= min_confidence for item in languages], bool)

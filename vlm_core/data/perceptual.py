@@ -7,8 +7,10 @@ Sources: methods/data.md 13. Checked by golden `data/perceptual_hash`.
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlm_core.errors import SchemaMismatch
 
@@ -16,7 +18,7 @@ _ONES = np.array([bin(value).count("1") for value in range(1 << 16)], np.uint8)
 BUCKET_BLOCK = 2_000_000  # comparisons held in memory at once
 
 
-def pdq(rgb: np.ndarray) -> tuple[np.ndarray, int]:
+def pdq(rgb: NDArray[Any]) -> tuple[NDArray[Any], int]:
     """(256 bits, quality 0..100) of an RGB uint8 array. Hashes of quality below 50 say little."""
     import pdqhash
 
@@ -24,7 +26,7 @@ def pdq(rgb: np.ndarray) -> tuple[np.ndarray, int]:
     return np.asarray(bits, np.uint8), int(quality)
 
 
-def phash(rgb: np.ndarray) -> np.ndarray:
+def phash(rgb: NDArray[Any]) -> NDArray[Any]:
     """64 bits: signs of the low frequencies against their median."""
     import imagehash
     from PIL import Image
@@ -32,7 +34,7 @@ def phash(rgb: np.ndarray) -> np.ndarray:
     return np.asarray(imagehash.phash(Image.fromarray(rgb)).hash).reshape(-1)
 
 
-def dhash(rgb: np.ndarray) -> np.ndarray:
+def dhash(rgb: NDArray[Any]) -> NDArray[Any]:
     """64 bits: is a pixel of the 9 x 8 thumbnail brighter than its left neighbour."""
     import imagehash
     from PIL import Image
@@ -40,11 +42,11 @@ def dhash(rgb: np.ndarray) -> np.ndarray:
     return np.asarray(imagehash.dhash(Image.fromarray(rgb)).hash).reshape(-1)
 
 
-def to_hex(bits: np.ndarray) -> str:
+def to_hex(bits: NDArray[Any]) -> str:
     return np.packbits(bits.astype(bool)).tobytes().hex()
 
 
-def parse_hex(codes: Sequence[str], bits: int) -> np.ndarray:
+def parse_hex(codes: Sequence[str], bits: int) -> NDArray[Any]:
     """Packed hashes (N, bits / 16) uint16 from hex text. Raises SchemaMismatch for text of another length."""
     wrong = next((code for code in codes if len(code) * 4 != bits), None)
     if wrong is not None:
@@ -52,18 +54,18 @@ def parse_hex(codes: Sequence[str], bits: int) -> np.ndarray:
     return np.frombuffer(bytes.fromhex("".join(codes)), ">u2").astype(np.uint16).reshape(len(codes), bits // 16)
 
 
-def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def distance(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     """Differing bits of packed hashes along the last axis."""
     return _ONES[np.bitwise_xor(a, b)].sum(axis=-1, dtype=np.int64)
 
 
-def twins(codes_NP: np.ndarray) -> np.ndarray:
+def twins(codes_NP: NDArray[Any]) -> NDArray[Any]:
     """Per row the first row with the same hash."""
     _, first, inverse = np.unique(codes_NP, axis=0, return_index=True, return_inverse=True)
     return first[inverse.reshape(-1)]
 
 
-def near_pairs(codes_NP: np.ndarray, radius: int) -> np.ndarray:
+def near_pairs(codes_NP: NDArray[Any], radius: int) -> NDArray[Any]:
     """All pairs (i < j) of rows whose hashes differ in 1 .. radius bits, sorted; of rows with equal hashes only the first takes part (`twins`)."""
     rows = np.unique(twins(codes_NP))
     codes = codes_NP[rows]
@@ -72,7 +74,7 @@ def near_pairs(codes_NP: np.ndarray, radius: int) -> np.ndarray:
     return rows[np.unique(np.sort(pairs, axis=1), axis=0)] if len(pairs) else pairs
 
 
-def _candidates(codes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
+def _candidates(codes: NDArray[Any], radius: int) -> Iterator[NDArray[Any]]:
     """Blocks of row pairs that agree in one part up to the flips which the pigeonhole principle leaves."""
     parts = codes.shape[1]
     flips = [sum(1 << bit for bit in bits) for n in range(radius // parts + 1) for bits in combinations(range(16), n)]
@@ -85,7 +87,7 @@ def _candidates(codes: np.ndarray, radius: int) -> Iterator[np.ndarray]:
             yield from _expand(order, first, last)
 
 
-def _expand(order: np.ndarray, first: np.ndarray, last: np.ndarray) -> Iterator[np.ndarray]:
+def _expand(order: NDArray[Any], first: NDArray[Any], last: NDArray[Any]) -> Iterator[NDArray[Any]]:
     """Pairs (row, every row of its bucket after it), in blocks of bounded size."""
     sizes = last - first
     block = np.cumsum(sizes) // BUCKET_BLOCK

@@ -8,15 +8,16 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import regex
+from numpy.typing import NDArray
 
 # ---- fractions
 
 
-def fraction_threshold(scores: np.ndarray, fraction: float, mode: Literal["fixed", "reference"] = "fixed") -> float:
+def fraction_threshold(scores: NDArray[Any], fraction: float, mode: Literal["fixed", "reference"] = "fixed") -> float:
     """The lowest score that stays when the best `fraction` is kept. `reference` is DataComp's: rank int(N f) counted from 0, so one more and all ties stay."""
     ranked = np.sort(scores)[::-1]
     rank = int(len(scores) * fraction)
@@ -24,7 +25,7 @@ def fraction_threshold(scores: np.ndarray, fraction: float, mode: Literal["fixed
     return float(ranked[min(index, len(ranked) - 1)]) if index >= 0 else float("inf")
 
 
-def keep_top(scores: np.ndarray, uids: Sequence[str], fraction: float, mode: Literal["fixed", "reference"] = "fixed") -> np.ndarray:
+def keep_top(scores: NDArray[Any], uids: Sequence[str], fraction: float, mode: Literal["fixed", "reference"] = "fixed") -> NDArray[Any]:
     """Mask of the best fraction: exactly int(N f) rows, equal scores by uid; `reference` keeps everything at or above its threshold."""
     if mode == "reference":
         return scores >= np.asarray(fraction_threshold(scores, fraction, mode), scores.dtype)
@@ -34,8 +35,8 @@ def keep_top(scores: np.ndarray, uids: Sequence[str], fraction: float, mode: Lit
 
 
 def keep_top_within(
-    scores: np.ndarray, uids: Sequence[str], within: Sequence[str], fraction: float, mode: Literal["fixed", "reference"] = "fixed"
-) -> tuple[np.ndarray, np.ndarray]:
+    scores: NDArray[Any], uids: Sequence[str], within: Sequence[str], fraction: float, mode: Literal["fixed", "reference"] = "fixed"
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """(mask, threshold per row): `keep_top` inside every value of `within`, for instance the language. A value with any row keeps at least one."""
     keep, threshold = np.zeros(len(scores), bool), np.zeros(len(scores))
     names, uid = np.asarray(within), np.asarray(uids)
@@ -47,7 +48,7 @@ def keep_top_within(
     return keep, threshold
 
 
-def uid_pairs(uids: Sequence[str]) -> np.ndarray:
+def uid_pairs(uids: Sequence[str]) -> NDArray[Any]:
     """Sorted (hi, lo) halves of 128-bit uids, DataComp's subset file format: uint64 (N, 2)."""
     halves = np.array([(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids], np.uint64).reshape(-1, 2)
     return halves[np.lexsort((halves[:, 1], halves[:, 0]))]
@@ -56,18 +57,18 @@ def uid_pairs(uids: Sequence[str]) -> np.ndarray:
 # ---- clusters
 
 
-def assign_centroids(features_ND: np.ndarray, centroids_KD: np.ndarray, block: int = 8192) -> np.ndarray:
+def assign_centroids(features_ND: NDArray[Any], centroids_KD: NDArray[Any], block: int = 8192) -> NDArray[Any]:
     """Index of the centroid with the largest dot product; centroids are not normalised, as in DataComp (long ones attract more)."""
     parts = [np.argmax(features_ND[i : i + block] @ centroids_KD.T, axis=1) for i in range(0, len(features_ND), block)]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-def cluster_filter(ids: np.ndarray, target_ids: np.ndarray) -> np.ndarray:
+def cluster_filter(ids: NDArray[Any], target_ids: NDArray[Any]) -> NDArray[Any]:
     """Mask of the rows whose cluster also holds a target image."""
     return np.isin(ids, target_ids)
 
 
-def kmeans(rows_ND: np.ndarray, clusters: int, iterations: int, seed: int, spherical: bool) -> np.ndarray:
+def kmeans(rows_ND: NDArray[Any], clusters: int, iterations: int, seed: int, spherical: bool) -> NDArray[Any]:
     """Centroids (K, D) by faiss, on all rows; at most one cluster per 39 rows (faiss's own advice), whatever was asked."""
     import faiss
 
@@ -109,7 +110,7 @@ def match_lists(texts: Sequence[str], entries: Sequence[str], mode: Literal["pad
     return found
 
 
-def match_entries(texts: Sequence[str], entries: Sequence[str], mode: Literal["padded", "automaton"] = "padded") -> np.ndarray:
+def match_entries(texts: Sequence[str], entries: Sequence[str], mode: Literal["padded", "automaton"] = "padded") -> NDArray[Any]:
     """`match_lists` as a mask (N, V)."""
     mask = np.zeros((len(texts), len(entries)), bool)
     for row, hits in enumerate(match_lists(texts, entries, mode)):
@@ -117,27 +118,27 @@ def match_entries(texts: Sequence[str], entries: Sequence[str], mode: Literal["p
     return mask
 
 
-def entry_prob(counts: np.ndarray, t: int) -> np.ndarray:
+def entry_prob(counts: NDArray[Any], t: int) -> NDArray[Any]:
     """t / max(count, t): head entries are thinned to about t texts, tail entries stay whole."""
     return t / np.maximum(counts.astype(np.float64), t)
 
 
-def curation_prob(match_NV: np.ndarray, prob_V: np.ndarray) -> np.ndarray:
+def curation_prob(match_NV: NDArray[Any], prob_V: NDArray[Any]) -> NDArray[Any]:
     """1 - prod (1 - p_e) over the entries that a text matches: 0 without a match."""
     return 1 - np.prod(np.where(match_NV, 1 - prob_V, 1.0), axis=1)
 
 
-def t_to_p(counts: np.ndarray, t: int) -> float:
+def t_to_p(counts: NDArray[Any], t: int) -> float:
     """Share of all matches that belongs to tail entries (count < t): what other languages should share with English."""
     return float(counts[counts < t].sum() / counts.sum())
 
 
-def p_to_t(counts: np.ndarray, p: float) -> int:
+def p_to_t(counts: NDArray[Any], p: float) -> int:
     """The count at which the cumulative share of the sorted counts comes nearest to p."""
     ranked = np.sort(counts)
     return int(ranked[np.argmin(np.abs(np.cumsum(ranked) / ranked.sum() - p))])
 
 
-def uniform(uids: Sequence[str], seed: int) -> np.ndarray:
+def uniform(uids: Sequence[str], seed: int) -> NDArray[Any]:
     """A number in [0, 1) per uid, equal on every machine and in every order."""
     return np.array([int.from_bytes(hashlib.sha256(f"{seed}:{uid}".encode()).digest()[:8], "big") for uid in uids], np.float64) / 2.0**64

@@ -10,13 +10,15 @@ import html
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import regex
+from numpy.typing import NDArray
 
 from vlm_core.errors import ConfigError
 
-Mask = np.ndarray
+Mask = NDArray[Any]
 
 # Mean length of a word in characters, for scripts that write words without (or with few) spaces between them.
 SCRIPT_WORD = {"Han": 2, "Hiragana": 2, "Katakana": 3, "Thai": 4, "Lao": 4, "Khmer": 4, "Myanmar": 4, "Hangul": 3}
@@ -60,7 +62,7 @@ def count_chars(text: str, by_script: bool = True) -> int:
     return len(text) + (sum(unicodedata.east_asian_width(char) in "WF" for char in text) if by_script else 0)
 
 
-def basic_rules(text: Sequence[str], lang: Sequence[str], width: np.ndarray, height: np.ndarray) -> Mask:
+def basic_rules(text: Sequence[str], lang: Sequence[str], width: NDArray[Any], height: NDArray[Any]) -> Mask:
     """DataComp basic: English, more than 2 words, more than 5 characters, shorter side >= 200 px, aspect <= 3, on original sizes."""
     short = np.minimum(width, height)
     long = np.maximum(width, height)
@@ -93,7 +95,7 @@ def matching(text: Sequence[str], patterns: Sequence[str]) -> Mask:
     return np.array([any(p.fullmatch(t) for p in compiled) for t in text], bool)
 
 
-def personal(text: Sequence[str], email: bool = True, url: bool = True, phone: bool = True) -> np.ndarray:
+def personal(text: Sequence[str], email: bool = True, url: bool = True, phone: bool = True) -> NDArray[Any]:
     """Per caption the first kind of personal data or address in it: 'email', 'url', 'phone' or ''."""
 
     def kind(t: str) -> str:

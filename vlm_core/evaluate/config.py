@@ -1,0 +1,18 @@
+"""Settings of evaluation and of promotion. Torch-free."""
+
+from pydantic import Field
+
+from vlm_core.config import Config
+
+
+class Evaluate(Config):
+    """One evaluator for every model: zero-shot, retrieval, matching and linear probe on data that no training saw."""
+
+    datasets: list[str] = Field([], description="names of labelled test sets; empty takes all that are there")
+    recall_at: list[int] = Field([1, 5, 10], min_length=1, description="cut-offs of retrieval")
+    probe: bool = Field(True, description="fit a linear probe on the training split of every labelled set")
+    probe_c: list[float] = Field([0.01, 0.1, 1.0, 10.0], min_length=1, description="inverse strengths among which the validation split chooses")
+    probe_max_iter: int = Field(200, gt=0, description="L-BFGS iterations of one probe")
+    batch: int = Field(64, gt=0, description="pictures or texts encoded at once")
+    resamples: int = Field(2_000, ge=1_000, description="bootstrap resamples behind each interval")
+    seed: int = Field(0, ge=0, description="seed of the resampling")

@@ -1,0 +1,14 @@
+"""CLIP's image ResNet (ResNet-D stem, blur pooling, attention pooling): open_clip's own module.
+
+Source: CLIP, arXiv 2103.00020; goldens `pretraining/clip_resnet_bottleneck` and `pretraining/attention_pool2d`.
+"""
+
+from open_clip.modified_resnet import ModifiedResNet
+from torch import nn
+
+from vlm_core.models import config as menu
+
+
+def build(config: menu.ClipResnet, *, width: int, activation: menu.Activation, fresh: bool = True) -> nn.Module:
+    """Args: width: of the joint embedding; activation: not used, this tower has ReLU only."""
+    return ModifiedResNet(layers=config.layers, output_dim=width, heads=config.heads, image_size=config.image_size, width=config.width)

@@ -1,0 +1,41 @@
+"""CLIP's text Transformer: open_clip's own module, opened at the token embeddings so that learnt contexts can enter there.
+
+Source: CLIP, arXiv 2103.00020; golden `pretraining/clip_text_tower`.
+"""
+
+# B texts, L tokens, E tower width, D joint width
+
+import torch
+from open_clip.transformer import TextTransformer
+from torch import Tensor, nn
+
+from vlm_core.models import config as menu
+from vlm_core.models.vit import ACTIVATIONS
+
+
+class ClipTransformer(TextTransformer):
+    """Takes ids of any length up to the context: what follows the end-of-text token never matters under the causal mask."""
+
+    def embed(self, ids_BL: Tensor) -> Tensor:
+        """Token embeddings (B, L, E), before positions are added."""
+        tokens_BLE: Tensor = self.token_embedding(ids_BL)
+        return tokens_BLE
+
+    def from_embeddings(self, tokens_BLE: Tensor, ids_BL: Tensor) -> Tensor:
+        """Raw joint embedding (B, D); the ids only say where the text ends (their largest id)."""
+        length = tokens_BLE.shape[1]
+        x_BLE = tokens_BLE + self.positional_embedding[:length]
+        x_BLE = self.ln_final(self.transformer(x_BLE, attn_mask=self.attn_mask[:length, :length]))
+        end_BE = x_BLE[torch.arange(len(x_BLE), device=x_BLE.device), ids_BL.argmax(-1)]
+        return end_BE @ self.text_projection
+
+    def forward(self, ids_BL: Tensor) -> Tensor:
+        return self.from_embeddings(self.embed(ids_BL), ids_BL)
+
+
+def build(config: menu.ClipTransformer, *, width: int, activation: menu.Activation, fresh: bool = True) -> nn.Module:
+    """Args: width: of the joint embedding."""
+    return ClipTransformer(
+        context_length=config.context_length, vocab_size=config.vocab_size, width=config.width, heads=config.heads, layers=config.layers,
+        output_dim=width, act_layer=ACTIVATIONS[activation],
+    )  # fmt: skip

@@ -1,0 +1,36 @@
+"""Contact sheets: what people look at in the UI."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+EDGE, LINE, LINES = 128, 12, 2
+
+
+def contact_sheet(items: Iterable[tuple[bytes | Image.Image, str]], path: Path, columns: int = 8) -> None:
+    """Thumbnails with two lines of text below each, as one PNG. Letters that the built-in font lacks are left out."""
+    tiles = [_tile(picture, title) for picture, title in items]
+    rows = max(1, -(-len(tiles) // columns))
+    sheet = Image.new("RGB", (columns * EDGE, rows * (EDGE + LINES * LINE + 4)), "white")
+    for place, tile in enumerate(tiles):
+        sheet.paste(tile, (place % columns * EDGE, place // columns * tile.height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, optimize=True)
+
+
+def _tile(picture: bytes | Image.Image, title: str) -> Image.Image:
+    image = (Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture).convert("RGB")
+    image.thumbnail((EDGE - 4, EDGE - 4))
+    tile = Image.new("RGB", (EDGE, EDGE + LINES * LINE + 4), "white")
+    tile.paste(image, ((EDGE - image.width) // 2, (EDGE - image.height) // 2))
+    font, draw = ImageFont.load_default(size=10), ImageDraw.Draw(tile)
+    words = "".join(letter for letter in title if ord(letter) < 0x250).strip()
+    for line in range(LINES):
+        width = len(words)
+        while width and draw.textlength(words[:width], font) > EDGE - 4:
+            width -= 1
+        draw.text((2, EDGE + line * LINE), words[:width], fill="black", font=font)
+        words = words[width:].lstrip()
+    return tile

@@ -31,6 +31,7 @@ def gate(
         primary: the suite (dataset/task/metric) that decides; all others guard.
         margin: what may be lost on a guard, and on the primary by a cheaper model; in the units of the metrics.
         cheaper_by: share of cost, size or latency that the challenger saves (0.1 is 10 %).
+        resamples, seed: of the paired bootstrap.
     """
     if champion is None:
         return Verdict("promote", "There is no champion yet, so the first model that was measured takes its place.", [])

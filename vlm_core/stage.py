@@ -66,6 +66,7 @@ class Stage:
     tracker: Tracker
     run_id: str
     versions: Mapping[str, str] = field(default_factory=dict)  # input name -> data version
+    recipe: str = ""  # name of the settings, for people
     _last: float = 0.0
 
     def input(self, name: str) -> Path:

@@ -1,0 +1,296 @@
+"""Questions to the catalog: `vlm lineage why UID | samples MODEL | models --url|--domain|--sha256|--uid X | bytes MODEL --out DIR | diff A B`.
+
+MODEL is a model folder, the first hex digits of its weights' SHA-256, a registered NAME@ALIAS or NAME:VERSION, or a model's name.
+A snapshot is named by its DVC hash (first digits are enough). Answers are tables for people, or `--json`.
+"""
+
+import argparse
+import configparser
+import csv
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vlm_core import stage as stages
+from vlm_core.data.catalog import open_catalog
+from vlm_core.errors import BadManifest, ConfigError, MissingInput
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+Row = dict[str, Any]
+Answer = dict[str, list[Row]]  # title -> table
+SELECTORS = {"url": "url = ?", "domain": "host = lower(?) OR ends_with(host, '.' || lower(?))", "sha256": "sha256 = lower(?)", "uid": "uid = ?"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message[:1].upper()}{message[1:]}; see '{self.prog} --help'.")
+
+
+def main(argv: list[str]) -> int:
+    """`vlm lineage ...`. Raises VlmError."""
+    args = _parser().parse_args(argv)
+    con = open_catalog(args.catalog)
+    match args.question:
+        case "why":
+            answer = why(con, args.uid)
+        case "samples":
+            answer = samples(con, find_model(con, args.model), args.limit, args.csv)
+        case "models":
+            selectors = [(kind, value) for kind in SELECTORS if (value := getattr(args, kind))]
+            if len(selectors) != 1:
+                raise ConfigError(f"Found {len(selectors)} of --url, --domain, --sha256, --uid, expected exactly one; say which samples you ask about.")
+            answer = models(con, *selectors[0])
+        case "bytes":
+            answer = rebuild(con, find_model(con, args.model), args.out, args.cache)
+        case _:
+            answer = diff(con, find_snapshot(con, args.a), find_snapshot(con, args.b))
+    print(json.dumps(answer, indent=1, default=str, ensure_ascii=False) if args.json else _text(answer))
+    return 0
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="vlm lineage", description="from any sample to the models that saw it, and from any model to its exact bytes")
+    parser.add_argument("--catalog", type=Path, default=stages.home() / "catalog", help="folder of the catalog")
+    parser.add_argument("--json", action="store_true", help="answer for machines")
+    questions = parser.add_subparsers(dest="question", required=True, metavar="QUESTION", parser_class=_Parser)
+    one = questions.add_parser("why", help="what happened to a sample, from its page to the models")
+    one.add_argument("uid")
+    one = questions.add_parser("samples", help="which samples a model was trained on, directly or through another model")
+    one.add_argument("model")
+    one.add_argument("--limit", type=int, default=20, help="samples to list; 0 lists none")
+    one.add_argument("--csv", type=Path, help="write all of them to this file")
+    one = questions.add_parser("models", help="which models saw a sample, directly or through another model")
+    for kind in SELECTORS:
+        one.add_argument(f"--{kind}")
+    one = questions.add_parser("bytes", help="rebuild the shards a model was trained on, byte by byte")
+    one.add_argument("model")
+    one.add_argument("--out", type=Path, required=True)
+    one.add_argument("--cache", type=Path, help="the DVC cache; the default is that of this project")
+    one = questions.add_parser("diff", help="what differs between two snapshots")
+    one.add_argument("a")
+    one.add_argument("b")
+    for sub in questions.choices.values():
+        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    return parser
+
+
+# ---------------------------------------------------------------- questions
+
+
+def why(con: "DuckDBPyConnection", uid: str) -> Answer:
+    """The trail of a sample: address, fetch, decisions in order, captions, snapshots, models."""
+    found = _rows(
+        con, "SELECT DISTINCT uid FROM (SELECT uid FROM sample_source UNION SELECT uid FROM shard_samples) WHERE starts_with(uid, ?) LIMIT 2", uid.lower()
+    )
+    if len(found) != 1 or not uid:
+        what = "no sample" if not found else "several samples"
+        raise MissingInput(f"Found {what} of the catalog whose uid begins with {uid!r}, expected one; give the 32 hex digits of a uid.")
+    uid = found[0]["uid"]
+    fate = _rows(con, "SELECT kept, reason, last_rule, trail FROM sample_fate WHERE uid = ?", uid)
+    return {
+        "sample": _rows(con, "SELECT * FROM sample_source WHERE uid = ?", uid),
+        "fate": [{name: row[name] for name in ("kept", "reason", "last_rule")} for row in fate],
+        "decisions": fate[0]["trail"] if fate else [],
+        "captions": _rows(
+            con, "SELECT DISTINCT origin, text, lang, generator, image_score, accepted, reason FROM captions_now WHERE uid = ? ORDER BY origin, text", uid
+        ),
+        "snapshots": _rows(con, "SELECT snapshot_md5, relpath AS shard, key, split, shard_md5 FROM snapshot_samples WHERE uid = ? ORDER BY ALL", uid),
+        "models": models(con, "uid", uid)["models"] if _rows(con, "SELECT 1 AS x FROM shard_samples WHERE uid = ? LIMIT 1", uid) else [],
+    }
+
+
+def samples(con: "DuckDBPyConnection", model_id: str, limit: int = 20, csv_file: Path | None = None) -> Answer:
+    """How many samples a model stands on, by way; and some or all of them. Held-out samples do not count."""
+    ways = _rows(
+        con,
+        "SELECT how, via_model, snapshot_md5, count(DISTINCT uid) AS samples FROM model_samples WHERE model_id = ? GROUP BY ALL ORDER BY min(depth), how, via_model",
+        model_id,
+    )
+    listed = """SELECT DISTINCT m.uid, s.url, s.page_url, s.caption, s.lang, s.licence, s.sha256, m.relpath AS shard, m.key, m.snapshot_md5
+        FROM (SELECT uid, any_value(relpath) AS relpath, any_value(key) AS key, min(snapshot_md5) AS snapshot_md5 FROM model_samples WHERE model_id = ? GROUP BY uid) m
+        LEFT JOIN sample_source s USING (uid) ORDER BY m.uid"""
+    if csv_file is not None:
+        rows = _rows(con, listed, model_id)
+        with csv_file.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else ["uid"])
+            writer.writeheader()
+            writer.writerows(rows)
+    total = _rows(con, "SELECT count(DISTINCT uid) AS samples FROM model_samples WHERE model_id = ?", model_id)
+    return {"model": [{"model_id": model_id, **total[0]}], "ways": ways, "samples": _rows(con, f"{listed} LIMIT {limit:d}", model_id)}
+
+
+def models(con: "DuckDBPyConnection", selector: str, value: str) -> Answer:
+    """The models that saw the samples of an address, domain, picture or uid: how (direct, initial, teacher, captions ...) and how many."""
+    where = SELECTORS[selector]
+    chosen = f"(SELECT DISTINCT uid FROM sample_source WHERE {where})"
+    values = [value] * where.count("?")
+    seen = _rows(con, f"SELECT count(*) AS samples FROM {chosen}", *values)
+    if not seen[0]["samples"]:
+        raise MissingInput(f"Found no sample with {selector} {value!r} in the catalog, expected one; compare with 'vlm lineage samples MODEL --csv FILE'.")
+    rows = _rows(
+        con,
+        f"""SELECT m.model_id, any_value(n.name) AS name, m.how, m.via_model, m.snapshot_md5, count(DISTINCT m.uid) AS samples
+            FROM model_samples m JOIN {chosen} USING (uid) LEFT JOIN (SELECT model_id, any_value(name) AS name FROM models GROUP BY model_id) n ON n.model_id = m.model_id
+            GROUP BY m.model_id, m.how, m.via_model, m.snapshot_md5 ORDER BY min(m.depth), m.model_id, m.how""",
+        *values,
+    )
+    return {"selected": [{selector: value, **seen[0], "models": len({row["model_id"] for row in rows})}], "models": rows}
+
+
+def diff(con: "DuckDBPyConnection", a: str, b: str) -> Answer:
+    """What differs between two snapshots, with the reason for which samples are gone."""
+    sides = "WITH a AS (SELECT uid, split FROM snapshot_samples WHERE snapshot_md5 = ?), b AS (SELECT uid, split FROM snapshot_samples WHERE snapshot_md5 = ?)"
+    changes = _rows(
+        con,
+        f"""{sides} SELECT CASE WHEN b.uid IS NULL THEN 'removed' WHEN a.uid IS NULL THEN 'added' WHEN a.split <> b.split THEN 'moved to ' || b.split ELSE 'in both' END AS change,
+            CASE WHEN b.uid IS NULL THEN coalesce(f.reason, 'unknown') ELSE '' END AS reason, count(*) AS samples
+            FROM a FULL JOIN b USING (uid) LEFT JOIN sample_fate f ON f.uid = coalesce(a.uid, b.uid) GROUP BY ALL ORDER BY ALL""",
+        a,
+        b,
+    )
+    return {"snapshots": [{"a": a, "b": b}], "changes": changes}
+
+
+def rebuild(con: "DuckDBPyConnection", model_id: str, out: Path, cache: Path | None = None) -> Answer:
+    """Every snapshot a model stands on, as OUT/<snapshot>/, taken from the live folder or the DVC cache and hashed again. Raises MissingInput, BadManifest."""
+    snapshots = _rows(con, "SELECT DISTINCT snapshot_md5, min(how) AS how FROM model_snapshots WHERE model_id = ? GROUP BY ALL ORDER BY ALL", model_id)
+    if not snapshots:
+        raise MissingInput(f"Found no snapshot behind the model {model_id[:12]}, expected at least one; it may be made from packaged weights only.")
+    rows = []
+    for row in snapshots:
+        name = row["snapshot_md5"]
+        target = out / name
+        tmp = out / f"{name}.tmp"
+        shutil.rmtree(tmp, ignore_errors=True)
+        live = next((path for path in _live(con, name) if path.is_dir() and stages.data_version(path) == name), None)
+        if live is not None:
+            shutil.copytree(live, tmp)
+        else:
+            _from_cache(name, tmp, cache or dvc_cache(Path.cwd()))
+        if (found := stages.data_version(tmp)) != name:
+            raise BadManifest(f"Found bytes with the hash {found} for the snapshot {name}, expected equal ones; the source {live or 'DVC cache'} is damaged.")
+        shutil.rmtree(target, ignore_errors=True)
+        tmp.rename(target)
+        files = [path for path in target.rglob("*") if path.is_file()]
+        rows.append(
+            {
+                **row,
+                "from": str(live or "DVC cache"),
+                "files": len(files),
+                "bytes": sum(path.stat().st_size for path in files),
+                "verified": True,
+                "path": str(target),
+            }
+        )
+    return {"snapshots": rows}
+
+
+def _live(con: "DuckDBPyConnection", snapshot: str) -> list[Path]:
+    rows = _rows(con, "SELECT path FROM runs WHERE output = ? UNION SELECT path FROM run_inputs WHERE ref = ? ORDER BY path", snapshot, snapshot)
+    return [Path(row["path"]) for row in rows if row["path"]]
+
+
+# ---------------------------------------------------------------- the DVC cache, by plain file arithmetic
+
+
+def dvc_cache(start: Path) -> Path:
+    """files/md5 of the project's DVC cache: .dvc/cache, or the cache.dir of its settings."""
+    root = next((folder / ".dvc" for folder in (start, *start.parents) if (folder / ".dvc").is_dir()), None)
+    if root is None:
+        raise MissingInput(f"Found no .dvc folder in {start} or above, expected the project that recorded the snapshot; go there or give --cache.")
+    settings = configparser.ConfigParser()
+    settings.read([root / "config", root / "config.local"])
+    return root / settings.get("cache", "dir", fallback="cache") / "files" / "md5"
+
+
+def _from_cache(snapshot: str, target: Path, cache: Path) -> None:
+    listing = _cached(cache, snapshot)
+    for row in json.loads(listing.read_bytes()):
+        name = PurePosixPath(row["relpath"])
+        if name.is_absolute() or ".." in name.parts:
+            raise BadManifest(f"Found the unsafe name {row['relpath']!r} in {listing}, expected names inside the folder; do not use this cache.")
+        file = target / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(_cached(cache, row["md5"]), file)
+
+
+def _cached(cache: Path, md5: str) -> Path:
+    path = cache / md5[:2] / md5[2:]
+    if not path.is_file():
+        raise MissingInput(f"Found no {path}, expected the bytes of {md5} in the DVC cache; run 'dvc pull', or give --cache.")
+    return path
+
+
+# ---------------------------------------------------------------- names
+
+
+def find_model(con: "DuckDBPyConnection", name: str) -> str:
+    """The id of the model somebody means. Raises MissingInput."""
+    if (weights := Path(name) / "model.safetensors").is_file():
+        with weights.open("rb") as stream:
+            name = hashlib.file_digest(stream, "sha256").hexdigest()
+    base, mark, tail = next((parts for mark in "@:" if (parts := name.partition(mark))[1]), (name, "", ""))
+    if mark:
+        column = "alias" if mark == "@" else "version"
+        rows = _rows(con, f"SELECT model_id FROM promotions WHERE name = ? AND CAST({column} AS VARCHAR) = ? ORDER BY at DESC NULLS LAST LIMIT 1", base, tail)
+    elif re.fullmatch("[0-9a-f]{6,64}", name):
+        rows = _rows(con, "SELECT DISTINCT model_id FROM models WHERE starts_with(model_id, ?) LIMIT 2", name)
+    else:
+        rows = _rows(
+            con,
+            "SELECT model_id FROM models m LEFT JOIN run_order r USING (run_id) WHERE m.name = ? OR m.recipe = ? ORDER BY r.ended_at DESC NULLS LAST LIMIT 1",
+            name,
+            name,
+        )
+    if len(rows) != 1:
+        known = _rows(con, "SELECT DISTINCT name, left(model_id, 12) AS id FROM models ORDER BY ALL LIMIT 20")
+        menu = ", ".join(f"{row['name']} ({row['id']})" for row in known) or "none yet"
+        raise MissingInput(
+            f"Found {len(rows) or 'no'} models for {name!r}, expected a model folder, a SHA-256, NAME@ALIAS, NAME:VERSION or a name; the catalog knows: {menu}."
+        )
+    return str(rows[0]["model_id"])
+
+
+def find_snapshot(con: "DuckDBPyConnection", name: str) -> str:
+    """The full hash of the snapshot that begins so, or that a model stands on. Raises MissingInput."""
+    rows = _rows(con, "SELECT DISTINCT snapshot_md5 FROM snapshots WHERE starts_with(snapshot_md5, ?) LIMIT 2", name)
+    if not rows:
+        rows = _rows(con, "SELECT DISTINCT snapshot_md5 FROM model_snapshot WHERE model_id = ?", find_model(con, name))
+    if len(rows) != 1:
+        raise MissingInput(f"Found {len(rows) or 'no'} snapshots for {name!r}, expected one; give the 36 characters of its hash.")
+    return str(rows[0]["snapshot_md5"])
+
+
+# ---------------------------------------------------------------- output
+
+
+def _rows(con: "DuckDBPyConnection", query: str, *values: object) -> list[Row]:
+    rows: list[Row] = con.sql(query, params=list(values)).to_arrow_table().to_pylist() if values else con.sql(query).to_arrow_table().to_pylist()
+    return rows
+
+
+def _text(answer: Answer) -> str:
+    return "\n\n".join(f"{title}\n{_table(rows)}" for title, rows in answer.items())
+
+
+def _table(rows: Sequence[Row]) -> str:
+    if not rows:
+        return "  none"
+    if len(rows) == 1:
+        width = max(len(name) for name in rows[0])
+        return "\n".join(f"  {name:{width}}  {_cell(value, 400)}" for name, value in rows[0].items() if value is not None)
+    names = list(rows[0])
+    cells = [names, *([_cell(row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[place]) for line in cells) for place in range(len(names))]
+    return "\n".join("  " + "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
+def _cell(value: object, longest: int = 60) -> str:
+    text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= longest else text[: longest - 2] + ".."

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("the resolved settings of a verb", "vlm_core.cli:show"),
     "methods": ("the catalogue of methods: kind, paper, setting", "vlm_core.methods:main"),
     "lineage": ("why UID | samples MODEL | models --url|--domain|--sha256 | bytes MODEL --out DIR", "vlm_core.data.lineage:main"),
+    "rollback": ("point the champion of a registered model back to the version before it", "vlm_core.evaluate.registry:main"),
     "export": ("write a model as an open_clip checkpoint", "vlm_core.models.export:main"),
     "serve": ("the read-only search service on loopback", "vlm_core.search:main"),
     "doctor": ("check the environment, and name the fix", "vlm_core.doctor:main"),

@@ -145,6 +145,19 @@ class MlflowTracker:
         found = Dataset(name=name, digest=digest[:36], source_type="local", source=json.dumps({"uri": uri}))
         self.client.log_inputs(self.run_id, [DatasetInput(dataset=found, tags=[InputTag("mlflow.data.context", context)])])
 
+    def model_metrics(self, model_id: str, values: Mapping[str, tuple[float, str]], dataset: tuple[str, str]) -> None:
+        """Results of a LoggedModel: name -> (value, id of its protocol card), on the data that it was trained on (name, digest)."""
+        from mlflow.entities import Metric
+
+        now, (name, digest) = int(time.time() * 1000), dataset
+        rows = [
+            Metric(_key(key), value, now, 0, model_id=model_id, dataset_name=name, dataset_digest=digest[:36], run_id=self.run_id) for key, (value, _) in values.items()
+        ]
+        for start in range(0, len(rows), 1000):
+            self.client.log_batch(self.run_id, metrics=rows[start : start + 1000])
+        cards = {f"card/{_key(key)}"[:250]: card for key, (_, card) in values.items()}
+        self.client.set_logged_model_tags(model_id, cards)
+
     def child(self, name: str) -> Self:
         return type(self)(self.uri, name, parent=self.run_id, tags=self._tags)
 

@@ -16,3 +16,13 @@ class Evaluate(Config):
     batch: int = Field(64, gt=0, description="pictures or texts encoded at once")
     resamples: int = Field(2_000, ge=1_000, description="bootstrap resamples behind each interval")
     seed: int = Field(0, ge=0, description="seed of the resampling")
+
+
+class Promote(Config):
+    """Registers a model; the challenger becomes champion only through the gate."""
+
+    name: str = Field("vlm-base", pattern=r"^[a-z0-9][a-z0-9-]*$", description="registered model that gets a new version")
+    primary: str = Field("heldout/matching/auc", description="dataset/task/metric that decides; all others guard")
+    margin: float = Field(0.02, ge=0, lt=1, description="what a guard may lose, in units of its metric")
+    resamples: int = Field(10_000, ge=1_000, description="paired bootstrap resamples")
+    seed: int = Field(0, ge=0, description="seed of the resampling")

@@ -1,0 +1,61 @@
+"""What must be true of the assets, asked of their bytes rather than of their reports."""
+
+import dagster as dg
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from assets.filtered import filtered
+from assets.registry import registrations
+from assets.shards import shards, snapshot
+from pipelines.ledger import lock_version
+from pipelines.resources import Launcher
+from vlm_core.stage import Report, data_version, record_of
+
+
+@dg.asset_check(asset=filtered, blocking=True, description="Every candidate pair is either kept or dropped by a rule that is named, never both, never neither.")
+def conservation_law(launcher: Launcher) -> dg.AssetCheckResult:
+    folder = launcher.at(launcher.data("filtered"))
+    pairs = set(pq.read_table(launcher.at(launcher.data("candidate_pairs")) / "pairs.parquet", columns=["uid"])["uid"].to_pylist())
+    kept = set(pq.read_table(folder / "kept.parquet", columns=["uid"])["uid"].to_pylist())
+    decisions = pq.read_table(folder / "decisions.parquet", columns=["uid", "keep"])
+    dropped = set(decisions.filter(pc.invert(decisions["keep"]))["uid"].to_pylist())
+    lost, both = pairs - kept - dropped, kept & dropped
+    found = {"in": len(pairs), "kept": len(kept), "dropped": len(dropped), "in neither": len(lost), "in both": len(both), "strangers": len((kept | dropped) - pairs)}
+    return dg.AssetCheckResult(passed=found["in neither"] == found["in both"] == found["strangers"] == 0, metadata=found)
+
+
+@dg.asset_check(asset=shards, blocking=True, description="There is something to train on and something held out.")
+def not_empty(launcher: Launcher) -> dg.AssetCheckResult:
+    splits = pq.read_table(launcher.at(launcher.data("shards")) / "index.parquet", columns=["split"])["split"].to_pylist()
+    found = {split: splits.count(split) for split in ("train", "heldout")}
+    return dg.AssetCheckResult(passed=min(found.values()) > 0, metadata=found)
+
+
+@dg.asset_check(asset=shards, blocking=True, description="Training and held-out samples share no uid and no group (equal caption, near-duplicate picture or author).")
+def splits_are_disjoint(launcher: Launcher) -> dg.AssetCheckResult:
+    index = pq.read_table(launcher.at(launcher.data("shards")) / "index.parquet", columns=["split", "uid", "group"])
+    sides = {side: index.filter(pc.equal(index["split"], side)) for side in ("train", "heldout")}
+    shared = {f"shared {name}s": len(set(sides["train"][name].to_pylist()) & set(sides["heldout"][name].to_pylist())) for name in ("uid", "group")}
+    return dg.AssetCheckResult(passed=not any(shared.values()), metadata=shared)
+
+
+@dg.asset_check(asset=snapshot, blocking=True, description="The bytes on disk, the asset's data version and dvc.lock name the same hash.")
+def hashes_agree(launcher: Launcher) -> dg.AssetCheckResult:
+    folder = launcher.data("shards")
+    report = Report.model_validate_json((launcher.at(record_of(folder)) / "result.json").read_text())
+    found = {"bytes": data_version(launcher.at(folder)), "asset": report.data_version, "dvc.lock": lock_version(launcher.at(launcher.data()).parent, "shard", str(folder))}
+    return dg.AssetCheckResult(passed=len(set(found.values())) == 1, metadata=found)
+
+
+def not_worse_than_champion(registration: dg.AssetsDefinition) -> dg.AssetChecksDefinition:
+    @dg.asset_check(asset=registration, name="not_worse_than_champion", description="No result of the new model is significantly worse than the champion's.")
+    def check(launcher: Launcher) -> dg.AssetCheckResult:
+        result = launcher.at(record_of(launcher.data(*registration.key.path))) / "result.json"
+        report = Report.model_validate_json(result.read_text())
+        worse = int(report.counts.get("worse", 0))
+        return dg.AssetCheckResult(passed=worse == 0, severity=dg.AssetCheckSeverity.WARN, metadata={"worse results": worse})
+
+    return check
+
+
+CHECKS = [conservation_law, not_empty, splits_are_disjoint, hashes_agree, *(not_worse_than_champion(registration) for registration in registrations)]

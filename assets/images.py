@@ -1,0 +1,22 @@
+"""From addresses to pictures and their embeddings."""
+
+import dagster as dg
+
+from assets.sources import DATA, candidate_pairs
+from assets.worker import menu, perform
+from pipelines.resources import Launcher
+
+DOWNLOAD, EMBED = menu("download"), menu("embed")
+
+
+@dg.asset(**DATA, kinds={"image", "parquet"}, deps=[candidate_pairs], pool="network")
+def images(context: dg.AssetExecutionContext, launcher: Launcher, config: DOWNLOAD.form) -> dg.MaterializeResult:
+    """Pictures behind the candidate pairs, checked, resized and hashed; every address ends in exactly one status."""
+    return perform(context, launcher, DOWNLOAD, config, {"pairs": launcher.data("candidate_pairs")}, launcher.data("images"))
+
+
+@dg.asset(**DATA, kinds={"numpy", "faiss"}, deps=[candidate_pairs, images])
+def embeddings(context: dg.AssetExecutionContext, launcher: Launcher, config: EMBED.form) -> dg.MaterializeResult:
+    """Unit vectors of pictures and captions by the scorer, in clip-retrieval's layout, with the index that search answers from."""
+    inputs = {"images": launcher.data("images"), "pairs": launcher.data("candidate_pairs")}
+    return perform(context, launcher, EMBED, config, inputs, launcher.data("embeddings"))

@@ -1,0 +1,34 @@
+"""Tar shards, and the snapshot that names their bytes."""
+
+import dagster as dg
+
+from assets.captions import captions
+from assets.filtered import filtered
+from assets.sources import DATA
+from assets.worker import menu, perform
+from pipelines.ledger import record_snapshot
+from pipelines.resources import Launcher
+from vlm_core.errors import VlmError
+
+SHARD = menu("shard")
+
+
+@dg.asset(**DATA, kinds={"webdataset"}, deps=[filtered, captions])
+def shards(context: dg.AssetExecutionContext, launcher: Launcher, config: SHARD.form) -> dg.MaterializeResult:
+    """Reproducible WebDataset tars with manifest and index by uid, split into training and held-out groups."""
+    inputs = {"pairs": launcher.data("candidate_pairs"), **{name: launcher.data(name) for name in ("images", "filtered", "captions")}}
+    return perform(context, launcher, SHARD, config, inputs, launcher.data("shards"))
+
+
+@dg.asset(**DATA, kinds={"dvc"}, deps=[shards], pool="dvc")
+def snapshot(context: dg.AssetExecutionContext, launcher: Launcher) -> dg.MaterializeResult:
+    """The shards under the name of their bytes: DVC keeps them, a commit on its own ref keeps dvc.lock."""
+    made = context.instance.get_latest_materialization_event(shards.key)
+    reported = (made.asset_materialization.tags or {}).get("dagster/data_version", "") if made and made.asset_materialization else ""
+    try:
+        entry = record_snapshot("shard", str(launcher.data("shards")), launcher.at(launcher.data()).parent, reported)
+    except VlmError as error:
+        raise dg.Failure(f"{type(error).__name__}: {error}", allow_retries=False) from None
+    context.log.info(entry.said)
+    found = {"snapshot": entry.version, "commit": entry.commit, "newly recorded": entry.recorded, "ledger": entry.said}
+    return dg.MaterializeResult(metadata=found, data_version=dg.DataVersion(entry.version))

@@ -1,0 +1,85 @@
+"""One verb run for one asset, and its report as people see it in the UI: numbers, tables, pictures, links."""
+
+import base64
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import dagster as dg
+
+from pipelines import launchpad
+from pipelines.choices import chosen
+from pipelines.resources import Launcher
+from vlm_core.config import Config
+from vlm_core.stage import Report, record_of
+
+PICTURE_WIDTH = 1000
+ROWS = 40
+
+
+class Menu(NamedTuple):
+    """What the Launchpad shows for a verb: the settings that params.yaml resolves to."""
+
+    verb: str
+    recipe: str
+    settings: Config
+    form: type[dg.Config]
+
+    def read(self, filled: dg.Config) -> Config:
+        return launchpad.read(type(self.settings), filled)
+
+
+def menu(verb: str, recipe: str | None = None) -> Menu:
+    name, settings = chosen(verb, recipe)
+    return Menu(verb, name, settings, launchpad.form(settings))
+
+
+def perform(
+    context: dg.AssetExecutionContext, launcher: Launcher, what: Menu, filled: dg.Config, inputs: Mapping[str, Path], out: Path, *, force: bool = False
+) -> dg.MaterializeResult:
+    """Run the verb with the filled form and say what came out of it."""
+    report = launcher.launch(context, what.verb, what.recipe, what.read(filled), inputs, out, force=force)
+    if report.reused:
+        context.log.info(f"{out} is unchanged: same settings, inputs and code; reused")
+    return dg.MaterializeResult(metadata=metadata(report, launcher), data_version=dg.DataVersion(report.data_version))
+
+
+def metadata(report: Report, launcher: Launcher) -> dict[str, Any]:
+    """A report as Dagster metadata. Numbers become curves over time, dotted counts one table of reasons."""
+    plain = {name.replace("/", " "): value for name, value in {**report.counts, **report.metrics}.items() if "." not in name or name in report.metrics}
+    reasons = [{"reason": name, "samples": value} for name, value in report.counts.items() if "." in name]
+    tables = {**({"by reason": reasons} if reasons else {}), **report.tables}
+    pictures = launcher.at(record_of(Path(report.out))) / "pictures"
+    return {
+        **{name: float(value) if isinstance(value, float) else value for name, value in plain.items()},
+        **{title: _table(rows) for title, rows in tables.items() if rows},
+        **{title: picture(pictures / file) for title, file in report.pictures.items() if (pictures / file).exists()},
+        **{title: dg.MetadataValue.url(link) for title, link in report.links.items()},
+        "settings": dg.MetadataValue.json(report.provenance.get("config", {})),
+        "recipe": report.recipe, "reused": report.reused, "seconds": report.seconds, "peak memory (MB)": report.peak_memory_mb,
+        "folder": dg.MetadataValue.path(report.out),
+    }  # fmt: skip
+
+
+def picture(file: Path, width: int = PICTURE_WIDTH) -> dg.MarkdownMetadataValue:
+    """A PNG, scaled down, drawn inside the page."""
+    from PIL import Image
+
+    with Image.open(file) as image:
+        small = image.convert("RGB")
+        small.thumbnail((width, 4 * width))
+        stream = io.BytesIO()
+        small.save(stream, "PNG", optimize=True)
+    return dg.MetadataValue.md(f"![{file.stem}](data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()})")
+
+
+def _table(rows: list[dict[str, Any]]) -> dg.TableMetadataValue:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    records = [dg.TableRecord({name: _cell(row.get(name)) for name in columns}) for row in rows[:ROWS]]
+    kinds = {name: "int" if all(isinstance(r.data[name], int) for r in records) else "float" if all(isinstance(r.data[name], int | float) for r in records) else "string" for name in columns}
+    return dg.MetadataValue.table(records, schema=dg.TableSchema([dg.TableColumn(name, kinds[name]) for name in columns]))
+
+
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)

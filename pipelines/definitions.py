@@ -1,0 +1,19 @@
+"""The code location: every asset, check, job, schedule and sensor, bound to the resources of this deployment."""
+
+import dagster as dg
+
+from assets import captions, checks, distilled, eval_sets, evaluation, features, filtered, images, pretrained, registry, shards, sources, transferred
+from pipelines import jobs, schedules, sensors
+from pipelines.resources import deployment
+
+defs = dg.Definitions(
+    assets=[
+        sources.pages, sources.candidate_pairs, images.images, images.embeddings, filtered.filtered, captions.captions, shards.shards, shards.snapshot,
+        eval_sets.eval_sets, *pretrained.models, features.features, transferred.transferred, *distilled.students, *evaluation.evaluations, *registry.registrations,
+    ],
+    asset_checks=checks.CHECKS,
+    jobs=[jobs.data_to_model, jobs.data_only, jobs.retrain],
+    schedules=[schedules.nightly],
+    sensors=[sensors.new_data, sensors.close_failed, sensors.close_cancelled, sensors.close_finished],
+    resources=deployment(),
+)  # fmt: skip

@@ -1,0 +1,23 @@
+"""The jobs. The main one materialises everything in one launch, the grid of methods x test sets included."""
+
+import dagster as dg
+
+from pipelines.partitions import WHOLE_GRID
+
+# Each step only waits for the process of its verb, which uses all cores itself: steps side by side would share two cores
+# and pay a second interpreter with the definitions each, so they run one after the other inside the run's own process.
+data_to_model = dg.define_asset_job(
+    "data_to_model", selection=dg.AssetSelection.all(), executor_def=dg.in_process_executor,
+    description="From crawled pages to registered, adapted and distilled models. What has not changed is reused.",
+    tags={**WHOLE_GRID, "dagster/max_runtime": str(6 * 3600), "stage": "all"},
+)  # fmt: skip
+
+data_only = dg.define_asset_job(
+    "data", selection=dg.AssetSelection.groups("data"), executor_def=dg.in_process_executor,
+    description="From crawled pages to the recorded snapshot and the test sets.", tags={"dagster/max_runtime": str(6 * 3600), "stage": "data"},
+)  # fmt: skip
+
+retrain = dg.define_asset_job(
+    "retrain", selection=dg.AssetSelection.groups("models", "reports"), executor_def=dg.in_process_executor,
+    description="Models, adaptations, reports and registry from the snapshot that is there.", tags={**WHOLE_GRID, "dagster/max_runtime": str(6 * 3600), "stage": "models"},
+)  # fmt: skip

@@ -1,0 +1,18 @@
+"""How one asset stands for many results: adaptation methods x test sets."""
+
+import dagster as dg
+
+from pipelines.choices import chosen, listed
+from vlm_core.run import recipes
+
+CHOSEN_METHODS = listed("transfer")
+METHODS = [*CHOSEN_METHODS, *(name for name in recipes("transfer") if name not in CHOSEN_METHODS)]  # a new method is here by existing
+DATASETS = list(chosen("eval-sets")[1].model_dump()["datasets"])
+
+cells = dg.MultiPartitionsDefinition({"dataset": dg.StaticPartitionsDefinition(DATASETS), "method": dg.StaticPartitionsDefinition(METHODS)})
+
+# One run materialises the whole grid that params.yaml lists: a range from its first to its last cell, in each dimension.
+WHOLE_GRID = {
+    "dagster/asset_partition_range_start": f"{DATASETS[0]}|{CHOSEN_METHODS[0]}",
+    "dagster/asset_partition_range_end": f"{DATASETS[-1]}|{CHOSEN_METHODS[-1]}",
+}

@@ -1,0 +1,14 @@
+"""What runs by the clock. Off by default; switch it on under Automation in the UI."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+
+@dg.schedule(
+    job_name="data_to_model", cron_schedule="0 2 * * *", execution_timezone="UTC", default_status=dg.DefaultScheduleStatus.STOPPED,
+    description="Every night at two: crawl again, and retrain if the snapshot changed; unchanged stages are reused.",
+)  # fmt: skip
+def nightly(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
+    night = context.scheduled_execution_time.strftime("%Y-%m-%d")
+    yield dg.RunRequest(run_key=f"nightly-{night}", tags={"trigger": "nightly"})

@@ -1,13 +1,57 @@
 """Named settings of the data verbs. A function's return type says which verb it belongs to; the first is the verb's default."""
 
-from vlm_core.data.config import Crawl, Download, Embed, EvalSets, Extract, Filter, Recaption, Shard
+from vlm_core.data.config import (
+    Crawl,
+    Cut,
+    Download,
+    Embed,
+    EvalSets,
+    ExactDuplicates,
+    Extract,
+    Fetch,
+    Filter,
+    ImageRules,
+    LanguageRule,
+    NearDuplicates,
+    Network,
+    OfflineScorer,
+    OpenAiWriter,
+    OpenClipScorer,
+    Personal,
+    Recaption,
+    Rights,
+    Safety,
+    Shard,
+    Site,
+    Table,
+    TextRules,
+    Titles,
+    Warc,
+)
 
 # ---- crawl, extract, download
+
+_DEMO = Network(rate_per_s=2_000.0, burst=100, connections_per_host=16, tdmrep=False)  # loopback bears it
 
 
 def demo_crawl() -> Crawl:
     """The embedded web on loopback."""
-    return Crawl()
+    return Crawl(network=_DEMO, delay_s=0.0)
+
+
+def site_crawl() -> Crawl:
+    """Sites on the web: set source.start_urls and network.contact."""
+    return Crawl(source=Site())
+
+
+def warc_crawl() -> Crawl:
+    """A web archive: set source.path."""
+    return Crawl(source=Warc())
+
+
+def table_crawl() -> Crawl:
+    """A list of addresses and captions: set source.path."""
+    return Crawl(source=Table())
 
 
 def demo_extract() -> Extract:
@@ -15,25 +59,71 @@ def demo_extract() -> Extract:
 
 
 def demo_download() -> Download:
-    return Download()
+    """The pictures of the embedded web."""
+    return Download(demo="infra/demo/corpus.tar", network=_DEMO, fetch=Fetch(retries=1, retry_wait_s=0.2, deadline_s=20.0), shard_size=500)
+
+
+def web_download() -> Download:
+    """Pictures on the web: set network.contact."""
+    return Download(processes=4, threads=64, shard_size=10_000)
 
 
 # ---- embed, recaption
 
 
 def offline_embed() -> Embed:
-    return Embed()
+    """Packaged towers; heads fitted on the sites of the embedded web, without the mirror that only copies."""
+    return Embed(scorer=OfflineScorer(trusted=["emoji.demo.test", "clipart.demo.test", "photos.demo.test"]))
+
+
+def open_clip_embed() -> Embed:
+    """Any open_clip model: set scorer.model and scorer.checkpoint."""
+    return Embed(scorer=OpenClipScorer())
 
 
 def offline_recaption() -> Recaption:
+    """SmolLM2 within a budget."""
     return Recaption()
+
+
+def openai_recaption() -> Recaption:
+    """LaCLIP's four rewrites of every caption by your own server: set writer.base_url and writer.model."""
+    return Recaption(writer=OpenAiWriter(), budget=0, rewrites=4, max_tokens=77)
 
 
 # ---- filter
 
 
 def demo_filter() -> Filter:
-    return Filter()
+    """The embedded web: short captions in four languages, small pictures, much that is copied."""
+    return Filter(
+        rights=Rights(refused_licences=[r"\bA?GPL\b", r"NC\b", "noncommercial"]),
+        text=TextRules(),
+        titles=Titles(),
+        personal=Personal(),
+        image=ImageRules(min_side=32, max_aspect=3.0),
+        language=LanguageRule(wanted=["en", "ko", "ja", "fr"]),
+        exact_duplicates=ExactDuplicates(),
+        near_duplicates=NearDuplicates(),
+        safety=Safety(),
+        cut=Cut(fraction=0.9),
+        truth="infra/demo/truth.jsonl",
+    )
+
+
+def web_filter() -> Filter:
+    """A crawled web in any language: everything but targets and balance; 30 % by the scorer, as DataComp does."""
+    return demo_filter().merged({"titles": {"max_pictures": 20}, "image": {"min_side": 200}, "language": {"wanted": []}, "cut": {"fraction": 0.3}, "truth": ""})
+
+
+def datacomp_filter() -> Filter:
+    """DataComp's basic rules and 30 % by CLIP score over all; short captions of other languages stay, where DataComp drops them."""
+    return Filter(
+        text=TextRules(min_words=3, min_chars=6, by_script=False),
+        image=ImageRules(min_side=200, max_aspect=3.0),
+        language=LanguageRule(wanted=["en"], min_confidence=0.0),
+        cut=Cut(fraction=0.3, within="all", mode="reference"),
+    )
 
 
 # ---- shard, eval-sets

@@ -50,7 +50,7 @@ VERBS: dict[str, Verb] = {
     "eval-sets": Verb("labelled test sets that share nothing with the training shards", "vlm_core.data.config:EvalSets", "vlm_core.data.eval_sets:eval_sets", "vlm_core.recipes.data", ("shards",)),
     # models
     "pretrain": Verb("shards -> a vision-language model", "vlm_core.train.config:Pretrain", "vlm_core.train.pretrain:pretrain", "vlm_core.recipes.pretrain", ("shards",), ("initial",)),
-    "features": Verb("run a model over the test sets once", "vlm_core.models.config:Features", "vlm_core.models.features:features", "vlm_core.recipes.transfer", ("model", "eval_sets")),
+    "features": Verb("run a model over the test sets once", "vlm_core.models.features_config:Features", "vlm_core.models.features:features", "vlm_core.recipes.transfer", ("model", "eval_sets")),
     "transfer": Verb("adapt a model to a task", "vlm_core.train.config:Transfer", "vlm_core.train.transfer:transfer", "vlm_core.recipes.transfer", ("features", "model"), ("eval_sets",)),
     "distil": Verb("teach a smaller student", "vlm_core.train.config:Distil", "vlm_core.train.distill:distil", "vlm_core.recipes.distill", ("shards", "teacher")),
     "evaluate": Verb("one evaluator for every model", "vlm_core.evaluate.config:Evaluate", "vlm_core.evaluate.evaluate:evaluate", "vlm_core.recipes.transfer", ("model", "shards", "eval_sets")),
@@ -118,6 +118,9 @@ def run(verb: str, config: Config, inputs: Mapping[str, Path], out: Path, tracke
             raise MissingInput(
                 f"Found {found} for the input {name!r} of 'vlm {verb}', expected a folder; run the stage that makes it, then add --in {name}=PATH."
             )
+    for name in inputs:
+        if name not in (known := (*what.inputs, *what.optional)):
+            raise ConfigError(f"Found the input {name!r} for 'vlm {verb}', expected a known one; {did_you_mean(name, known)}")
     with stages.lease(record):
         stages.recover(out)
         versions = {name: stages.data_version(path) for name, path in sorted(inputs.items())}

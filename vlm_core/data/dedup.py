@@ -3,8 +3,8 @@
 N samples, D joint width, K centroids. Sources: methods/data.md 13; SemDeDup arXiv 2303.09540. Checked by golden `data/semdedup`.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,40 +29,59 @@ def first_of_each(keys: Sequence[Any], order: NDArray[Any]) -> NDArray[Any]:
     return survivor
 
 
-def survivors(order: NDArray[Any], equal: Sequence[NDArray[Any]], near: Edges) -> NDArray[Any]:
-    """Per row the row that survives it: rows are visited in `order`, and a row goes when it is equal or near to one that stays.
+class HashIndex(NamedTuple):
+    """Which rows have equal, and which have near hashes. Equal rows are represented by one of them."""
+
+    first: NDArray[Any]  # per row the representative of its hash, -1 for a hash that says nothing
+    near: dict[int, list[int]]  # representative -> representatives within the radius
+    edges: Edges  # the same as pairs
+
+
+def hash_index(codes_NP: NDArray[Any], radius: int, usable: NDArray[Any]) -> HashIndex:
+    """Index of packed hashes; rows that are not usable match nothing."""
+    rows = np.flatnonzero(usable)
+    first, near = np.full(len(codes_NP), -1), dict[int, list[int]]()
+    first[rows] = rows[twins(codes_NP[rows])] if len(rows) else rows
+    edges = rows[near_pairs(codes_NP[rows], radius)] if len(rows) else np.zeros((0, 2), np.int64)
+    for i, j in edges.tolist():
+        near.setdefault(i, []).append(j)
+        near.setdefault(j, []).append(i)
+    return HashIndex(first, near, edges)
+
+
+def involved(index: HashIndex) -> NDArray[np.bool_]:
+    """Rows that have an equal or a near one."""
+    used = index.first[index.first >= 0]
+    many, counts = np.unique(used, return_counts=True)
+    busy = np.union1d(many[counts > 1], np.fromiter(index.near, np.int64, len(index.near)))
+    return np.isin(index.first, busy)
+
+
+def survivors(order: NDArray[Any], indexes: Sequence[HashIndex], alike: Callable[[int, list[int]], NDArray[Any]]) -> NDArray[Any]:
+    """Per row the row that survives it (itself, if it stays): rows are visited in `order`, and one goes when it is near to one that stays.
 
     Comparing with survivors only keeps a chain a~b~c from taking c away with a, to which it is not near (union-find would).
 
     Args:
         order: rows by preference, best first.
-        equal: per hash, the first row with the same hash (`twins`); `near` needs to name only those first rows.
-        near: pairs of rows within the radius.
+        indexes: a row is near another one by any of them ...
+        alike: ... and if this second look at (row, survivors near to it) agrees.
     """
+    survivor = np.arange(len(order))
+    kept: list[dict[int, list[int]]] = [{} for _ in indexes]  # representative -> survivors with that hash
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))
-    neighbours: dict[int, list[int]] = {}
-    for i, j in near.tolist():
-        neighbours.setdefault(i, []).append(j)
-        neighbours.setdefault(j, []).append(i)
-    survivor = np.arange(len(order))
     for row in order.tolist():
-        # a twin that goes takes its equals along: they are as near to its survivor as it is
-        before = [int(survivor[first[row]]) for first in equal if rank[first[row]] < rank[row]]
-        before += [other for other in neighbours.get(row, ()) if rank[other] < rank[row] and survivor[other] == other]
-        survivor[row] = min(before, key=lambda other: rank[other], default=row)
+        places = [(held, index, int(index.first[row])) for held, index in zip(kept, indexes, strict=True) if index.first[row] >= 0]
+        near = {other for held, index, code in places for at in (code, *index.near.get(code, ())) for other in held.get(at, ())}
+        found = sorted(near, key=lambda other: rank[other])
+        found = [other for other, same in zip(found, alike(row, found), strict=True) if same] if found else []
+        if found:
+            survivor[row] = found[0]
+            continue
+        for held, _, code in places:
+            held.setdefault(code, []).append(row)
     return survivor
-
-
-def ordered_hash_edges(codes_NP: NDArray[Any], order: NDArray[Any], radius: int, usable: NDArray[Any]) -> tuple[NDArray[Any], Edges]:
-    """(`twins`, `near_pairs`) of the usable rows, with the preferred row standing for its equals."""
-    rows = order[usable[order]]
-    first = np.arange(len(codes_NP))
-    if not len(rows):
-        return first, np.zeros((0, 2), np.int64)
-    first[rows] = rows[twins(codes_NP[rows])]
-    pairs = near_pairs(codes_NP[rows], radius)
-    return first, rows[pairs] if len(pairs) else pairs
 
 
 def components(n: int, edges: Edges) -> NDArray[Any]:

@@ -39,11 +39,11 @@ def keep_top_within(
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """(mask, threshold per row): `keep_top` inside every value of `within`, for instance the language. A value with any row keeps at least one."""
     keep, threshold = np.zeros(len(scores), bool), np.zeros(len(scores))
-    names, uid = np.asarray(within), np.asarray(uids)
+    names, uid = np.asarray(within, dtype=str), np.asarray(uids, dtype=str)
     for name in np.unique(names):
         rows = np.flatnonzero(names == name)
         share = max(fraction, 1.0 / len(rows) + 1e-12)
-        keep[rows] = keep_top(scores[rows], list(uid[rows]), share, mode)
+        keep[rows] = keep_top(scores[rows], uid[rows].tolist(), share, mode)
         threshold[rows] = fraction_threshold(scores[rows], share, mode)
     return keep, threshold
 

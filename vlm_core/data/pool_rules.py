@@ -1,0 +1,153 @@
+"""Rules that compare samples with each other: copies, best shares, clusters, balance. Same form as in `rules`."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlm_core.data import dedup, scores, select
+from vlm_core.data.config import Balance, ClipScore, Cut, ExactDuplicates, Hype, NearDuplicates, NegClipLoss, NormSim, ScoreConfig, SemanticDuplicates, Targets
+from vlm_core.data.decisions import Reason, Verdict, first_reason
+from vlm_core.data.grouping import EMPTY, usable_hashes
+from vlm_core.data.perceptual import parse_hex
+from vlm_core.data.pool import Column, Pool
+from vlm_core.errors import MissingInput, SchemaMismatch
+
+
+def by_preference(pool: Pool, rows: Column) -> Column:
+    """Positions in `rows`, the copy that should stay first: rights known, larger picture, higher CLIP score, longer caption, lower uid."""
+    area = pool.width[rows] * pool.height[rows]
+    clip = np.nan_to_num(pool.clip[rows], nan=-2.0)
+    length = np.array([len(text) for text in pool.caption[rows]])
+    return dedup.preference((pool.licence[rows] != "", area, clip, length, pool.uid[rows].astype(str)))
+
+
+def _copies(pool: Pool, rows: Column, survivor: Column, reason: Reason, detail: str) -> Verdict:
+    """The verdict on copies: who goes, and for whom."""
+    goes = survivor != np.arange(len(rows))
+    stays = pool.uid[rows[survivor]]
+    pool.copy_of.update({uid: other for uid, other, gone in zip(pool.uid[rows], stays, goes, strict=True) if gone})
+    return Verdict(first_reason(len(rows), (reason, goes)), detail=[f"{detail} {other}" if gone else "" for other, gone in zip(stays, goes, strict=True)])
+
+
+def exact_duplicates(section: ExactDuplicates, pool: Pool, rows: Column) -> Verdict:
+    """Equal bytes as fetched, or equal stored pictures (the same pixels in another file format or with other metadata)."""
+    sha = pool.sha256[rows].tolist()
+    same = dedup.components(len(rows), np.concatenate([dedup.key_edges(sha), dedup.key_edges(pool.stored_hashes(rows))]))
+    langs = pool.lang[rows] if section.within == "language" else [""] * len(rows)
+    keys = [f"{number} {lang}" for number, lang in zip(same, langs, strict=True)]
+    return _copies(pool, rows, dedup.first_of_each(keys, by_preference(pool, rows)), "exact_duplicate", "copy of")
+
+
+def near_duplicates(section: NearDuplicates, pool: Pool, rows: Column) -> Verdict:
+    """PDQ or pHash within the radius, and colours alike: both hashes see grey, so they take the flags of Hungary and the Netherlands for one."""
+    indexes = []
+    for codes, bits, radius in ((pool.pdq[rows], 256, section.pdq_bits), (pool.phash[rows], 64, section.phash_bits)):
+        usable = usable_hashes(codes.tolist(), pool.pdq_quality[rows], section.min_quality)
+        indexes.append(dedup.hash_index(parse_hex([code or EMPTY[bits] for code in codes], bits), radius, usable))
+    suspects = np.flatnonzero(dedup.involved(indexes[0]) | dedup.involved(indexes[1]))
+    place = {int(row): position for position, row in zip(suspects, rows[suspects], strict=True)}
+    colours = {place[row]: grid for row, grid in pool.colours(rows[suspects]).items()} if section.max_colour is not None else {}
+    lang = pool.lang[rows]
+
+    def alike(row: int, others: list[int]) -> NDArray[np.bool_]:
+        same = np.array([section.within == "picture" or lang[row] == lang[other] for other in others], bool)
+        if section.max_colour is not None:
+            gap = np.array([np.abs(colours[row] - colours[other]).mean() for other in others])
+            same &= gap <= section.max_colour
+        return same
+
+    return _copies(pool, rows, dedup.survivors(by_preference(pool, rows), indexes, alike), "near_duplicate", "looks like")
+
+
+def _images(pool: Pool, rows: Column) -> tuple[Column, Column]:
+    """(which rows have embeddings, unit image embeddings of those). Raises SchemaMismatch when none has."""
+    has = pool.emb_row[rows] >= 0
+    if not has.any():
+        raise SchemaMismatch(f"Found no embedding for any of the {len(rows):,} samples that are left, expected one for each downloaded picture; embed again.")
+    return has, scores.unit(pool.embeddings(rows[has])[0])
+
+
+def semantic_duplicates(section: SemanticDuplicates, pool: Pool, rows: Column) -> Verdict:
+    """SemDeDup; the score is the largest cosine with an earlier picture of the same cluster."""
+    has, images = _images(pool, rows)
+    centroids = select.kmeans(images, section.clusters, section.iterations, section.seed, spherical=True)
+    _, largest = dedup.semdedup(images, centroids, select.assign_centroids(images, centroids), section.keep)
+    score = np.full(len(rows), np.nan)
+    score[has] = largest
+    reason = first_reason(len(rows), ("no_embedding", ~has), ("semantic_duplicate", score > 1 - section.eps))
+    return Verdict(reason, score, 1 - section.eps, version=pool.scorer)
+
+
+def targets(section: Targets, pool: Pool, rows: Column) -> Verdict:
+    """DataComp's image-based filter; the detail is the cluster."""
+    wanted, digest = _load(section.targets, pool)
+    has, images = _images(pool, rows)
+    centroids = select.kmeans(images, section.clusters, section.iterations, section.seed, section.spherical)
+    ids = np.full(len(rows), -1)
+    ids[has] = select.assign_centroids(images, centroids)
+    keep = select.cluster_filter(ids, np.unique(select.assign_centroids(scores.unit(wanted), centroids)))
+    reason = first_reason(len(rows), ("no_embedding", ~has), ("off_target", ~keep))
+    return Verdict(reason, detail=[f"cluster {number}" for number in ids], version=f"{pool.scorer} {digest}")
+
+
+def cut(section: Cut, pool: Pool, rows: Column) -> Verdict:
+    """The best share (within each language), or what reaches a threshold."""
+    has = pool.emb_row[rows] >= 0
+    score, version = np.full(len(rows), np.nan), pool.scorer
+    score[has], digest = score_rows(section.score, pool, rows[has])
+    keep, threshold = np.zeros(len(rows), bool), np.full(len(rows), np.nan)
+    if section.threshold is not None:
+        keep, threshold = score >= section.threshold, np.full(len(rows), section.threshold)
+    elif has.any() and section.fraction is not None:
+        within = pool.lang[rows][has].tolist() if section.within == "language" else [""] * int(has.sum())
+        keep[has], threshold[has] = select.keep_top_within(score[has], pool.uid[rows][has].tolist(), within, section.fraction, section.mode)
+    reason = first_reason(len(rows), ("no_embedding", ~has), ("low_score", ~keep))
+    return Verdict(reason, score, threshold, [f"{section.score.kind} in {lang or '?'}" for lang in pool.lang[rows]], f"{version} {digest}".strip())
+
+
+def score_rows(config: ScoreConfig, pool: Pool, rows: Column) -> tuple[Column, str]:
+    """(score per row that has embeddings, digest of other files that went into it)."""
+    match config:
+        case ClipScore():
+            return pool.clip[rows], ""
+        case NegClipLoss():
+            image, text = map(scores.unit, pool.embeddings(rows))
+            return scores.neg_clip_loss_pool(image, text, config.temperature, config.batch, config.repeats, config.seed), ""
+        case NormSim():
+            wanted, digest = _load(config.targets, pool)
+            return scores.norm_sim(scores.unit(pool.embeddings(rows)[0]), scores.unit(wanted), np.inf if config.p == "inf" else 2), digest
+        case Hype():
+            image, text = pool.embeddings(rows)
+            image_ref, one = _load(config.image_references, pool)
+            text_ref, two = _load(config.text_references, pool)
+            return scores.hype_score(image, text, image_ref, text_ref, config.curvature), f"{one} {two}"
+
+
+def balance(section: Balance, pool: Pool, rows: Column) -> Verdict:
+    """MetaCLIP; the score is the probability to stay, the threshold the number drawn for the uid."""
+    path = Path(section.entries)
+    if not path.is_file():
+        raise MissingInput(f"Found no file {path}, expected the entries of balance.entries, one per line; give its path.")
+    entries = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    hits = select.match_lists(pool.caption[rows].tolist(), entries, section.match)
+    counts = np.bincount([entry for row in hits for entry in row], minlength=len(entries))
+    prob = select.entry_prob(counts, section.t)
+    keep_prob = np.array([1 - np.prod(1 - prob[row]) if row else 0.0 for row in hits])
+    draw = select.uniform(pool.uid[rows].tolist(), section.seed)
+    reason = first_reason(len(rows), ("no_entry", np.array([not row for row in hits], bool)), ("thinned", draw >= keep_prob))
+    return Verdict(reason, keep_prob, draw, version=hashlib.sha256(path.read_bytes()).hexdigest()[:12])
+
+
+def _load(file: str, pool: Pool) -> tuple[Column, str]:
+    """(embeddings of a file, digest of its bytes). Raises MissingInput, SchemaMismatch."""
+    path = Path(file)
+    if not path.is_file():
+        raise MissingInput(f"Found no file {path}, expected embeddings in .npy; give the path of an array (rows, {pool.image_emb.shape[1]}).")
+    rows = np.asarray(np.load(path), np.float32)
+    if rows.ndim != 2 or rows.shape[1] != pool.image_emb.shape[1]:
+        raise SchemaMismatch(
+            f"Found an array of shape {rows.shape} in {path}, expected (rows, {pool.image_emb.shape[1]}) as {pool.scorer} makes them; embed the targets with the same scorer."
+        )
+    return rows, hashlib.sha256(path.read_bytes()).hexdigest()[:12]

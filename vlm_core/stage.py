@@ -69,6 +69,11 @@ class Stage:
     recipe: str = ""  # name of the settings, for people
     _last: float = 0.0
 
+    @property
+    def final(self) -> Path:
+        """Where `out` will be once it is published."""
+        return self.state.parent.with_name(self.state.parent.name.removesuffix(".run"))
+
     def input(self, name: str) -> Path:
         """The folder or file given as `--in name=PATH`. Raises MissingInput."""
         path = self.inputs.get(name)

@@ -44,3 +44,7 @@ class Terms(Config):
     relation_kd: RelationKd | None = None
     gradient_kd: GradientKd | None = None
     fused_kd: FusedKd | None = None
+
+    def chosen(self) -> dict[str, FeatureKd | ContrastiveKd | RelationKd | GradientKd | FusedKd]:
+        """kind -> settings of what is on."""
+        return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}

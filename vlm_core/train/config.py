@@ -1,0 +1,111 @@
+"""Settings of the three loops. Torch-free."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from vlm_core.config import Config
+from vlm_core.data.config import Loader
+from vlm_core.distill.config import Terms
+from vlm_core.errors import Incompatible
+from vlm_core.models.config import EfficientnetLite0, Minilm, TwoTower
+from vlm_core.objectives.config import ImageTextContrastive, Objectives
+from vlm_core.transfer.config import Method, TipAdapter
+
+
+class Optim(Config):
+    """AdamW with a linear warm-up and a cosine to zero; no decay for gains, biases, tokens, positions and the logit scale."""
+
+    lr: float = Field(5e-4, gt=0, description="highest learning rate")
+    weight_decay: float = Field(0.2, ge=0, description="decoupled decay of matrices")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradient's mean")
+    beta2: float = Field(0.98, ge=0, lt=1, description="decay of the gradient's square; ResNets 0.999")
+    eps: float = Field(1e-6, gt=0, description="added to the root of the square; ResNets 1e-8")
+    warmup_steps: int = Field(2000, ge=0, description="steps until lr is reached; at most a fifth of all steps is used")
+    grad_clip: float | None = Field(1.0, gt=0, description="largest norm of the whole gradient; none: not clipped")
+
+
+class Fit(Config):
+    """How long, on what, and how often something is written down."""
+
+    epochs: int = Field(32, ge=1, description="times every sample is seen")
+    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto takes a GPU if there is one")
+    devices: int = Field(1, ge=1, le=64, description="processes on this machine, one per GPU; more than one trains with DDP")
+    precision: Literal["32", "bf16"] = Field("32", description="of the towers; losses are float32 always")
+    log_every: int = Field(10, ge=1, description="steps between two rows of numbers")
+    checkpoint_every: int = Field(200, ge=1, description="steps between two step checkpoints; a crash costs at most this many")
+    deterministic: bool = Field(True, description="refuse operations whose result depends on timing")
+
+
+class Pretrain(Config):
+    """Shards -> a vision-language model."""
+
+    model: TwoTower = TwoTower()
+    objectives: Objectives = Objectives()
+    optim: Optim = Optim()
+    loader: Loader = Loader()
+    fit: Fit = Fit()
+    crop_scale_min: float = Field(0.9, gt=0, le=1, description="smallest share of a picture that a random crop keeps")
+    seed: int = Field(0, ge=0, description="seed of first weights, order, crops, captions and dropout")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        chosen = self.objectives.chosen()
+        if not chosen:
+            raise Incompatible(
+                "Found no objective, expected at least one; set for instance objectives.image_text_contrastive={}, or choose: "
+                f"{', '.join(type(self.objectives).model_fields)}."
+            )
+        for kind, objective in chosen.items():
+            if objective.needs_bias and self.model.scale.bias is None:
+                raise Incompatible(
+                    f"Found the objective {kind!r} with model.scale.bias=null, expected a bias to learn; set model.scale.bias=-10 and model.scale.init=10."
+                )
+        if self.loader.batch_size % self.fit.devices:
+            raise Incompatible(
+                f"Found loader.batch_size {self.loader.batch_size} on {self.fit.devices} devices, expected a whole number of pairs for each; change batch_size."
+            )
+        return self
+
+    @property
+    def cached(self) -> bool:
+        """Both trunks are locked, so their features are computed once."""
+        return isinstance(self.model.image, EfficientnetLite0) and self.model.image.lock and isinstance(self.model.text, Minilm) and self.model.text.lock
+
+
+class Transfer(Config):
+    """One method on one labelled set, over numbers of shots and seeds."""
+
+    method: Method = TipAdapter()
+    dataset: str = Field("emoji_groups", min_length=1, description="name of the labelled set")
+    shots: list[int] = Field(
+        [1, 4, 16], min_length=1, description="labelled pictures per class; fewer where a class has fewer; 0 takes the whole training split"
+    )
+    seeds: list[int] = Field([1, 2, 3], min_length=1, description="seeds of the few-shot draw, of first weights and of the order")
+    val_shots: int = Field(4, gt=0, description="most validation pictures per class in a few-shot draw; never more than the shots")
+    resamples: int = Field(2_000, ge=1_000, description="bootstrap resamples behind each interval")
+
+    @model_validator(mode="after")
+    def _counts(self) -> Self:
+        for name, values in (("shots", self.shots), ("seeds", self.seeds)):
+            if min(values) < 0 or len(set(values)) != len(values):
+                raise ValueError(f"Found {name} {values}, expected different numbers from 0 up; change {name}.")
+        return self
+
+
+class Distil(Config):
+    """A small student learns from a trained model; its twin is trained alike without one."""
+
+    student: Pretrain = Pretrain(objectives=Objectives(image_text_contrastive=ImageTextContrastive()))
+    terms: Terms = Terms()
+    twin: bool = Field(True, description="also train the same student without a teacher: same first weights, same batches, same steps")
+
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
+        if not self.terms.chosen():
+            raise Incompatible(
+                f"Found no distillation term, expected at least one; set for instance terms.feature_kd={{}}, or choose: {', '.join(Terms.model_fields)}."
+            )
+        if isinstance(self.student.model.image, EfficientnetLite0) and self.student.model.image.lock:
+            raise Incompatible("Found a student whose image tower is locked, expected one that learns; set student.model.image.lock=false or choose vit.")
+        return self

@@ -102,12 +102,13 @@ def _write_split(split: str, records: list[Row], where: dict[str, tuple[Path, Me
     with ExitStack() as files:
         open_tar = cache(lambda path: files.enter_context(path.open("rb")))
         for done, record in enumerate(records, 1):
-            if not tars or len(tars[-1].uids) >= config.samples_per_shard or tars[-1].writer.bytes >= config.shard_mb * 10**6:
+            path, member = where[record["uid"]]
+            if not tars or len(tars[-1].uids) >= config.samples_per_shard or tars[-1].writer.bytes + member.size > config.shard_mb * 10**6:
                 if tars:
                     tars[-1].writer.close()
                 tars.append(_Tar(split, files.enter_context(TarWriter(stage.out / f"{split}-{len(tars):05d}.tar"))))
-            tar, (path, member) = tars[-1], where[record["uid"]]
-            key, pos = f"{len(tars) - 1:05d}{len(tar.uids):07d}", len(tar.uids)
+            tar, pos = tars[-1], len(tars[-1].uids)
+            key = f"{len(tars) - 1:05d}{pos:07d}"
             jpg = tar.writer.add(f"{key}.jpg", read_member(open_tar(path), member))
             text = tar.writer.add(f"{key}.json", canonical_json(record).encode())
             rows.append({

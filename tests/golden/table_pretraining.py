@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from open_clip.modified_resnet import AttentionPool2d, Bottleneck
 from torch import nn
 

@@ -20,15 +20,15 @@ LIKELIEST = 5
 class Trunk(nn.Module):
     def __init__(self, network: nn.Module, names_CE: Tensor | None, precision: str) -> None:
         super().__init__()
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(memory_format=torch.channels_last)
         self.names_CE: Tensor | None
         self.register_buffer("names_CE", names_CE)
-        self.half = precision == "bf16" or (precision == "auto" and has_bf16())
+        self.in_bf16 = precision == "bf16" or (precision == "auto" and has_bf16())
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
         """(B, 1280), or (B, 1280 + E) with the vector of the likeliest names at the end."""
         images_B3HW = images_B3HW.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(images_B3HW.device.type, torch.bfloat16, enabled=self.half):
+        with torch.autocast(images_B3HW.device.type, torch.bfloat16, enabled=self.in_bf16):
             features_BF: Tensor = self.network.features(images_B3HW)  # type: ignore[operator]
         features_BF = features_BF.float()
         if self.names_CE is None:

@@ -44,6 +44,6 @@ class Minilm(Headed):
 def build(config: menu.Minilm, *, width: int, activation: menu.Activation, fresh: bool = True) -> nn.Module:
     """Args: width: of the learnt part of the joint embedding; activation: not used, the trunk keeps its own."""
     network = packaged.minilm()[1]
-    network.pooler = None  # not part of the sentence vector
+    network.pooler = None  # type: ignore[assignment]  # not part of the sentence vector
     own = packaged.MINILM_WIDTH if config.sentence else 0
     return Minilm(Trunk(network), Head(config, packaged.MINILM_WIDTH, width, own), config.lock)

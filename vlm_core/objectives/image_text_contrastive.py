@@ -32,10 +32,12 @@ def clip_loss(
     """Mean of the image-to-text and text-to-image cross-entropies.
 
     Args:
-        image_BD, text_BD: unit-norm embeddings; row i of one belongs to row i of the other.
+        image_BD: unit-norm embeddings of this rank.
+        text_BD: the same of its texts; row i belongs to row i.
         scale: multiplies the cosine, > 0 (exp of the learnt log scale).
         bias: added to every logit; changes nothing here, but open_clip allows it.
-        image_ND, text_ND: what the rows are scored against, if more than themselves.
+        image_ND: what the texts are scored against, if more than image_BD.
+        text_ND: what the images are scored against, if more than text_BD.
         offset: row i belongs to column offset + i.
         chunk_size: rows of logits that exist at a time; 0 is all. Same value, same gradient.
 

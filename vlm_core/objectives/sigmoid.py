@@ -19,15 +19,15 @@ from vlm_core.objectives import gather
 from vlm_core.objectives.base import Objective, full_precision
 
 
-def siglip_loss(
-    image_BD: Tensor, text_ND: Tensor, scale: Tensor, bias: Tensor, *, offset: int = 0, negative_only: bool = False, chunk_size: int = 0
-) -> Tensor:
+def siglip_loss(image_BD: Tensor, text_ND: Tensor, scale: Tensor, bias: Tensor, *, offset: int = 0, negative_only: bool = False, chunk_size: int = 0) -> Tensor:
     """Pairwise sigmoid loss over all image-text pairs, per image: -(1/B) sum log sigmoid(z (s v.t + b)), z = 1 for matching pairs, else -1.
 
     Args:
-        image_BD, text_ND: unit-norm embeddings, at least float32; image i belongs to text offset + i.
+        image_BD: unit-norm embeddings of this rank, at least float32.
+        text_ND: the same of the texts they are scored against.
         scale: multiplies the cosine, > 0 (exp of the learnt log scale).
         bias: added to every logit; starts at -10.
+        offset: image i belongs to text offset + i.
         negative_only: no image has its text here (a block from another rank).
         chunk_size: rows of logits that exist at a time; 0 is all. Same value, same gradient.
 

@@ -1,0 +1,56 @@
+"""Named settings of pre-training: papers as compositions, and what the demo trains."""
+
+from vlm_core.data.config import Loader
+from vlm_core.models.config import ClipTransformer, EfficientnetLite0, Minilm, TwoTower, Vit
+from vlm_core.objectives.config import ImageTextContrastive, Objectives
+from vlm_core.train.config import Fit, Optim, Pretrain
+
+
+def clip_tiny() -> Pretrain:
+    """From random weights on two cores in about three minutes."""
+    return Pretrain(
+        model=TwoTower(
+            image=Vit(image_size=64, patch_size=8, width=128, layers=4, heads=4),
+            text=ClipTransformer(context_length=32, width=128, layers=4, heads=4),
+            width=128,
+        ),
+        objectives=Objectives(image_text_contrastive=ImageTextContrastive()),
+        optim=Optim(lr=1e-3, weight_decay=0.1, warmup_steps=50),
+        loader=Loader(batch_size=128, cache_mb=1500),
+        fit=Fit(epochs=30, log_every=10, checkpoint_every=100),
+        crop_scale_min=0.5,
+    )
+
+
+def siglip_tiny() -> Pretrain:
+    """As clip_tiny, with the sigmoid loss."""
+    return clip_tiny().but("objectives.image_text_contrastive=null", "objectives.sigmoid={}", "model.scale.init=10", "model.scale.bias=-10")
+
+
+def lit_packaged() -> Pretrain:
+    """Heads on locked open weights from packages (LiT, arXiv 2111.07991): under a minute on two cores."""
+    return Pretrain(
+        model=TwoTower(image=EfficientnetLite0(), text=Minilm(), width=256),
+        objectives=Objectives(image_text_contrastive=ImageTextContrastive()),
+        optim=Optim(lr=1e-3, weight_decay=0.01, warmup_steps=50),
+        loader=Loader(batch_size=128),
+        fit=Fit(epochs=40, log_every=20, checkpoint_every=200),
+    )
+
+
+def clip_vit_b32() -> Pretrain:
+    """CLIP ViT-B/32 in the paper's sizes (arXiv 2103.00020, tables 18 to 20): 400 M pairs, batch 32,768 over many GPUs."""
+    return Pretrain(
+        model=TwoTower(image=Vit(), text=ClipTransformer(), width=512, activation="quick_gelu"),
+        objectives=Objectives(image_text_contrastive=ImageTextContrastive(chunk_size=1024)),
+        optim=Optim(lr=5e-4, weight_decay=0.2),
+        loader=Loader(batch_size=32_768, workers=8),
+        fit=Fit(epochs=32, devices=64, precision="bf16", log_every=50, checkpoint_every=1000, deterministic=False),
+    )
+
+
+def clip_rn50() -> Pretrain:
+    """CLIP ResNet-50 in the paper's sizes (arXiv 2103.00020, table 19)."""
+    return clip_vit_b32().but(
+        "model.image={kind: clip_resnet}", "model.width=1024", "optim.beta2=0.999", "optim.eps=1e-8",
+    )  # fmt: skip

@@ -1,0 +1,178 @@
+"""`vlm pretrain`: shards -> a model folder. Encode once, ask every chosen objective, take the weighted sum, step."""
+
+# B pairs, N samples, F trunk features, L tokens
+
+import os
+import statistics
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from vlm_core.checkpoint import fill, read_weights, write_weights
+from vlm_core.data.loader import ShardSamples, TrainLoader
+from vlm_core.models import config as models
+from vlm_core.models import packaged, pretrained, tokenizer
+from vlm_core.models.towers import Outputs, TwoTower
+from vlm_core.objectives import base
+from vlm_core.stage import Report, Stage
+from vlm_core.train import locked, look
+from vlm_core.train.config import Pretrain
+from vlm_core.train.fit import Batch, Loop, Reporter, Row, fit, read_rows
+from vlm_core.train.launch import run_ranks
+
+FINAL = "final.safetensors"
+
+
+def pretrain(config: Pretrain, stage: Stage) -> Report:
+    """The verb. What a crash leaves in stage.state is continued by the same command."""
+    shards = stage.input("shards")
+    initial = str(stage.input("initial")) if "initial" in stage.inputs else ""
+    settings = {"config": config.model_dump(mode="json"), "shards": str(shards), "initial": initial}
+    report = StageReporter(stage)
+    if not (stage.state / FINAL).exists():
+        if config.fit.devices == 1:
+            train(settings, stage.state, report)
+        else:
+            train_locked_first(config, shards, stage.state, report)
+            run_ranks("vlm_core.train.pretrain:train", settings, stage.state, config.fit.devices, report)
+    towers = TwoTower(config.model, fresh=False)
+    fill(towers, read_weights(stage.state / FINAL), str(stage.state / FINAL))
+    about = {
+        "recipe": stage.recipe, "seed": config.seed, "snapshot_md5": stage.versions.get("shards", ""), "parents": parents(config, initial),
+        "training": config.model_dump(mode="json", exclude={"model": True, "fit": {"devices", "accelerator", "log_every", "checkpoint_every"}}),
+    }  # fmt: skip
+    pretrained.save(stage.out, towers, pretrained.pixels_of(config.model.image, config.crop_scale_min), about)
+    return report_on(config, stage, shards)
+
+
+# ---------------------------------------------------------------- training, in one process or in each of several
+
+
+class Lesson(nn.Module, ABC):
+    """What a batch teaches beside the objectives, as distillation does: `forward(out, batch)` gives {name: weighted scalar}."""
+
+    @abstractmethod
+    def forward(self, out: Outputs, batch: Batch) -> dict[str, Tensor]: ...
+
+
+class Body(nn.Module):
+    """Everything that learns: the towers, and whatever parameters objectives and the lesson have."""
+
+    def __init__(self, towers: TwoTower, objectives: Mapping[str, nn.Module], lesson: Lesson | None) -> None:
+        super().__init__()
+        self.towers, self.objectives, self.lesson = towers, nn.ModuleDict(objectives), lesson
+
+
+def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: Lesson | None = None) -> None:
+    """Train to the end and leave the weights in `folder`; rank and world come from the launcher's environment."""
+    config = Pretrain.read(settings["config"])
+    rank, world = int(os.environ.get("RANK", "0")), config.fit.devices
+    samples = ShardSamples(Path(settings["shards"]), "train")
+    towers = first_towers(config, settings["initial"])
+    objectives, weights = base.build(config.objectives)
+    transform = pretrained.pixels_of(config.model.image, config.crop_scale_min)
+    plan = TrainLoader(samples, config.loader, transform, seed=config.seed, rank=rank, world=world)
+    steps = plan.steps = plan.steps_per_epoch * config.fit.epochs
+    tokenize = tokenizer.build(config.model.text)
+    body = Body(towers, objectives, lesson)
+
+    def step(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        out = towers(batch)
+        terms = {kind: objective(out, batch) for kind, objective in objectives.items()}
+        total = sum((weights[kind] * value for kind, named in terms.items() for value in named.values()), torch.zeros((), device=out.scale.device))
+        taught = lesson(out, batch) if lesson is not None else {}
+        return sum(taught.values(), total), {name: value for named in (*terms.values(), taught) for name, value in named.items()}
+
+    def prepare(batch: Batch) -> Batch:
+        device = towers.log_scale.device
+        pixels = {"images": transform.normalise(batch["images"])} if "images" in batch else {}
+        ids = {"ids": tokenizer.trim(tokenize(batch["texts"])).to(device)} if "text_features" not in batch else {}
+        return {**batch, **pixels, **ids}
+
+    loader = locked_loader(config, plan, towers, folder, report) if locked.is_locked(towers.image) else plan
+    loop = Loop(body, step, config.optim, steps, config.seed, prepare, towers.clamp_scale)
+    fit(loop, loader, config.fit, folder, config.loader.batch_size, report)
+    if rank == 0:
+        write_weights(folder / f".{FINAL}", towers.state_dict())
+        (folder / f".{FINAL}").rename(folder / FINAL)
+
+
+def first_towers(config: Pretrain, initial: str) -> TwoTower:
+    """The weights that training starts from: those of a model folder, or random ones that depend on the seed only."""
+    if initial:
+        return pretrained.load(initial, expected=config.model).towers.train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return TwoTower(config.model).train()
+
+
+def locked_loader(config: Pretrain, plan: TrainLoader, towers: TwoTower, folder: Path, report: Reporter) -> locked.LockedLoader:
+    records = locked.captions_of(plan.samples)
+    texts = locked.distinct(records)
+    images_NF = locked.image_features(towers, plan.samples, plan.transform, folder, report)
+    texts_TF = locked.text_features(towers, texts, tokenizer.build(config.model.text), folder, report) if locked.is_locked(towers.text) else None
+    return locked.LockedLoader(plan, records, images_NF, texts, texts_TF)
+
+
+def train_locked_first(config: Pretrain, shards: Path, folder: Path, report: Reporter) -> None:
+    """Features of locked trunks, before several ranks would all compute them."""
+    towers = first_towers(config, "")
+    if locked.is_locked(towers.image):
+        transform = pretrained.pixels_of(config.model.image, config.crop_scale_min)
+        locked_loader(config, TrainLoader(ShardSamples(shards, "train"), config.loader, transform), towers, folder, report)
+
+
+# ---------------------------------------------------------------- what is said about it
+
+
+class StageReporter:
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        self.stage.tracker.metrics(values, step)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        self.stage.progress(what, done, total)
+
+
+def parents(config: Pretrain, initial: str) -> list[dict[str, str]]:
+    """Models that this one was made from, by digest of their weights."""
+    if initial:
+        return [{"model_id": pretrained.read_settings(Path(initial))["weights_sha256"], "relation": "initial", "name": ""}]
+    packages = {models.EfficientnetLite0: "efficientnet_lite0", models.Minilm: "minilm"}
+    names = [packages[type(tower)] for tower in (config.model.image, config.model.text) if type(tower) in packages]
+    return [{"model_id": packaged.digest(name), "relation": "initial", "name": name} for name in names]
+
+
+def report_on(config: Pretrain, stage: Stage, shards: Path) -> Report:
+    rows: list[Row] = read_rows(stage.state)
+    model = pretrained.load(stage.out)
+    seen = look.held_out(model, shards, stage.pictures / "nearest_captions.png")
+    look.loss_curve(rows, stage.pictures / "loss.png")
+    last = rows[-max(len(rows) // 20, 1) :]
+    metrics = {
+        "final_loss": statistics.fmean(row["loss"] for row in last), "pairs_per_s": statistics.median(row["pairs_per_s"] for row in rows),
+        "logit_scale": rows[-1]["scale"], "parameters": float(model.config["parameters"]), **seen,
+    }  # fmt: skip
+    counts = {"in": len(ShardSamples(shards, "train")), "steps": int(rows[-1]["step"]), "epochs": config.fit.epochs}
+    pictures = {"loss over steps": "loss.png", "nearest captions of held-out pictures": "nearest_captions.png"}
+    return Report(counts=counts, metrics=metrics, pictures=pictures, catalog=catalog(stage, model, config))
+
+
+def catalog(stage: Stage, model: pretrained.Vlm, config: Pretrain) -> dict[str, pa.Table]:
+    own = {
+        "model_id": model.digest, "name": stage.final.name, "role": "pretrained", "recipe": stage.recipe, "snapshot_md5": model.config["snapshot_md5"],
+        "path": str(stage.final), "seed": config.seed,
+    }  # fmt: skip
+    packages = [
+        {**dict.fromkeys(own, ""), "model_id": parent["model_id"], "name": parent["name"], "role": "packaged", "seed": 0}
+        for parent in model.config["parents"] if parent["name"]
+    ]  # fmt: skip
+    links = [{"model_id": model.digest, "parent_model_id": parent["model_id"], "relation": parent["relation"]} for parent in model.config["parents"]]
+    return {"models": pa.Table.from_pylist([own, *packages]), **({"model_parents": pa.Table.from_pylist(links)} if links else {})}

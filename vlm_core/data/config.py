@@ -188,6 +188,7 @@ class Titles(Config):
     boilerplate: list[str] = Field(
         default=[
             r"(?:an? |the )?(?:image|picture|photo|photograph|img|icon|logo|thumbnail|thumb|banner|avatar|placeholder|graphic|illustration|clip ?art|card)(?: \d+)?",
+            r".*\b(?:icon ?set|icons|collection|theme|cliparts)\b.*",
             r"(?:loading|untitled|unnamed|no ?(?:title|name|image)|click (?:here|to enlarge)|read more|spacer|blank|test|default)\W*\d*",
         ],
         description="regular expressions (case folded) that a useless caption matches as a whole",
@@ -433,5 +434,25 @@ class Loader(Config):
         return weights
 
 
+DATASETS = ("emoji_groups", "emoji_subgroups", "emoji_shift", "clipart_folders")
+
+
 class EvalSets(Config):
-    """Labelled test sets."""
+    """Labelled test sets from the embedded corpus; a test split holds nothing that resembles a training sample."""
+
+    corpus: str = Field("infra/demo/corpus.tar", description="tar of the embedded corpus")
+    datasets: list[str] = Field(default=list(DATASETS), min_length=1, description="which datasets: " + ", ".join(DATASETS))
+    test_share: float = Field(0.35, gt=0, lt=1, description="pictures of a class that become its test split, if so many were not trained on")
+    val_share: float = Field(0.15, gt=0, lt=1, description="groups of the rest that become the validation split")
+    min_train: int = Field(16, ge=1, description="classes with fewer training pictures are left out")
+    min_test: int = Field(4, ge=1, description="classes with fewer test pictures are left out")
+    group: Grouping = Field(default=Grouping(max_credit_share=1), description="what must not be parted: look-alikes, equal captions, one clip-art author")
+    seed: int = Field(0, ge=0, description="seed of the splits")
+
+    @field_validator("datasets")
+    @classmethod
+    def _known(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in DATASETS:
+                raise ValueError(f"Found the dataset {name!r}, expected a known one; {did_you_mean(name, DATASETS)}")
+        return names

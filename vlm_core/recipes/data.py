@@ -99,7 +99,7 @@ def demo_filter() -> Filter:
     return Filter(
         rights=Rights(refused_licences=[r"\bA?GPL\b", r"NC\b", "noncommercial"]),
         text=TextRules(),
-        titles=Titles(),
+        titles=Titles(max_pictures=30),
         personal=Personal(),
         image=ImageRules(min_side=32, max_aspect=3.0),
         language=LanguageRule(wanted=["en", "ko", "ja", "fr"]),

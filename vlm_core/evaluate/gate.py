@@ -27,11 +27,13 @@ def gate(
     """Whether the challenger becomes champion.
 
     Args:
-        challenger, champion: evaluation folders (`vlm evaluate`); None where there is no champion yet.
+        challenger: evaluation folder (`vlm evaluate`) of the new model.
+        champion: that of the registered best; None where there is none yet.
         primary: the suite (dataset/task/metric) that decides; all others guard.
         margin: what may be lost on a guard, and on the primary by a cheaper model; in the units of the metrics.
         cheaper_by: share of cost, size or latency that the challenger saves (0.1 is 10 %).
-        resamples, seed: of the paired bootstrap.
+        resamples: of the paired bootstrap.
+        seed: of the resampling.
     """
     if champion is None:
         return Verdict("promote", "There is no champion yet, so the first model that was measured takes its place.", [])

@@ -1,0 +1,158 @@
+"""`vlm evaluate`: one evaluator for every model. Pictures and texts are encoded once; every number has an interval and the id of its protocol card.
+
+OUT/predictions.parquet, metrics.parquet, cards/<id>.json   (see results.py)
+OUT/report.md, model.json                                    for people; what was evaluated
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vlm_core import stage as stages
+from vlm_core.data.eval_sets import EvalSet, read_dataset
+from vlm_core.data.shards import read_manifest
+from vlm_core.evaluate import metrics, probe
+from vlm_core.evaluate.card import ProtocolCard, digest_of
+from vlm_core.evaluate.config import Evaluate
+from vlm_core.evaluate.heldout import HeldOut, read_heldout
+from vlm_core.evaluate.matching import placements
+from vlm_core.evaluate.report import draw_metrics, markdown
+from vlm_core.evaluate.results import Results, flat_metrics
+from vlm_core.evaluate.retrieval import retrieval_ranks
+from vlm_core.evaluate.statistics import Interval, bootstrap_metric
+from vlm_core.models.features import Encoder, choose_datasets, model_card_fields
+from vlm_core.models.pretrained import Vlm, load
+from vlm_core.stage import Report, Stage
+
+MEANS = {"single": "the first template", "ensemble": "unit mean of unit prompt embeddings"}
+
+
+def evaluate(config: Evaluate, stage: Stage) -> Report:
+    """Measure a model on the held-out pairs and on the labelled sets."""
+    vlm = load(stage.input("model"))
+    encoder, results = Encoder(vlm, config.batch), Results(vlm.digest, "", config.resamples, config.seed)
+    shards, sets = stage.input("shards"), stage.input("eval_sets")
+    heldout = read_heldout(shards)
+    stage.progress("held-out pairs", len(heldout.uids))
+    _heldout(config, heldout, _heldout_version(shards), encoder, results)
+    for name in choose_datasets(sets, config.datasets):
+        dataset = read_dataset(sets / name)
+        stage.progress(f"{name}: pictures", len(dataset.keys))
+        _labelled(config, dataset, stages.data_version(sets / name), encoder, results)
+    return _report(stage, vlm, heldout, results)
+
+
+def _heldout_version(shards: Path) -> str:
+    """DVC hash of the held-out tars alone: more training data does not change what is measured."""
+    return stages.dir_hash({entry["name"]: entry["md5"] for entry in read_manifest(shards)["shards"] if entry["split"] == "heldout"})
+
+
+# ---------------------------------------------------------------- held-out pairs
+
+
+def _heldout(config: Evaluate, data: HeldOut, version: str, encoder: Encoder, results: Results) -> None:
+    image_ID = encoder.images(data.sha256s, data.pictures).numpy()
+    text_TD = encoder.texts(data.texts).numpy()
+    common = [
+        model_card_fields(encoder.vlm),
+        {"dataset": "heldout", "dataset_version": version, "split": "heldout", "split_sha256": digest_of(data.uids), "n": len(data.uids), "language": "all"},
+    ]
+    pairs = {"positives": "equal picture bytes, or equal normalised raw caption", "pictures": len(data.sha256s), "texts": len(data.texts), "ties": "wrong"}
+    card = ProtocolCard.from_config(*common, {"task": "retrieval", "metrics": {"recall_at": sorted(config.recall_at), **pairs}})
+    ranks = retrieval_ranks(image_ID, text_TD, data.image_index, data.text_index)
+    for k in sorted(config.recall_at):
+        for name, rank, ids, groups in (
+            ("image_retrieval", ranks.of_images, data.text_uids, data.text_groups),
+            ("text_retrieval", ranks.of_texts, data.sha256s, data.image_groups),
+        ):
+            results.per_sample(card, f"{name}_recall_at_{k}", ids, (rank <= k).astype(float), score=rank, group=groups, clustered=True)
+    _mean_recall(card, results)
+    card = ProtocolCard.from_config(*common, {"task": "matching", "metrics": {"auc": "matching pairs against all other picture-text cells", **pairs}})
+    share = placements(image_ID, text_TD, data.image_index, data.text_index)
+    results.per_sample(card, "auc", data.uids, share, group=[data.image_groups[i] for i in data.image_index], clustered=True)
+
+
+def _mean_recall(card: ProtocolCard, results: Results) -> None:
+    """Mean of the recalls both ways. The ends of its interval are the means of theirs: at least as wide as it should be."""
+    rows = [row for row in results.metrics if row["card_id"] == card.id and "_recall_at_" in row["metric"]]
+    value, low, high = (float(np.mean([row[name] for row in rows])) for name in ("value", "ci_low", "ci_high"))
+    results.whole(card, "mean_recall", Interval(value, low, high), card.n)
+
+
+# ---------------------------------------------------------------- labelled sets
+
+
+def _labelled(config: Evaluate, data: EvalSet, version: str, encoder: Encoder, results: Results) -> None:
+    rows = {split: [i for i, s in enumerate(data.splits) if s == split] for split in ("train", "val", "test")}
+    test = rows["test"]
+    common = [
+        model_card_fields(encoder.vlm),
+        {"dataset": data.name, "dataset_version": version, "split": "test", "split_sha256": digest_of(data.keys[i] for i in test), "n": len(test)},
+        {"classes_sha256": digest_of(data.classnames), "class_count": len(data.classnames), "language": "en"},
+    ]
+    image_ND, labels = _encode(encoder, data, test), np.array([int(data.labels[i]) for i in test])
+    for kind, templates in (("single", data.templates[:1]), ("ensemble", data.templates)):
+        card = ProtocolCard.from_config(
+            *common,
+            {"task": f"zero_shot_{kind}", "templates_sha256": digest_of(templates), "template_count": len(templates), "aggregation": MEANS[kind]},
+            {"metrics": {"acc": "top-1 and, from 5 classes on, top-5; a tie is wrong", "mean_per_class_recall": "classes in the test split"}},
+        )
+        weights_DC = encoder.classifier(data.classnames, templates).T.numpy()
+        _classification(card, data, test, labels, metrics.classify(image_ND, weights_DC), results)
+    if config.probe and rows["train"] and rows["val"]:
+        found = _probe(config, data, encoder, rows)
+        card = ProtocolCard.from_config(
+            *common,
+            {"task": "linear_probe", "metrics": {"acc": "top-1", "features": "raw, after the projection", "grid": config.probe_c, "max_iter": config.probe_max_iter}},
+        )
+        scores = found.model.decision_function(image_ND)
+        if scores.ndim == 1:
+            scores = np.stack([-scores, scores], axis=1)
+        logits = np.full((len(test), len(data.classnames)), -np.inf)
+        logits[:, found.model.classes_] = scores
+        _classification(card, data, test, labels, logits, results)
+
+
+def _encode(encoder: Encoder, data: EvalSet, rows: list[int]) -> Any:
+    return encoder.images([data.sha256s[i] for i in rows], [data.picture(i) for i in rows]).numpy()
+
+
+def _probe(config: Evaluate, data: EvalSet, encoder: Encoder, rows: dict[str, list[int]]) -> probe.Probe:
+    """Strength chosen on validation data, then one fit on training and validation data."""
+    parts = [(_encode(encoder, data, rows[split]), np.array([int(data.labels[i]) for i in rows[split]])) for split in ("train", "val")]
+    return probe.choose(*parts[0], *parts[1], config.probe_c, config.probe_max_iter)
+
+
+def _classification(card: ProtocolCard, data: EvalSet, rows: list[int], labels: Any, logits_NC: Any, results: Results) -> None:
+    best, names = logits_NC.argmax(axis=1), data.classnames
+    about: dict[str, Any] = {
+        "label": [names[c] for c in labels], "prediction": [names[c] for c in best], "score": metrics.softmax(logits_NC).max(axis=1),
+        "group": [data.groups[i] for i in rows], "clustered": True,
+    }  # fmt: skip
+    ids = [data.keys[i] for i in rows]
+    results.per_sample(card, "acc1", ids, metrics.topk_correct(logits_NC, labels).astype(float), **about)
+    if len(names) >= 5 and card.task != "linear_probe":
+        results.per_sample(card, "acc5", ids, metrics.topk_correct(logits_NC, labels, 5).astype(float), **about)
+    recall = bootstrap_metric(lambda chosen: metrics.mean_per_class_recall(best[chosen], labels[chosen]), len(labels), 1_000, results.seed)
+    results.whole(card, "mean_per_class_recall", recall, len(labels))
+
+
+# ---------------------------------------------------------------- report
+
+
+def _report(stage: Stage, vlm: Vlm, heldout: HeldOut, results: Results) -> Report:
+    results.write(stage.out)
+    stages.write_json(stage.out / "model.json", {"model": vlm.digest, "recipe": vlm.config.get("recipe", ""), "parameters": vlm.config.get("parameters")})
+    (stage.out / "report.md").write_text(markdown(vlm.digest, results))
+    draw_metrics(stage.pictures / "metrics.png", results.metrics)
+    catalog = pa.Table.from_pylist([{"model_id": row["model"], **{k: v for k, v in row.items() if k != "model"}} for row in results.metrics])
+    shown = ("dataset", "task", "metric", "value", "ci_low", "ci_high", "n")
+    return Report(
+        counts={"heldout_pairs": len(heldout.uids), "heldout_pictures": len(heldout.sha256s), "cards": len(results.cards)},
+        metrics=flat_metrics(results.metrics),
+        tables={"metrics": [{name: row[name] for name in shown} for row in results.metrics]},
+        pictures={"Metrics with 95 % intervals": "metrics.png"},
+        catalog={"metrics": catalog},
+    )

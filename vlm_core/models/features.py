@@ -1,0 +1,204 @@
+"""Run a model over pictures and class prompts once. What is stored is raw (after the projection, before the norm): unit rows follow from it.
+
+OUT/<dataset>/train.safetensors   views_VND (view 0 is the evaluation view), labels_N
+OUT/<dataset>/val.safetensors     image_ND, labels_N          test.safetensors: the same, in a file of its own that fitting never opens
+OUT/<dataset>/text.safetensors    single_CD, ensemble_CD: unit text classifiers of the first and of all templates
+OUT/<dataset>/table.parquet       key, split, row, label, classname, group, style, sha256
+OUT/<dataset>/dataset.json        names, templates, and the key: model x transform x split x precision
+"""
+# B batch, C classes, D joint width, N pictures, V views
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from vlm_core import stage as stages
+from vlm_core.config import canonical_json
+from vlm_core.data.eval_sets import EvalSet, read_dataset
+from vlm_core.errors import DataError, MissingInput, did_you_mean
+from vlm_core.models.features_config import Features
+from vlm_core.models.pretrained import Vlm, load
+from vlm_core.models.prompts import ensemble_text, fill
+from vlm_core.models.tokenizer import trim
+from vlm_core.stage import Report, Stage
+
+Picture = Callable[[], Image.Image]
+SPLITS = ("train", "val", "test")
+
+
+class Encoder:
+    """A model that remembers, by the hash of its bytes, every picture it has seen, and every text."""
+
+    def __init__(self, vlm: Vlm, batch: int = 64) -> None:
+        self.vlm, self.batch = vlm, batch
+        self._seen: dict[tuple[str, int], Tensor] = {}
+        self._read: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def images(self, sha256s: Sequence[str], pictures: Iterable[Picture], view: int = 0, seed: int = 0, progress: Callable[[int], None] = lambda done: None) -> Tensor:
+        """Raw embeddings (N, D). View 0 is the model's evaluation transform, the others are random crops that depend on picture, view and seed."""
+        waiting: dict[str, Tensor] = {}
+        for done, (sha256, picture) in enumerate(zip(sha256s, pictures, strict=True)):
+            if (sha256, view) not in self._seen and sha256 not in waiting:
+                waiting[sha256] = self._square(picture(), sha256, view, seed)
+            if len(waiting) == self.batch:
+                self._flush(waiting, view)
+                progress(done + 1)
+        self._flush(waiting, view)
+        return torch.stack([self._seen[sha256, view] for sha256 in sha256s])
+
+    def _square(self, picture: Image.Image, sha256: str, view: int, seed: int) -> Tensor:
+        if view == 0:
+            return self.vlm.pixels.eval_square(picture)
+        random = np.random.default_rng([seed, view, int(hashlib.sha256(sha256.encode()).hexdigest()[:12], 16)])
+        return self.vlm.pixels.train_square(pil_to_tensor(picture.convert("RGB")), random)
+
+    def _flush(self, waiting: dict[str, Tensor], view: int) -> None:
+        if waiting:
+            images_B3SS = self.vlm.pixels.normalise(torch.stack(list(waiting.values())))
+            raw_BD = self.vlm.towers.image(images_B3SS.to(self.vlm.device)).float().cpu()
+            self._seen.update({(sha256, view): row for sha256, row in zip(waiting, raw_BD, strict=True)})
+            waiting.clear()
+
+    @torch.no_grad()
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Raw embeddings (N, D); texts of like length go together, so that little is padded."""
+        new = sorted({text for text in texts if text not in self._read}, key=lambda text: (len(text), text))
+        for start in range(0, len(new), self.batch):
+            part = new[start : start + self.batch]
+            raw_BD = self.vlm.towers.text(trim(self.vlm.tokenize(part)).to(self.vlm.device)).float().cpu()
+            self._read.update(zip(part, raw_BD, strict=True))
+        return torch.stack([self._read[text] for text in texts])
+
+    def classifier(self, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """(C, D) unit text classifier, the mean over the templates."""
+        return ensemble_text(self.texts(fill(templates, classnames)), [len(templates)] * len(classnames))
+
+
+def choose_datasets(folder: Path, wanted: Sequence[str]) -> list[str]:
+    """Names of the labelled sets in a folder. Raises DataError for one that is not there."""
+    there = sorted(path.parent.name for path in folder.glob("*/dataset.json"))
+    if not there:
+        raise MissingInput(f"Found no labelled set in {folder}, expected folders with a dataset.json; run 'vlm eval-sets' first.")
+    for name in wanted:
+        if name not in there:
+            raise DataError(f"Found no labelled set {name!r} in {folder}, expected one that is there; {did_you_mean(name, there)}")
+    return list(wanted) or there
+
+
+# ---------------------------------------------------------------- the verb
+
+
+def features(config: Features, stage: Stage) -> Report:
+    """`vlm features`: embeddings of all labelled sets by one model."""
+    vlm = load(stage.input("model"))
+    encoder, folder = Encoder(vlm, config.batch), stage.input("eval_sets")
+    counts: dict[str, int] = {}
+    for name in choose_datasets(folder, config.datasets):
+        dataset = read_dataset(folder / name)
+        counts[name] = len(dataset.keys)
+        _write_dataset(config, stage, encoder, dataset, stages.data_version(folder / name))
+    return Report(counts={"in": sum(counts.values()), **{f"in.{name}": n for name, n in counts.items()}}, tables={"datasets": _summary(stage.out)})
+
+
+def _write_dataset(config: Features, stage: Stage, encoder: Encoder, dataset: EvalSet, version: str) -> None:
+    out = stage.out / dataset.name
+    out.mkdir()
+    rows = {split: [i for i, s in enumerate(dataset.splits) if s == split] for split in SPLITS}
+    for split, chosen in rows.items():
+        sha256s, labels = [dataset.sha256s[i] for i in chosen], torch.tensor([int(dataset.labels[i]) for i in chosen])
+        views = [
+            encoder.images(
+                sha256s, [dataset.picture(i) for i in chosen], view, config.seed, lambda done, split=split: stage.progress(f"{dataset.name} {split}", done)  # type: ignore[misc]
+            )
+            for view in range(1 + (config.views if split == "train" else 0))
+        ]  # fmt: skip
+        tensors = {"views_VND": torch.stack(views)} if split == "train" else {"image_ND": views[0]}
+        save_file({**tensors, "labels_N": labels}, out / f"{split}.safetensors")
+    single_CD, ensemble_CD = (encoder.classifier(dataset.classnames, templates) for templates in (dataset.templates[:1], dataset.templates))
+    save_file({"single_CD": single_CD, "ensemble_CD": ensemble_CD}, out / "text.safetensors")
+    pq.write_table(_table(dataset, rows), out / "table.parquet")
+    stages.write_json(out / "dataset.json", _about(config, encoder.vlm, dataset, version))
+
+
+def _table(dataset: EvalSet, rows: dict[str, list[int]]) -> pa.Table:
+    return pa.Table.from_pylist(
+        [
+            {
+                "key": dataset.keys[i], "split": split, "row": row, "label": int(dataset.labels[i]), "classname": dataset.classnames[dataset.labels[i]],
+                "group": dataset.groups[i], "style": dataset.styles[i], "sha256": dataset.sha256s[i],
+            }
+            for split, chosen in rows.items()
+            for row, i in enumerate(chosen)
+        ]
+    )  # fmt: skip
+
+
+def _about(config: Features, vlm: Vlm, dataset: EvalSet, version: str) -> dict[str, Any]:
+    split = hashlib.sha256(canonical_json(list(zip(dataset.keys, dataset.splits, map(int, dataset.labels), strict=True))).encode()).hexdigest()
+    key = {"model": vlm.digest, "transform": vlm.pixels.digest(), "split": split, "precision": config.precision, "views": config.views, "seed": config.seed}
+    return {
+        "name": dataset.name, "classnames": list(dataset.classnames), "templates": list(dataset.templates), "dataset_version": version,
+        "scale": float(vlm.towers.scale), **key, "key": hashlib.sha256(canonical_json(key).encode()).hexdigest(), "model_card": model_card_fields(vlm),
+    }  # fmt: skip
+
+
+def model_card_fields(vlm: Vlm) -> dict[str, Any]:
+    """What a protocol card says about how a model reads pictures and texts."""
+    pixels = vlm.pixels
+    image = {"size_px": pixels.size_px, "interpolation": pixels.interpolation, "crop": "centre", "mean": list(pixels.mean), "std": list(pixels.std), "antialias": True}
+    return {"image_preprocess": image, "tokenizer": vlm.tokenizer.name, "context_length": vlm.tokenizer.context_length, "precision": "float32"}
+
+
+def _summary(out: Path) -> list[dict[str, Any]]:
+    return [
+        {"dataset": path.parent.name, "classes": len(set(table["label"])), **{split: table["split"].count(split) for split in SPLITS}}
+        for path in sorted(out.glob("*/table.parquet"))
+        for table in [pq.read_table(path).to_pydict()]
+    ]
+
+
+# ---------------------------------------------------------------- reading
+
+
+class Labelled(NamedTuple):
+    """One split of a stored set."""
+
+    image_ND: Tensor
+    labels_N: Tensor
+    keys: list[str]
+    groups: list[str]
+
+
+class Stored:
+    """A data set's features. Training and validation are read at once; the test split only by asking for it by name."""
+
+    def __init__(self, folder: Path) -> None:
+        import json
+
+        if not (folder / "dataset.json").exists():
+            there = sorted(path.parent.name for path in folder.parent.glob("*/dataset.json"))
+            raise DataError(f"Found no features of {folder.name!r} in {folder.parent}, expected a set that was encoded; {did_you_mean(folder.name, there)}")
+        self.folder = folder
+        self.about: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
+        self._table = pq.read_table(folder / "table.parquet").to_pandas()
+        text = load_file(folder / "text.safetensors")
+        self.single_CD, self.ensemble_CD = text["single_CD"], text["ensemble_CD"]
+        self.views_VND = load_file(folder / "train.safetensors")["views_VND"]
+        self.train, self.val = self.split("train"), self.split("val")
+
+    def split(self, name: str) -> Labelled:
+        tensors = load_file(self.folder / f"{name}.safetensors")
+        rows = self._table[self._table["split"] == name].sort_values("row")
+        image_ND = tensors["views_VND"][0] if name == "train" else tensors["image_ND"]
+        return Labelled(image_ND, tensors["labels_N"], rows["key"].tolist(), rows["group"].astype(str).tolist())

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.golden.check import Arrays, Check, Entry, gradient, tensor
+from vlm_core.data import few_shot
 from vlm_core.evaluate import probe, segmentation, statistics
 from vlm_core.models import prompts
 from vlm_core.train.adapt import lr_per_epoch
@@ -27,6 +28,18 @@ def coop_prompt_assembly(a: Arrays) -> Iterator[Check]:
             probe_sum = (got * torch.arange(got.numel(), dtype=got.dtype).sin().reshape(got.shape)).sum()
             yield Check(f"prompts_{kind}_{position}", got, a[f"prompts_{kind}_{position}"], **TIGHT)
             yield Check(f"grad_ctx_{kind}_{position}", gradient(probe_sum, context), a[f"grad_ctx_{kind}_{position}"], **TIGHT)
+
+
+def fewshot_sampling(a: Arrays) -> Iterator[Check]:
+    for name in (key for key in a if key.startswith("train_idx_")):
+        seed, shots = (int(part[1:]) for part in name.split("_")[2:])
+        train, val = few_shot.fewshot_indices(a["train_labels"], shots, seed, a["val_labels"])
+        yield Check(name, train, a[name])
+        yield Check(name.replace("train", "val"), val, a[name.replace("train", "val")])
+    for which in ("base", "new"):
+        rows, labels = few_shot.base_new_split(a["train_labels"], which)
+        yield Check(f"{which}_idx", rows, a[f"{which}_idx"])
+        yield Check(f"{which}_labels", labels, a[f"{which}_labels"])
 
 
 def linear_probe_l2_search(a: Arrays) -> Iterator[Check]:
@@ -111,5 +124,5 @@ def warmup_cosine_schedule(a: Arrays) -> Iterator[Check]:
 
 TABLE: dict[str, Entry] = {
     function.__name__: function
-    for function in (coop_prompt_assembly, linear_probe_l2_search, seed_statistics, text_ensembling, tip_adapter, warmup_cosine_schedule)
+    for function in (coop_prompt_assembly, fewshot_sampling, linear_probe_l2_search, seed_statistics, text_ensembling, tip_adapter, warmup_cosine_schedule)
 }

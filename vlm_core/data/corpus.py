@@ -14,6 +14,7 @@ from typing import Any, Self
 from vlm_core.config import Config
 from vlm_core.errors import BadManifest, MissingInput
 
+PROJECT = Path(__file__).parents[2]
 META = "meta.jsonl.gz"
 
 
@@ -35,6 +36,11 @@ class Picture(Config):
     pages: list[str] = []  # host/language/section where it is shown
     serve: str = ""  # how the server treats it, where that is not plain
     dirt: dict[str, str] = {}  # kind of dirt -> address or key that it copies, or ""
+
+
+def find(path: str) -> Path:
+    """The archive named in a setting: from here, or else from the project."""
+    return Path(path) if Path(path).exists() else PROJECT / path
 
 
 class Corpus:

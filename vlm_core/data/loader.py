@@ -71,8 +71,13 @@ class ShardSamples:
         return self._read(row, *self._places[row, :2])
 
     def record(self, row: int) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads(self._read(row, *self._places[row, 2:]))
-        return record
+        try:
+            record: dict[str, Any] = json.loads(self._read(row, *self._places[row, 2:]))
+            return record
+        except ValueError as error:
+            raise BadManifest(
+                f"Found a record that cannot be read, sample {self.uids[row]} of {self.shards_dir} ({error}), expected JSON; make the shards again."
+            ) from None
 
     def sample(self, row: int) -> Sample:
         return Sample(self.uids[row], self.jpeg(row), self.record(row))

@@ -199,8 +199,9 @@ class Connections:
         if connection is None:
             return _Connection(target, limits, self.context)
         connection.limits = limits
-        if connection.sock is not None:
-            connection.sock.limits = limits
+        kept: Any = connection.sock
+        if kept is not None:
+            kept.limits = limits
         return connection
 
     def _keep(self, connection: _Connection) -> None:

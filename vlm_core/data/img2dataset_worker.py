@@ -52,7 +52,7 @@ with _without("torch", "wandb"):
     import img2dataset.downloader
     import img2dataset.resizer
 
-    ENGINE = importlib.import_module("img2dataset.main")  # `img2dataset.main` is a function of that name
+    ENGINE: Any = importlib.import_module("img2dataset.main")  # `img2dataset.main` is a function of that name
 
 CRASHED = 75  # exit status: a worker process died; run again
 FLAT = 1.0  # standard deviation of grey levels below which a picture shows nothing
@@ -230,6 +230,4 @@ def main(file: str) -> None:
 
 
 if __name__ == "__main__":
-    from vlm_core.data import img2dataset_worker  # so that classes pickle under their own module, not under __main__
-
-    img2dataset_worker.main(sys.argv[1])
+    importlib.import_module("vlm_core.data.img2dataset_worker").main(sys.argv[1])  # classes must pickle under their own module, not under __main__

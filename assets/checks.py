@@ -20,7 +20,14 @@ def conservation_law(launcher: Launcher) -> dg.AssetCheckResult:
     decisions = pq.read_table(folder / "decisions.parquet", columns=["uid", "keep"])
     dropped = set(decisions.filter(pc.invert(decisions["keep"]))["uid"].to_pylist())
     lost, both = pairs - kept - dropped, kept & dropped
-    found = {"in": len(pairs), "kept": len(kept), "dropped": len(dropped), "in neither": len(lost), "in both": len(both), "strangers": len((kept | dropped) - pairs)}
+    found = {
+        "in": len(pairs),
+        "kept": len(kept),
+        "dropped": len(dropped),
+        "in neither": len(lost),
+        "in both": len(both),
+        "strangers": len((kept | dropped) - pairs),
+    }
     return dg.AssetCheckResult(passed=found["in neither"] == found["in both"] == found["strangers"] == 0, metadata=found)
 
 
@@ -31,7 +38,9 @@ def not_empty(launcher: Launcher) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=min(found.values()) > 0, metadata=found)
 
 
-@dg.asset_check(asset=shards, blocking=True, description="Training and held-out samples share no uid and no group (equal caption, near-duplicate picture or author).")
+@dg.asset_check(
+    asset=shards, blocking=True, description="Training and held-out samples share no uid and no group (equal caption, near-duplicate picture or author)."
+)
 def splits_are_disjoint(launcher: Launcher) -> dg.AssetCheckResult:
     index = pq.read_table(launcher.at(launcher.data("shards")) / "index.parquet", columns=["split", "uid", "group"])
     sides = {side: index.filter(pc.equal(index["split"], side)) for side in ("train", "heldout")}
@@ -43,7 +52,11 @@ def splits_are_disjoint(launcher: Launcher) -> dg.AssetCheckResult:
 def hashes_agree(launcher: Launcher) -> dg.AssetCheckResult:
     folder = launcher.data("shards")
     report = Report.model_validate_json((launcher.at(record_of(folder)) / "result.json").read_text())
-    found = {"bytes": data_version(launcher.at(folder)), "asset": report.data_version, "dvc.lock": lock_version(launcher.at(launcher.data()).parent, "shard", str(folder))}
+    found = {
+        "bytes": data_version(launcher.at(folder)),
+        "asset": report.data_version,
+        "dvc.lock": lock_version(launcher.at(launcher.data()).parent, "shard", str(folder)),
+    }
     return dg.AssetCheckResult(passed=len(set(found.values())) == 1, metadata=found)
 
 

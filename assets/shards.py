@@ -30,5 +30,5 @@ def snapshot(context: dg.AssetExecutionContext, launcher: Launcher) -> dg.Materi
     except VlmError as error:
         raise dg.Failure(f"{type(error).__name__}: {error}", allow_retries=False) from None
     context.log.info(entry.said)
-    found = {"snapshot": entry.version, "commit": entry.commit, "newly recorded": entry.recorded, "ledger": entry.said}
+    found = {"snapshot": entry.version, "commit": entry.commit, "reused": not entry.recorded, "ledger": entry.said}
     return dg.MaterializeResult(metadata=found, data_version=dg.DataVersion(entry.version))

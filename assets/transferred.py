@@ -29,7 +29,11 @@ def transferred(context: dg.AssetExecutionContext, launcher: Launcher, config: l
     wanted = {str(key): key.keys_by_dimension for key in context.partition_keys}
     jobs = {name: partial(_cell, context, launcher, config, **cell) for name, cell in wanted.items()}
     for name, report in launcher.launch_all(jobs):
-        tags = {"dagster/data_version": report.data_version, "dagster/data_version_is_user_provided": "true", **{f"dagster/partition/{d}": v for d, v in wanted[name].items()}}
+        tags = {
+            "dagster/data_version": report.data_version,
+            "dagster/data_version_is_user_provided": "true",
+            **{f"dagster/partition/{d}": v for d, v in wanted[name].items()},
+        }
         context.log_event(dg.AssetMaterialization("transferred", partition=name, metadata=metadata(report, launcher), tags=tags))
     yield from ()
 
@@ -37,4 +41,6 @@ def transferred(context: dg.AssetExecutionContext, launcher: Launcher, config: l
 def _cell(context: dg.AssetExecutionContext, launcher: Launcher, config: dg.Config, *, method: str, dataset: str) -> Report:
     settings = launchpad.read(Methods, config)
     inputs = {"features": launcher.data("features"), "model": launcher.data("pretrained", BASE), "eval_sets": launcher.data("eval_sets")}
-    return launcher.launch(context, "transfer", method, getattr(settings, method).merged({"dataset": dataset}), inputs, launcher.data("transferred", method, dataset))
+    return launcher.launch(
+        context, "transfer", method, getattr(settings, method).merged({"dataset": dataset}), inputs, launcher.data("transferred", method, dataset)
+    )

@@ -77,8 +77,14 @@ def picture(file: Path, width: int = PICTURE_WIDTH) -> dg.MarkdownMetadataValue:
 def _table(rows: list[dict[str, Any]]) -> dg.TableMetadataValue:
     columns = list(dict.fromkeys(name for row in rows for name in row))
     records = [dg.TableRecord({name: _cell(row.get(name)) for name in columns}) for row in rows[:ROWS]]
-    kinds = {name: "int" if all(isinstance(r.data[name], int) for r in records) else "float" if all(isinstance(r.data[name], int | float) for r in records) else "string" for name in columns}
-    return dg.MetadataValue.table(records, schema=dg.TableSchema([dg.TableColumn(name, kinds[name]) for name in columns]))
+    schema = dg.TableSchema([dg.TableColumn(name, _kind([record.data[name] for record in records])) for name in columns])
+    return dg.MetadataValue.table(records, schema=schema)
+
+
+def _kind(values: list[Any]) -> str:
+    if all(isinstance(value, int) for value in values):
+        return "int"
+    return "float" if all(isinstance(value, int | float) for value in values) else "string"
 
 
 def _cell(value: Any) -> Any:

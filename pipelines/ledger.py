@@ -50,7 +50,9 @@ def record_snapshot(stage: str, folder: str, root: Path, expected: str) -> Entry
     if found != version:
         raise BadManifest(f"Found {found or 'nothing'} for {folder} in dvc.lock, expected {version}; look at 'dvc status {stage}'.")
     commit = _commit(root, f"snapshot {version}")
-    return Entry(version, commit, recorded, f"{'recorded' if recorded else 'known already'} in dvc.lock, {f'{REF} at {commit[:10]}' if commit else 'no git here'}")
+    return Entry(
+        version, commit, recorded, f"{'recorded' if recorded else 'known already'} in dvc.lock, {f'{REF} at {commit[:10]}' if commit else 'no git here'}"
+    )
 
 
 def lock_version(root: Path, stage: str, folder: str) -> str:
@@ -69,7 +71,9 @@ def _dvc_commit(stage: str, root: Path, tries: int = 4) -> None:
         if "lock" not in done.stderr and "busy" not in done.stderr:
             break
         time.sleep(2 * 2**attempt)  # another DVC command owns the project for a moment
-    raise LaunchError(f"Found that 'dvc commit {stage}' failed ({done.stderr.strip()[-400:]}), expected it to record the outputs; repair that and materialise again.")
+    raise LaunchError(
+        f"Found that 'dvc commit {stage}' failed ({done.stderr.strip()[-400:]}), expected it to record the outputs; repair that and materialise again."
+    )
 
 
 def _commit(root: Path, message: str) -> str:

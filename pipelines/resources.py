@@ -45,7 +45,9 @@ class Launcher(dg.ConfigurableResource):
     def at(self, path: Path) -> Path:
         return Path(self.root) / path
 
-    def launch(self, context: dg.AssetExecutionContext, verb: str, recipe: str, config: Config, inputs: Mapping[str, Path], out: Path, *, force: bool = False) -> Report:
+    def launch(
+        self, context: dg.AssetExecutionContext, verb: str, recipe: str, config: Config, inputs: Mapping[str, Path], out: Path, *, force: bool = False
+    ) -> Report:
         """Run one verb. Raises RetryRequested for exit code 10, Failure with the verb's own sentence for the others."""
         spec = {"verb": verb, "recipe": recipe, "config": config.model_dump(mode="json"), "inputs": {name: str(path) for name, path in inputs.items()}}
         with tempfile.TemporaryDirectory(prefix="vlm-spec-") as tmp:
@@ -89,7 +91,12 @@ class Launcher(dg.ConfigurableResource):
 
     def _environment(self, context: dg.AssetExecutionContext) -> dict[str, str]:
         switch_off()
-        found = {**os.environ, "VLM_PARENT_PID": str(os.getpid()), "VLM_DAGSTER_RUN": context.run_id, "VLM_HOME": os.environ.get("VLM_HOME", str(self.at(Path(".platform"))))}
+        found = {
+            **os.environ,
+            "VLM_PARENT_PID": str(os.getpid()),
+            "VLM_DAGSTER_RUN": context.run_id,
+            "VLM_HOME": os.environ.get("VLM_HOME", str(self.at(Path(".platform")))),
+        }
         found["PYTHONPATH"] = os.pathsep.join(part for part in (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")) if part)
         if self.mlflow_uri:
             found |= {"MLFLOW_TRACKING_URI": self.mlflow_uri, "VLM_MLFLOW_PARENT": self.parent(context)[0]}
@@ -141,7 +148,12 @@ def _ended_with(process: "subprocess.Popen[str]") -> Iterator[None]:
 
 def _fail(verb: str, code: int, lines: list[str], record: Path) -> NoReturn:
     sentence = next((line for line in reversed(lines) if ": " in line and line.split(":")[0].isidentifier()), lines[-1] if lines else "it said nothing")
-    said = {"verb": verb, "exit code": code, "last lines": dg.MetadataValue.md("```\n" + "\n".join(lines[-20:]) + "\n```"), "record": dg.MetadataValue.path(str(record))}
+    said = {
+        "verb": verb,
+        "exit code": code,
+        "last lines": dg.MetadataValue.md("```\n" + "\n".join(lines[-20:]) + "\n```"),
+        "record": dg.MetadataValue.path(str(record)),
+    }
     if code == 10:
         print(f"vlm {verb} may succeed later: {sentence}", file=sys.stderr)
         raise dg.RetryRequested(max_retries=RETRIES, seconds_to_wait=PAUSE_S) from dg.Failure(sentence, said)

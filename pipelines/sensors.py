@@ -23,17 +23,27 @@ def new_data(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipRe
     return dg.SensorResult(run_requests=[request], cursor=version)
 
 
-@dg.run_status_sensor(run_status=dg.DagsterRunStatus.FAILURE, default_status=dg.DefaultSensorStatus.RUNNING, description="Closes the MLflow runs of a Dagster run that failed or was killed.")
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.FAILURE,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Closes the MLflow runs of a Dagster run that failed or was killed.",
+)
 def close_failed(context: dg.RunStatusSensorContext) -> None:
     _close(context, "FAILED")
 
 
-@dg.run_status_sensor(run_status=dg.DagsterRunStatus.CANCELED, default_status=dg.DefaultSensorStatus.RUNNING, description="Closes the MLflow runs of a cancelled Dagster run.")
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.CANCELED, default_status=dg.DefaultSensorStatus.RUNNING, description="Closes the MLflow runs of a cancelled Dagster run."
+)
 def close_cancelled(context: dg.RunStatusSensorContext) -> None:
     _close(context, "KILLED")
 
 
-@dg.run_status_sensor(run_status=dg.DagsterRunStatus.SUCCESS, default_status=dg.DefaultSensorStatus.RUNNING, description="Closes the MLflow run that stands for a finished Dagster run.")
+@dg.run_status_sensor(
+    run_status=dg.DagsterRunStatus.SUCCESS,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Closes the MLflow run that stands for a finished Dagster run.",
+)
 def close_finished(context: dg.RunStatusSensorContext) -> None:
     _close(context, "FINISHED")
 

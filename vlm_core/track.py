@@ -151,7 +151,8 @@ class MlflowTracker:
 
         now, (name, digest) = int(time.time() * 1000), dataset
         rows = [
-            Metric(_key(key), value, now, 0, model_id=model_id, dataset_name=name, dataset_digest=digest[:36], run_id=self.run_id) for key, (value, _) in values.items()
+            Metric(_key(key), value, now, 0, model_id=model_id, dataset_name=name, dataset_digest=digest[:36], run_id=self.run_id)
+            for key, (value, _) in values.items()
         ]
         for start in range(0, len(rows), 1000):
             self.client.log_batch(self.run_id, metrics=rows[start : start + 1000])
@@ -242,7 +243,12 @@ class Registry:
         with contextlib.suppress(MlflowException):  # it exists
             self.client.create_registered_model(name)
         model = self.client.create_logged_model(
-            _experiment(self.client), name=name, source_run_id=run_id, tags=dict(tags), params={_key(k): str(v)[:250] for k, v in params.items()}, model_type="vlm"
+            _experiment(self.client),
+            name=name,
+            source_run_id=run_id,
+            tags=dict(tags),
+            params={_key(k): str(v)[:250] for k, v in params.items()},
+            model_type="vlm",
         )
         for below, folder in folders.items():
             self.client.log_model_artifacts(model.model_id, str(folder)) if not below else self._upload(model.model_id, folder, below)
@@ -285,6 +291,7 @@ def _client(uri: str) -> Any:
     """Raises ServiceError when nothing answers at an http address: better before the work than after it."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     if uri.startswith("http"):
         try:
             urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10).close()

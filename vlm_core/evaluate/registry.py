@@ -133,7 +133,15 @@ def _aliases(registry: Registry, version: Registered) -> list[str]:
 
 
 def _row(version: Registered, alias: str, decision: str, reason: str) -> dict[str, Any]:
-    return {"model_id": version.weights, "name": version.name, "version": str(version.version), "alias": alias, "decision": decision, "reason": reason, "at": datetime.now(UTC)}
+    return {
+        "model_id": version.weights,
+        "name": version.name,
+        "version": str(version.version),
+        "alias": alias,
+        "decision": decision,
+        "reason": reason,
+        "at": datetime.now(UTC),
+    }
 
 
 def _config_of(model: Path) -> dict[str, Any]:
@@ -154,5 +162,7 @@ def _sha256(path: Path) -> str:
 def _tracking_uri() -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        raise ConfigError("Found no MLFLOW_TRACKING_URI in the environment, expected the address of the model registry; start it with 'make up' and set the variable to what that prints.")
+        raise ConfigError(
+            "Found no MLFLOW_TRACKING_URI in the environment, expected the address of the model registry; start it with 'make up' and set the variable to what that prints."
+        )
     return uri

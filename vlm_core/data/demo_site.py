@@ -2,7 +2,7 @@
 
     emoji.demo.test     Noto emoji; pages in English, Korean, Japanese (one in Shift_JIS) and French; a folder that robots.txt forbids
     clipart.demo.test   Open Clip Art as it was titled; relative addresses
-    photos.demo.test    photographs; opt-out headers, srcset, odd and hostile pictures under /en/odd/ and /en/hostile/
+    photos.demo.test    photographs; opt-out headers, srcset, odd and hostile pictures under /en/odd/ and /en/hostile/, one picture for 24 captions
     mirror.demo.test    copies of the others' pictures, to the byte or re-encoded
 
 Everything is a function of the corpus. `truth` says, address by address, what a crawl must find out.
@@ -36,6 +36,9 @@ HEADERS = {
 }
 OPTOUT_SECTION = "music"  # its pages carry <meta name="robots" content="noai">
 SHIFT_JIS_SECTION = "ja/activities"
+COMING_SOON = tuple(
+    f"{what} in {when}" for what in ("castle", "bridge", "market", "church", "harbour", "garden") for when in ("spring", "summer", "autumn", "winter")
+)
 FORBIDDEN = {EMOJI: "/private/", CLIPART: "/members/"}
 TYPES = {"png": "image/png", "jpg": "image/jpeg", "gif": "image/gif"}
 LICENCES = {"Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0", "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/"}
@@ -53,7 +56,7 @@ class Reply(NamedTuple):
 
 
 class Odd(NamedTuple):
-    """A picture that is not what it seems, and the status that a careful downloader ends with."""
+    """A picture that is not what it seems, and the status that a careful downloader ends with. Those without a reply are refused unasked."""
 
     kind: str
     address: str
@@ -111,7 +114,7 @@ def odd_pictures(corpus: Corpus) -> list[Odd]:
         Odd("oversized", here + "huge.png", "a very large map of the city", "too_many_pixels", _picture(_png(12_000, 12_000, 0, bits=1), "png")),
         Odd("too_small", here + "spacer.gif", "spacer", "too_small", _picture(spacer, "gif")),
         Odd("aspect_ratio", here + "banner.png", "advertisement for a department store", "aspect_ratio", _picture(_png(640, 40, 90), "png")),
-        Odd("placeholder", here + "placeholder.png", "image not available", "placeholder", _picture(_png(128, 128, 200), "png")),
+        Odd("placeholder", here + "placeholder.png", "", "placeholder", _picture(_png(128, 128, 200), "png")),
         Odd("endless", here + "endless.jpg", "a panorama of the mountains", "too_large", Reply(200, {"Content-Type": "image/jpeg"}, endless=True)),
         Odd("redirect_loop", here + "loop-a.jpg", "a spiral staircase from above", "redirect_loop", _moved(here + "loop-b.jpg")),
         Odd("redirect_private", here + "metadata.jpg", "a castle by the lake", "ssrf_blocked", _moved("http://169.254.169.254/latest/meta-data/")),
@@ -234,9 +237,13 @@ def pages(corpus: Corpus) -> dict[str, list[Figure]]:
     """Section -> its figures, the odd ones included."""
     shown = {page: [_figure(picture, page) for picture in pictures] for page, pictures in sections(corpus).items()}
     for odd in odd_pictures(corpus):
-        section = "odd" if odd.reply else "hostile"
-        shown.setdefault(f"{PHOTOS}/en/{section}", []).append(Figure(odd.address, odd.alt))
+        alts = COMING_SOON if odd.kind == "placeholder" else (odd.alt,)
+        shown.setdefault(_section_of(odd), []).extend(Figure(odd.address, alt) for alt in alts)
     return shown
+
+
+def _section_of(odd: Odd) -> str:
+    return f"{PHOTOS}/en/" + ("coming-soon" if odd.kind == "placeholder" else "odd" if odd.reply else "hostile")
 
 
 def build_site(corpus: Corpus) -> Site:
@@ -287,8 +294,7 @@ def truth(corpus: Corpus) -> list[dict[str, Any]]:
         if picture.url:
             rows += [{"url": picture.url, "kind": kind, "status": status, "of": of, "pages": where} for kind, status, of in _findings(picture, copies)]
     for odd in odd_pictures(corpus):
-        page = f"http://{PHOTOS}/en/{'odd' if odd.reply else 'hostile'}/"
-        rows.append({"url": odd.address, "kind": odd.kind, "status": odd.status, "of": "", "pages": [page]})
+        rows.append({"url": odd.address, "kind": odd.kind, "status": odd.status, "of": "", "pages": page_urls(_section_of(odd), 1)})
     return sorted(rows, key=lambda row: (row["url"], row["kind"]))
 
 

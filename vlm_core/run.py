@@ -75,9 +75,9 @@ def config_class(verb: str) -> type[Config]:
 
 
 def recipes(verb: str) -> dict[str, Callable[[], Config]]:
-    """The named full configurations of a verb: the functions of its recipe module that return its config class."""
+    """The named full configurations of a verb: the functions of its recipe module that return its config class, in the order of the file."""
     schema, module = config_class(verb), importlib.import_module(verb_named(verb).recipes)
-    functions = inspect.getmembers(module, inspect.isfunction)
+    functions = [(name, value) for name, value in vars(module).items() if inspect.isfunction(value)]
     return {
         name: function for name, function in functions if not name.startswith("_") and inspect.get_annotations(function, eval_str=True).get("return") is schema
     }

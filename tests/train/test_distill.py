@@ -1,0 +1,93 @@
+"""The verb: a teacher that does not move, a student that comes nearer to it, a twin that differs in nothing but the lesson."""
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.data.small_world import make_shards, stage_for
+from vlm_core.data.loader import ShardSamples
+from vlm_core.data.shards import read_samples
+from vlm_core.errors import Incompatible
+from vlm_core.models import config as menu
+from vlm_core.models import pretrained
+from vlm_core.models.towers import TwoTower
+from vlm_core.recipes.distill import clip_kd_tiny
+from vlm_core.run import load
+from vlm_core.train.config import Distil
+from vlm_core.train.distill import distil
+
+TINY = (
+    "student.model.image={kind: vit, image_size: 32, patch_size: 16, width: 32, layers: 1, heads: 2}",
+    "student.model.text={kind: clip_transformer, context_length: 16, width: 32, layers: 1, heads: 2}",
+    "student.model.width=16", "student.loader.batch_size=10", "student.fit.epochs=12", "student.optim.warmup_steps=2", "student.optim.lr=0.003",
+)  # fmt: skip
+
+
+def teacher_folder(root: Path) -> Path:
+    config = menu.TwoTower(
+        image=menu.Vit(image_size=32, patch_size=8, width=48, layers=2, heads=2),
+        text=menu.ClipTransformer(context_length=16, width=48, layers=1, heads=2),
+        width=24,
+    )
+    torch.manual_seed(5)
+    root.mkdir()
+    pretrained.save(root, TwoTower(config), pretrained.pixels_of(config.image), {"recipe": "teacher", "parents": []})
+    return root
+
+
+def distance(student: Path, teacher: Path, shards: Path) -> float:
+    """Mean absolute difference between the image-image similarity matrices: what a projection cannot hide."""
+    pictures = [Image.open(io.BytesIO(sample.jpeg)).convert("RGB") for sample in list(read_samples(shards, "train"))[:24]]
+    one, two = (pretrained.load(folder).encode_images(pictures) for folder in (student, teacher))
+    return float((one @ one.T - two @ two.T).abs().mean())
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("distil")
+    shards, _ = make_shards(root / "shards")
+    teacher = teacher_folder(root / "teacher")
+    before = (teacher / "model.safetensors").read_bytes()
+    stage = stage_for(root / "run", {"shards": shards, "teacher": teacher}, "distil")
+    report = distil(clip_kd_tiny().but(*TINY, "terms.relation_kd={}", "terms.fused_kd={}"), stage)
+    assert (teacher / "model.safetensors").read_bytes() == before
+    return {"shards": shards, "teacher": teacher, "out": stage.out, "report": report}  # type: ignore[dict-item]
+
+
+def test_the_student_comes_nearer_to_the_teacher_than_its_twin(world: dict[str, Path]) -> None:
+    gaps = {name: distance(world["out"] / name, world["teacher"], world["shards"]) for name in ("student", "twin")}
+    assert gaps["student"] < gaps["twin"]
+
+
+def test_model_folders_hold_the_towers_only_and_name_the_teacher(world: dict[str, Path]) -> None:
+    student, twin = (pretrained.read_settings(world["out"] / name) for name in ("student", "twin"))
+    teacher = pretrained.read_settings(world["teacher"])
+    assert student["parents"] == [{"model_id": teacher["weights_sha256"], "relation": "teacher", "name": ""}]
+    assert twin["parents"] == []
+    assert student["parameters"] == twin["parameters"]
+    links = world["report"].catalog["model_parents"].to_pylist()  # type: ignore[attr-defined]
+    assert links == [{"model_id": student["weights_sha256"], "parent_model_id": teacher["weights_sha256"], "relation": "teacher"}]
+
+
+def test_the_twin_is_the_same_student_on_the_same_batches(world: dict[str, Path]) -> None:
+    student, twin = (pretrained.read_settings(world["out"] / name) for name in ("student", "twin"))
+    assert student["training"] == twin["training"]
+    report = world["report"]
+    assert report.counts["in"] == len(ShardSamples(world["shards"], "train"))  # type: ignore[attr-defined]
+
+
+def test_a_student_without_a_term_is_refused() -> None:
+    with pytest.raises(Incompatible, match="no distillation term"):
+        Distil.read({"terms": {"feature_kd": None, "contrastive_kd": None}})
+
+
+def test_a_locked_student_is_refused() -> None:
+    with pytest.raises(Incompatible, match="locked"):
+        clip_kd_tiny().but("student.model.image={kind: efficientnet_lite0, names: false}")
+
+
+def test_the_first_recipe_of_the_file_is_the_default() -> None:
+    assert load("distil") == ("clip_kd_tiny", clip_kd_tiny())

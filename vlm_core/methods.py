@@ -74,7 +74,12 @@ def _constants(tree: ast.Module) -> Iterator[tuple[str, str]]:
     """`setting = Setting.FEW_SHOT` in a class body, as words."""
     words = {"TEXT_TOWER": "gradient through the text tower", "VISION_TOWER": "gradient through the image tower", "FEATURES": "cached features"}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in ("setting", "needs") and isinstance(node.value, ast.Attribute):
+        if (
+            isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id in ("setting", "needs")
+            and isinstance(node.value, ast.Attribute)
+        ):
             yield node.targets[0].id, words.get(node.value.attr, node.value.attr.lower().replace("_", "-"))
 
 
@@ -110,6 +115,9 @@ def main(words: list[str]) -> int:
 
 
 def _plain(rows: list[Row]) -> str:
-    table: list[Any] = [("family", "kind", "paper", "setting", "needs", "checked by"), *((r.family, r.kind, r.paper, r.setting, r.needs, r.checked_by) for r in rows)]
+    table: list[Any] = [
+        ("family", "kind", "paper", "setting", "needs", "checked by"),
+        *((r.family, r.kind, r.paper, r.setting, r.needs, r.checked_by) for r in rows),
+    ]
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table)

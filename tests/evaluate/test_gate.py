@@ -16,7 +16,9 @@ PRIMARY = "heldout/retrieval/recall_at_10"
 
 
 def card(**changes: object) -> ProtocolCard:
-    return ProtocolCard.from_config({"task": "retrieval", "dataset": "heldout", "dataset_version": "v1.dir", "split": "heldout", "split_sha256": "0", "n": N}, changes)
+    return ProtocolCard.from_config(
+        {"task": "retrieval", "dataset": "heldout", "dataset_version": "v1.dir", "split": "heldout", "split_sha256": "0", "n": N}, changes
+    )
 
 
 def evaluation(folder: Path, right: float, guard: float = 0.5, version: str = "v1.dir", n: int = N) -> Path:

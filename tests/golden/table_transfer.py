@@ -50,12 +50,12 @@ def linear_probe_l2_search(a: Arrays) -> Iterator[Check]:
         train = _draw(random, a["train_y"], shots)
         val = _draw(random, a["val_y"], min(shots, 4))
         x, y, vx, vy = a["train_x"][train], a["train_y"][train], a["val_x"][val], a["val_y"][val]
-        found = list(probe.search(x, y, vx, vy))
+        coarse = probe.coarse_accuracies(x, y, vx, vy)
+        found = list(probe.bisect(probe.COARSE[int(np.argmax(coarse))], x, y, vx, vy))
         scores = [100 * probe.accuracy(step.model, a["test_x"], a["test_y"]) for step in found]
         finals.append(found[-1].c)
         last_acc.append(scores[-1])
         steps += [(seed, shots, step.c, score) for step, score in zip(found, scores, strict=True)]
-        coarse = [probe.accuracy(probe.linear_probe(x, y, c), vx, vy) for c in probe.COARSE]
         yield Check(f"coarse_val_acc[{shots},{seed}]", coarse, a["coarse_val_acc"][len(finals) - 1])
     yield Check("final_C", finals, a["final_C"], 1e-6, 0)
     yield Check("test_acc", last_acc, a["test_acc"], 0, 1.5)

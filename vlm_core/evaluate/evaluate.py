@@ -22,7 +22,7 @@ from vlm_core.evaluate.report import draw_metrics, markdown
 from vlm_core.evaluate.results import Results, flat_metrics
 from vlm_core.evaluate.retrieval import retrieval_ranks
 from vlm_core.evaluate.statistics import Interval, bootstrap_metric
-from vlm_core.models.features import Encoder, choose_datasets, model_card_fields
+from vlm_core.models.features import Encoder, choose_datasets, encode_split, model_card_fields
 from vlm_core.models.pretrained import Vlm, load
 from vlm_core.stage import Report, Stage
 
@@ -39,7 +39,7 @@ def evaluate(config: Evaluate, stage: Stage) -> Report:
     _heldout(config, heldout, _heldout_version(shards), encoder, results)
     for name in choose_datasets(sets, config.datasets):
         dataset = read_dataset(sets / name)
-        stage.progress(f"{name}: pictures", len(dataset.keys))
+        stage.progress(f"{name}: pictures", len(dataset))
         _labelled(config, dataset, stages.data_version(sets / name), encoder, results)
     return _report(stage, vlm, heldout, results)
 
@@ -85,14 +85,13 @@ def _mean_recall(card: ProtocolCard, results: Results) -> None:
 
 
 def _labelled(config: Evaluate, data: EvalSet, version: str, encoder: Encoder, results: Results) -> None:
-    rows = {split: [i for i, s in enumerate(data.splits) if s == split] for split in ("train", "val", "test")}
-    test = rows["test"]
+    test = data.rows("test")
     common = [
         model_card_fields(encoder.vlm),
         {"dataset": data.name, "dataset_version": version, "split": "test", "split_sha256": digest_of(data.keys[i] for i in test), "n": len(test)},
         {"classes_sha256": digest_of(data.classnames), "class_count": len(data.classnames), "language": "en"},
     ]
-    image_ND, labels = _encode(encoder, data, test), np.array([int(data.labels[i]) for i in test])
+    image_ND, labels = encode_split(encoder, data, "test").numpy(), data.labels[test]
     for kind, templates in (("single", data.templates[:1]), ("ensemble", data.templates)):
         card = ProtocolCard.from_config(
             *common,
@@ -101,11 +100,14 @@ def _labelled(config: Evaluate, data: EvalSet, version: str, encoder: Encoder, r
         )
         weights_DC = encoder.classifier(data.classnames, templates).T.numpy()
         _classification(card, data, test, labels, metrics.classify(image_ND, weights_DC), results)
-    if config.probe and rows["train"] and rows["val"]:
-        found = _probe(config, data, encoder, rows)
+    if config.probe and len(data.rows("train")) and len(data.rows("val")):
+        found = _probe(config, data, encoder)
         card = ProtocolCard.from_config(
             *common,
-            {"task": "linear_probe", "metrics": {"acc": "top-1", "features": "raw, after the projection", "grid": config.probe_c, "max_iter": config.probe_max_iter}},
+            {
+                "task": "linear_probe",
+                "metrics": {"acc": "top-1", "features": "raw, after the projection", "grid": config.probe_c, "max_iter": config.probe_max_iter},
+            },
         )
         scores = found.model.decision_function(image_ND)
         if scores.ndim == 1:
@@ -115,17 +117,13 @@ def _labelled(config: Evaluate, data: EvalSet, version: str, encoder: Encoder, r
         _classification(card, data, test, labels, logits, results)
 
 
-def _encode(encoder: Encoder, data: EvalSet, rows: list[int]) -> Any:
-    return encoder.images([data.sha256s[i] for i in rows], [data.picture(i) for i in rows]).numpy()
-
-
-def _probe(config: Evaluate, data: EvalSet, encoder: Encoder, rows: dict[str, list[int]]) -> probe.Probe:
+def _probe(config: Evaluate, data: EvalSet, encoder: Encoder) -> probe.Probe:
     """Strength chosen on validation data, then one fit on training and validation data."""
-    parts = [(_encode(encoder, data, rows[split]), np.array([int(data.labels[i]) for i in rows[split]])) for split in ("train", "val")]
+    parts = [(encode_split(encoder, data, split).numpy(), data.labels[data.rows(split)]) for split in ("train", "val")]
     return probe.choose(*parts[0], *parts[1], config.probe_c, config.probe_max_iter)
 
 
-def _classification(card: ProtocolCard, data: EvalSet, rows: list[int], labels: Any, logits_NC: Any, results: Results) -> None:
+def _classification(card: ProtocolCard, data: EvalSet, rows: Any, labels: Any, logits_NC: Any, results: Results) -> None:
     best, names = logits_NC.argmax(axis=1), data.classnames
     about: dict[str, Any] = {
         "label": [names[c] for c in labels], "prediction": [names[c] for c in best], "score": metrics.softmax(logits_NC).max(axis=1),

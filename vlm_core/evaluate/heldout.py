@@ -2,7 +2,7 @@
 
 import io
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ class HeldOut(NamedTuple):
     image_index: Ints
     text_index: Ints
     sha256s: list[str]  # distinct pictures
-    pictures: list[Callable[[], Image.Image]]
+    pictures: Callable[[list[int]], Iterator[Image.Image]]  # of these rows
     image_groups: list[str]
     texts: list[str]  # distinct raw captions
     text_uids: list[str]
@@ -49,10 +49,10 @@ def read_heldout(shards_dir: Path) -> HeldOut:
     image_row, text_row = ({key: row for row, key in enumerate(part)} for part in (pictures, texts))
     return HeldOut(
         list(pairs.values()), np.array([image_row[sha256] for sha256, _ in pairs]), np.array([text_row[text] for _, text in pairs]),
-        list(pictures), [_opener(data) for data, _ in pictures.values()], [group for _, group in pictures.values()],
+        list(pictures), _opener([data for data, _ in pictures.values()]), [group for _, group in pictures.values()],
         [raw for raw, _, _ in texts.values()], [uid for _, uid, _ in texts.values()], [group for _, _, group in texts.values()],
     )  # fmt: skip
 
 
-def _opener(data: bytes) -> Callable[[], Image.Image]:
-    return lambda: Image.open(io.BytesIO(data)).convert("RGB")
+def _opener(jpegs: list[bytes]) -> Callable[[list[int]], Iterator[Image.Image]]:
+    return lambda rows: (Image.open(io.BytesIO(jpegs[row])).convert("RGB") for row in rows)

@@ -48,8 +48,17 @@ def search(train_x: Array, train_y: Ints, val_x: Array, val_y: Ints, steps: int 
 
     Yields the better probe of every step; the last one is the result. It is the probe of that side, not a refit.
     """
-    coarse = [accuracy(linear_probe(train_x, train_y, c, max_iter), val_x, val_y) for c in COARSE]
-    peak = COARSE[int(np.argmax(coarse))]
+    coarse = coarse_accuracies(train_x, train_y, val_x, val_y, max_iter)
+    yield from bisect(COARSE[int(np.argmax(coarse))], train_x, train_y, val_x, val_y, steps, max_iter)
+
+
+def coarse_accuracies(train_x: Array, train_y: Ints, val_x: Array, val_y: Ints, max_iter: int = 1000) -> list[float]:
+    """Validation accuracy of the seven coarse strengths."""
+    return [accuracy(linear_probe(train_x, train_y, c, max_iter), val_x, val_y) for c in COARSE]
+
+
+def bisect(peak: float, train_x: Array, train_y: Ints, val_x: Array, val_y: Ints, steps: int = 8, max_iter: int = 1000) -> Iterator[Probe]:
+    """The steps of the search around a coarse peak."""
     left, right = 1e-1 * peak, 1e1 * peak
     for _ in range(steps):
         low, high = (_scored(train_x, train_y, val_x, val_y, c, max_iter) for c in (left, right))

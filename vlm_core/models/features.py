@@ -9,7 +9,7 @@ OUT/<dataset>/dataset.json        names, templates, and the key: model x transfo
 # B batch, C classes, D joint width, N pictures, V views
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from vlm_core import stage as stages
 from vlm_core.config import canonical_json
-from vlm_core.data.eval_sets import EvalSet, read_dataset
+from vlm_core.data.eval_sets import SPLITS, EvalSet, datasets_in, read_dataset
 from vlm_core.errors import DataError, MissingInput, did_you_mean
 from vlm_core.models.features_config import Features
 from vlm_core.models.pretrained import Vlm, load
@@ -32,8 +32,7 @@ from vlm_core.models.prompts import ensemble_text, fill
 from vlm_core.models.tokenizer import trim
 from vlm_core.stage import Report, Stage
 
-Picture = Callable[[], Image.Image]
-SPLITS = ("train", "val", "test")
+Fetch = Callable[[list[int]], Iterator[Image.Image]]  # the pictures of these rows, one after the other
 
 
 class Encoder:
@@ -45,15 +44,19 @@ class Encoder:
         self._read: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def images(self, sha256s: Sequence[str], pictures: Iterable[Picture], view: int = 0, seed: int = 0, progress: Callable[[int], None] = lambda done: None) -> Tensor:
-        """Raw embeddings (N, D). View 0 is the model's evaluation transform, the others are random crops that depend on picture, view and seed."""
+    def images(self, sha256s: Sequence[str], fetch: Fetch, view: int = 0, seed: int = 0, progress: Callable[[int], None] = lambda done: None) -> Tensor:
+        """Raw embeddings (N, D) of pictures of which only those not seen before are fetched.
+
+        View 0 is the model's evaluation transform; the others are random crops that depend on picture, view and seed.
+        """
+        first = {sha256: row for row, sha256 in reversed(list(enumerate(sha256s))) if (sha256, view) not in self._seen}
+        rows = sorted(first.values())
         waiting: dict[str, Tensor] = {}
-        for done, (sha256, picture) in enumerate(zip(sha256s, pictures, strict=True)):
-            if (sha256, view) not in self._seen and sha256 not in waiting:
-                waiting[sha256] = self._square(picture(), sha256, view, seed)
+        for done, (row, picture) in enumerate(zip(rows, fetch(rows), strict=True), 1):
+            waiting[sha256s[row]] = self._square(picture, sha256s[row], view, seed)
             if len(waiting) == self.batch:
                 self._flush(waiting, view)
-                progress(done + 1)
+                progress(done)
         self._flush(waiting, view)
         return torch.stack([self._seen[sha256, view] for sha256 in sha256s])
 
@@ -87,7 +90,7 @@ class Encoder:
 
 def choose_datasets(folder: Path, wanted: Sequence[str]) -> list[str]:
     """Names of the labelled sets in a folder. Raises DataError for one that is not there."""
-    there = sorted(path.parent.name for path in folder.glob("*/dataset.json"))
+    there = datasets_in(folder)
     if not there:
         raise MissingInput(f"Found no labelled set in {folder}, expected folders with a dataset.json; run 'vlm eval-sets' first.")
     for name in wanted:
@@ -106,7 +109,7 @@ def features(config: Features, stage: Stage) -> Report:
     counts: dict[str, int] = {}
     for name in choose_datasets(folder, config.datasets):
         dataset = read_dataset(folder / name)
-        counts[name] = len(dataset.keys)
+        counts[name] = len(dataset)
         _write_dataset(config, stage, encoder, dataset, stages.data_version(folder / name))
     return Report(counts={"in": sum(counts.values()), **{f"in.{name}": n for name, n in counts.items()}}, tables={"datasets": _summary(stage.out)})
 
@@ -114,38 +117,48 @@ def features(config: Features, stage: Stage) -> Report:
 def _write_dataset(config: Features, stage: Stage, encoder: Encoder, dataset: EvalSet, version: str) -> None:
     out = stage.out / dataset.name
     out.mkdir()
-    rows = {split: [i for i, s in enumerate(dataset.splits) if s == split] for split in SPLITS}
-    for split, chosen in rows.items():
-        sha256s, labels = [dataset.sha256s[i] for i in chosen], torch.tensor([int(dataset.labels[i]) for i in chosen])
+    for split in SPLITS:
         views = [
-            encoder.images(
-                sha256s, [dataset.picture(i) for i in chosen], view, config.seed, lambda done, split=split: stage.progress(f"{dataset.name} {split}", done)  # type: ignore[misc]
-            )
+            encode_split(encoder, dataset, split, view, config.seed, lambda done: stage.progress(f"{dataset.name}: new pictures", done))
             for view in range(1 + (config.views if split == "train" else 0))
-        ]  # fmt: skip
+        ]
         tensors = {"views_VND": torch.stack(views)} if split == "train" else {"image_ND": views[0]}
-        save_file({**tensors, "labels_N": labels}, out / f"{split}.safetensors")
+        save_file({**tensors, "labels_N": torch.tensor(dataset.labels[dataset.rows(split)])}, out / f"{split}.safetensors")
     single_CD, ensemble_CD = (encoder.classifier(dataset.classnames, templates) for templates in (dataset.templates[:1], dataset.templates))
     save_file({"single_CD": single_CD, "ensemble_CD": ensemble_CD}, out / "text.safetensors")
-    pq.write_table(_table(dataset, rows), out / "table.parquet")
+    pq.write_table(_table(dataset), out / "table.parquet")
     stages.write_json(out / "dataset.json", _about(config, encoder.vlm, dataset, version))
 
 
-def _table(dataset: EvalSet, rows: dict[str, list[int]]) -> pa.Table:
+def encode_split(
+    encoder: Encoder, dataset: EvalSet, split: str, view: int = 0, seed: int = 0, progress: Callable[[int], None] = lambda done: None
+) -> Tensor:  # fmt: skip
+    """Raw embeddings (N, D) of one split, in the order of its rows."""
+    chosen, sha256s = dataset.rows(split), picture_hashes(dataset)
+    return encoder.images([sha256s[i] for i in chosen], lambda rows: dataset.images(chosen[rows]), view, seed, progress)
+
+
+def picture_hashes(dataset: EvalSet) -> list[str]:
+    """SHA-256 of each picture's bytes, in the order of the table."""
+    return pq.read_table(dataset.folder / "table.parquet", columns=["sha256"])["sha256"].to_pylist()
+
+
+def _table(dataset: EvalSet) -> pa.Table:
+    sha256s = picture_hashes(dataset)
     return pa.Table.from_pylist(
         [
             {
                 "key": dataset.keys[i], "split": split, "row": row, "label": int(dataset.labels[i]), "classname": dataset.classnames[dataset.labels[i]],
-                "group": dataset.groups[i], "style": dataset.styles[i], "sha256": dataset.sha256s[i],
+                "group": dataset.groups[i], "style": dataset.styles[i], "sha256": sha256s[i],
             }
-            for split, chosen in rows.items()
-            for row, i in enumerate(chosen)
+            for split in SPLITS
+            for row, i in enumerate(dataset.rows(split))
         ]
     )  # fmt: skip
 
 
 def _about(config: Features, vlm: Vlm, dataset: EvalSet, version: str) -> dict[str, Any]:
-    split = hashlib.sha256(canonical_json(list(zip(dataset.keys, dataset.splits, map(int, dataset.labels), strict=True))).encode()).hexdigest()
+    split = hashlib.sha256(canonical_json([dataset.keys, dataset.splits.tolist(), dataset.labels.tolist()]).encode()).hexdigest()
     key = {"model": vlm.digest, "transform": vlm.pixels.digest(), "split": split, "precision": config.precision, "views": config.views, "seed": config.seed}
     return {
         "name": dataset.name, "classnames": list(dataset.classnames), "templates": list(dataset.templates), "dataset_version": version,
@@ -156,7 +169,14 @@ def _about(config: Features, vlm: Vlm, dataset: EvalSet, version: str) -> dict[s
 def model_card_fields(vlm: Vlm) -> dict[str, Any]:
     """What a protocol card says about how a model reads pictures and texts."""
     pixels = vlm.pixels
-    image = {"size_px": pixels.size_px, "interpolation": pixels.interpolation, "crop": "centre", "mean": list(pixels.mean), "std": list(pixels.std), "antialias": True}
+    image = {
+        "size_px": pixels.size_px,
+        "interpolation": pixels.interpolation,
+        "crop": "centre",
+        "mean": list(pixels.mean),
+        "std": list(pixels.std),
+        "antialias": True,
+    }
     return {"image_preprocess": image, "tokenizer": vlm.tokenizer.name, "context_length": vlm.tokenizer.context_length, "precision": "float32"}
 
 

@@ -82,7 +82,6 @@ class Transfer(Config):
         [1, 4, 16], min_length=1, description="labelled pictures per class; fewer where a class has fewer; 0 takes the whole training split"
     )
     seeds: list[int] = Field([1, 2, 3], min_length=1, description="seeds of the few-shot draw, of first weights and of the order")
-    val_shots: int = Field(4, gt=0, description="most validation pictures per class in a few-shot draw; never more than the shots")
     resamples: int = Field(2_000, ge=1_000, description="bootstrap resamples behind each interval")
 
     @model_validator(mode="after")

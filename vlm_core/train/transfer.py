@@ -6,7 +6,7 @@ OUT/adapted/<shots>-<seed>.safetensors             the method's own tensors; ada
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlm_core.config import build
-from vlm_core.data.eval_sets import fewshot_indices
+from vlm_core.data.few_shot import fewshot_indices
 from vlm_core.errors import CheckpointError, DataError
 from vlm_core.evaluate.card import ProtocolCard, digest_of
 from vlm_core.evaluate.metrics import topk_correct
@@ -27,7 +27,7 @@ from vlm_core.stage import Report, Stage, write_json
 from vlm_core.train.adapt import adapt
 from vlm_core.train.config import Transfer
 from vlm_core.train.curve import draw_curve
-from vlm_core.transfer.base import Setting, Support, TransferMethod
+from vlm_core.transfer.base import Setting, Support, TextTower, TransferMethod
 
 
 def transfer(config: Transfer, stage: Stage) -> Report:
@@ -69,7 +69,7 @@ def draw_support(config: Transfer, stored: Stored, vlm: Vlm | None, shots: int, 
     if shots == 0:
         chosen, held = np.arange(len(train.keys)), np.arange(len(val.keys))
     else:
-        chosen, held = fewshot_indices(train.labels_N.tolist(), val.labels_N.tolist(), shots, seed, config.val_shots)
+        chosen, held = fewshot_indices(train.labels_N.tolist(), shots, seed, val.labels_N.tolist())
     labels_N = train.labels_N[chosen]
     counts = torch.bincount(labels_N, minlength=len(stored.about["classnames"]))
     if int(counts.min()) == 0:
@@ -82,7 +82,7 @@ def draw_support(config: Transfer, stored: Stored, vlm: Vlm | None, shots: int, 
         stored.about["templates"][0], stored.about["scale"], seed=seed,
     )  # fmt: skip
     if vlm is not None:
-        support = replace(support, tower=vlm.towers.text.requires_grad_(False), tokenize=vlm.tokenize)
+        support = replace(support, tower=cast(TextTower, vlm.towers.text.requires_grad_(False)), tokenize=vlm.tokenize)
     return support, {"drawn": len(chosen), "fewest_per_class": int(counts.min()), "most_per_class": int(counts.max()), "validation": len(held)}
 
 

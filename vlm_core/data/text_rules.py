@@ -20,10 +20,12 @@ from vlm_core.errors import ConfigError
 
 Mask = NDArray[Any]
 
-# Mean length of a word in characters, for scripts that write words without (or with few) spaces between them.
-SCRIPT_WORD = {"Han": 2, "Hiragana": 2, "Katakana": 3, "Thai": 4, "Lao": 4, "Khmer": 4, "Myanmar": 4, "Hangul": 3}
-_RUNS = {script: regex.compile(rf"\p{{Script={script}}}+") for script in SCRIPT_WORD}
-_UNSPACED = regex.compile("[" + "".join(rf"\p{{Script={script}}}" for script in SCRIPT_WORD) + "]+")
+# Scripts that write words without (or with few) spaces between them, and the mean length of a word in characters.
+_UNSPACED = (
+    (regex.compile(r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}ー]+"), 2),
+    (regex.compile(r"[\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}\p{Script=Myanmar}]+"), 4),
+    (regex.compile(r"\p{Script=Hangul}+"), 3),
+)
 _WORDLIKE = regex.compile(r"[\p{L}\p{N}]")
 _SPACE = re.compile(r"\s+")
 
@@ -34,6 +36,7 @@ FILE_NAME = re.compile(rf"^(?:\S+{_PICTURE}|{_CAMERA}[ _-]?\d[\d _-]*(?:{_PICTUR
 EMAIL = re.compile(r"[\w.+-]+\s?(?:@|\[at\]|\(at\))\s?[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}", re.IGNORECASE)
 URL = re.compile(r"(?:https?://|ftp://|www\.)\S+|\b[\w-]+\.(?:com|org|net|info|biz|co\.uk|edu|gov)\b(?:/\S*)?", re.IGNORECASE)
 PHONE = re.compile(r"(?<![\w.])(?:\+\d{1,3}[\s.-]?)?(?:\(\d{1,4}\)[\s.-]?)?\d{2,4}(?:[\s.-]\d{2,4}){2,4}(?![\w.])")
+_THOUSANDS = re.compile(r"\d{1,3}(?:[ .]\d{3})+")
 _YEARS = re.compile(r"(?<!\d)(?:1[5-9]|20)\d\d(?!\d)")
 
 
@@ -52,9 +55,11 @@ def count_words(text: str, by_script: bool = True) -> int:
     """Words by white space; runs of unspaced scripts count by their length, at least one word a run."""
     if not by_script:
         return len(text.split())
-    runs = sum(-(-len(run) // size) for script, size in SCRIPT_WORD.items() for run in _RUNS[script].findall(text))
-    spaced = sum(1 for word in _UNSPACED.sub(" ", text).split() if _WORDLIKE.search(word))
-    return runs + spaced
+    words = 0
+    for script, size in _UNSPACED:
+        words += sum(-(-len(run) // size) for run in script.findall(text))
+        text = script.sub(" ", text)
+    return words + sum(1 for word in text.split() if _WORDLIKE.search(word))
 
 
 def count_chars(text: str, by_script: bool = True) -> int:
@@ -104,9 +109,11 @@ def personal(text: Sequence[str], email: bool = True, url: bool = True, phone: b
         if url and URL.search(t):
             return "url"
         found = PHONE.search(t) if phone else None
-        # digits of a date or of years in a row are not a telephone number
-        if found and sum(map(str.isdigit, found.group())) >= 8 and not _YEARS.search(found.group()):
-            return "phone"
-        return ""
+        return "phone" if found and _is_phone(found.group()) else ""
 
     return np.array([kind(t) for t in text], dtype=object)
+
+
+def _is_phone(digits: str) -> bool:
+    """A date, years in a row and a number with separated thousands are not telephone numbers."""
+    return sum(map(str.isdigit, digits)) >= 8 and not _YEARS.search(digits) and not _THOUSANDS.fullmatch(digits)

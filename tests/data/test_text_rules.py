@@ -1,0 +1,136 @@
+"""Rules on captions, on hand-labelled cases."""
+
+import numpy as np
+import pytest
+
+from vlm_core.data import text_rules
+from vlm_core.data.config import Titles
+from vlm_core.errors import ConfigError
+
+
+@pytest.mark.parametrize(("raw", "cleaned"), [
+    ("Tom &amp; Jerry&quot;s\u00a0 house\n", 'Tom & Jerry"s house'),
+    ("cafe\u0301", "café"),
+    ("\t ", ""),
+    ("&lt;b&gt;", "<b>"),
+])  # fmt: skip
+def test_cleaning_resolves_entities_and_folds_white_space(raw: str, cleaned: str) -> None:
+    assert text_rules.clean(raw) == cleaned
+
+
+def test_captions_are_the_same_when_their_letters_are() -> None:
+    assert text_rules.caption_key("A red  Fish!") == text_rules.caption_key("a RED fish") == text_rules.caption_key("Ａ red&nbsp;fish") == "a red fish"
+    assert text_rules.caption_key("にっこり。") == text_rules.caption_key("にっこり")
+    assert text_rules.caption_key("ガ") != text_rules.caption_key("カ")
+    assert text_rules.caption_key("!?") == "!?"
+
+
+@pytest.mark.parametrize(("text", "words", "plain"), [
+    ("a red fish", 3, 3),
+    ("red-and-white fish , !", 2, 4),
+    ("黒い猫が眠っている", 5, 1),  # nine characters, two a word
+    ("スパゲッティー", 4, 1),
+    ("웃는 얼굴", 2, 2),
+    ("스노보드타는사람", 3, 1),
+    ("แมวดำ", 2, 1),
+    ("iPhone 15 の写真", 4, 3),
+    ("", 0, 0),
+])  # fmt: skip
+def test_words_are_counted_per_script(text: str, words: int, plain: int) -> None:
+    assert (text_rules.count_words(text), text_rules.count_words(text, by_script=False)) == (words, plain)
+
+
+def test_a_wide_character_counts_twice() -> None:
+    assert text_rules.count_chars("犬 dog") == 6
+    assert text_rules.count_chars("犬 dog", by_script=False) == 5
+
+
+NAMES = [
+    "IMG_2034.jpg",
+    "DSC 0012",
+    "dscn0012.JPG",
+    "screenshot_2024-01-03.png",
+    "photo-12",
+    "d41d8cd98f00b204e9800998ecf8427e",
+    "my_holiday.jpeg",
+    "0012",
+    "12-34_56",
+]
+CAPTIONS = [
+    "a photo of a dog",
+    "IMG museum at night",
+    "p 12 of the book.",
+    "2 dogs",
+    "map.",
+    "decade",
+    "screen door",
+    "웃는 얼굴",
+    "pic of 12 cats",
+    "jpg compression explained",
+]
+
+
+def test_names_of_files_are_told_from_captions() -> None:
+    assert text_rules.file_names(NAMES).all()
+    assert not text_rules.file_names(CAPTIONS).any()
+
+
+def test_default_boilerplate_is_told_from_captions() -> None:
+    useless = [
+        "image",
+        "The Picture",
+        "logo",
+        "Untitled 3",
+        "loading...",
+        "no image",
+        "click here",
+        "icon 12",
+        "Part of the Flat Icon Collection (2004)",
+        "Lemon SVG theme",
+        "Etiquette Icons",
+    ]
+    useful = [
+        "picture of a lake",
+        "logo of a bakery",
+        "post card",
+        "a photo album",
+        "test tube",
+        "click beetle",
+        "the blank page",
+        "untitled goose game",
+        "iconic bridge",
+        "collector",
+    ]
+    patterns = Titles().boilerplate
+    assert text_rules.matching(useless, patterns).all()
+    assert not text_rules.matching(useful, patterns).any()
+
+
+def test_a_pattern_that_is_none_is_refused_in_one_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"Found the pattern '\(', which is not a regular expression"):
+        text_rules.matching(["x"], ["("])
+
+
+PERSONAL = {
+    "email": ["Jakob [chaosinfaith@hotmail.com]", "write to a.b-c+d@mail.example.co.kr now", "ann [at] example.org"],
+    "url": ["see https://example.org/x?y", "www.example.org", "from example.com", "shop.example.co.uk/sale"],
+    "phone": ["call +49 30 1234 5678", "(030) 123-45-67 89", "555 123 4567", "010-1234-5678"],
+    "": ["meet me @ noon", "a dog.", "version 2.0.1", "10 20 30", "1990 - 1995 2001 2005", "2004-08-25 23:29", "on 12.05.2004", "6 x 4 cm", "U.S. flag", "node.js logo", "100 000 000 stars"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PERSONAL)
+def test_personal_data_is_found_and_dates_and_numbers_are_not(kind: str) -> None:
+    assert text_rules.personal(PERSONAL[kind]).tolist() == [kind] * len(PERSONAL[kind])
+
+
+def test_a_kind_of_personal_data_that_is_switched_off_is_not_looked_for() -> None:
+    text = ["ann@example.org", "www.example.org", "555 123 4567"]
+    assert text_rules.personal(text, url=False).tolist() == ["email", "", "phone"]
+    assert text_rules.personal(text, email=False, url=False, phone=False).tolist() == ["", "", ""]
+
+
+def test_a_picture_without_size_is_refused_and_divides_nothing_by_zero() -> None:
+    text, lang = ["a red fish in water"] * 4, ["en"] * 4
+    keep = text_rules.basic_rules(text, lang, np.array([0, 600, 601, 200]), np.array([0, 200, 200, 200]))
+    assert keep.tolist() == [False, True, False, True]

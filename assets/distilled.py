@@ -1,28 +1,19 @@
-"""Smaller students of the base model: one asset per recipe that params.yaml lists."""
+"""A smaller student of the base model, and its twin that had no teacher."""
 
 import dagster as dg
 
 from assets.pretrained import MODEL
 from assets.shards import snapshot
 from assets.worker import menu, perform
-from pipelines.choices import BASE, listed
+from pipelines.choices import BASE
 from pipelines.resources import Launcher
 
-STUDENTS = listed("distil")
+DISTIL = menu("distil")
+STUDENTS = ["student", *(["twin"] if DISTIL.settings.model_dump()["twin"] else [])]
 
 
-def distilled(recipe: str) -> dg.AssetsDefinition:
-    distil = menu("distil", recipe)
-
-    @dg.asset(
-        **MODEL, key=["distilled", recipe], kinds={"lightning", "torch"}, deps=[snapshot, ["pretrained", BASE]], pool="train",
-        description=f"A smaller model taught by the base model with the recipe {recipe}.",
-    )  # fmt: skip
-    def teach(context: dg.AssetExecutionContext, launcher: Launcher, config: distil.form) -> dg.MaterializeResult:
-        inputs = {"shards": launcher.data("shards"), "teacher": launcher.data("pretrained", BASE)}
-        return perform(context, launcher, distil, config, inputs, launcher.data("distilled", recipe))
-
-    return teach
-
-
-students = [distilled(recipe) for recipe in STUDENTS]
+@dg.asset(**MODEL, kinds={"lightning", "torch"}, deps=[snapshot, ["pretrained", BASE]], pool="train")
+def distilled(context: dg.AssetExecutionContext, launcher: Launcher, config: DISTIL.form) -> dg.MaterializeResult:
+    """A small model taught by the base model, and the same model trained alike without a teacher."""
+    inputs = {"shards": launcher.data("shards"), "teacher": launcher.data("pretrained", BASE)}
+    return perform(context, launcher, DISTIL, config, inputs, launcher.data("distilled"))

@@ -10,16 +10,19 @@ from pipelines.resources import Launcher
 EVALUATE = menu("evaluate")
 
 
-def evaluation(family: str, recipe: str) -> dg.AssetsDefinition:
+def evaluation(name: str, family: str, made_by: list[str]) -> dg.AssetsDefinition:
     @dg.asset(
-        key=["evaluation", recipe], group_name="reports", owners=["team:models"], kinds={"torch"}, deps=["shards", "eval_sets", [family, recipe]],
-        description=f"Zero-shot, retrieval and linear probe of {recipe} with 95 % intervals and per-sample results, each under a protocol card.",
+        key=["evaluation", name], group_name="reports", owners=["team:models"], kinds={"torch"}, deps=["shards", "eval_sets", made_by],
+        description=f"Zero-shot, retrieval and linear probe of {name} with 95 % intervals and per-sample results, each under a protocol card.",
     )  # fmt: skip
     def evaluate(context: dg.AssetExecutionContext, launcher: Launcher, config: EVALUATE.form) -> dg.MaterializeResult:
-        inputs = {"model": launcher.data(family, recipe), "shards": launcher.data("shards"), "eval_sets": launcher.data("eval_sets")}
-        return perform(context, launcher, EVALUATE, config, inputs, launcher.data("evaluation", recipe))
+        inputs = {"model": launcher.data(family, name), "shards": launcher.data("shards"), "eval_sets": launcher.data("eval_sets")}
+        return perform(context, launcher, EVALUATE, config, inputs, launcher.data("evaluation", name))
 
     return evaluate
 
 
-evaluations = [evaluation("pretrained", recipe) for recipe in MODELS] + [evaluation("distilled", recipe) for recipe in STUDENTS]
+evaluations = [
+    *(evaluation(recipe, "pretrained", ["pretrained", recipe]) for recipe in MODELS),
+    *(evaluation(student, "distilled", ["distilled"]) for student in STUDENTS),
+]

@@ -9,7 +9,7 @@ from pipelines.resources import deployment
 defs = dg.Definitions(
     assets=[
         sources.pages, sources.candidate_pairs, images.images, images.embeddings, filtered.filtered, captions.captions, shards.shards, shards.snapshot,
-        eval_sets.eval_sets, *pretrained.models, features.features, transferred.transferred, *distilled.students, *evaluation.evaluations, *registry.registrations,
+        eval_sets.eval_sets, *pretrained.models, features.features, transferred.transferred, distilled.distilled, *evaluation.evaluations, *registry.registrations,
     ],
     asset_checks=checks.CHECKS,
     jobs=[jobs.data_to_model, jobs.data_only, jobs.retrain],

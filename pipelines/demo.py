@@ -15,9 +15,10 @@ from typing import Any
 
 import dagster as dg
 import psutil
+import pyarrow.parquet as pq
 
 from pipelines import services
-from pipelines.choices import BASE, MODELS, ROOT, listed
+from pipelines.choices import BASE, MODELS, ROOT
 from vlm_core.errors import LaunchError, VlmError
 from vlm_core.stage import Report, home, record_of
 
@@ -201,20 +202,28 @@ def _data() -> Iterator[str]:
 
 
 def _models() -> Iterator[str]:
-    for family, recipes in (("pretrained", MODELS), ("distilled", listed("distil"))):
-        for recipe in recipes:
-            trained = read_report(family, recipe)
-            if trained is not None:
-                yield f"{family + '/' + recipe:25} " + _numbers(trained.metrics)
-            yield from _intervals(recipe)
+    for asset in [*(("pretrained", recipe) for recipe in MODELS), ("distilled",)]:
+        trained = read_report(*asset)
+        if trained is not None:
+            yield f"{'/'.join(asset):25} " + _numbers(trained.metrics)
+    for folder in sorted((ROOT / "data" / "evaluation").glob("*/metrics.parquet")):
+        yield f"evaluation of {folder.parent.name}"
+        yield from _intervals(folder)
+    yield from _twins()
 
 
-def _intervals(recipe: str) -> Iterator[str]:
-    import pyarrow.parquet as pq
+def _twins() -> Iterator[str]:
+    """What the teacher was worth: paired differences, student minus twin."""
+    student, twin = (ROOT / "data" / "evaluation" / name for name in ("student", "twin"))
+    if student.exists() and twin.exists():
+        from vlm_core.evaluate.compare import compare
 
-    path = ROOT / "data" / "evaluation" / recipe / "metrics.parquet"
-    if not path.exists():
-        return
+        yield "student minus its twin without a teacher"
+        for row in compare(twin, student, 1000):
+            yield f"    {row.suite.replace('/', ' '):50} {row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]  n {row.n:,}"
+
+
+def _intervals(path: Path) -> Iterator[str]:
     for row in pq.read_table(path).to_pylist():
         if row.get("seed") is None:
             yield f"    {row['dataset'] + ' ' + row['task'] + ' ' + row['metric']:50} {row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]  n {row['n']:,}"
@@ -228,7 +237,7 @@ def _transfers() -> Iterator[str]:
 
 
 def _registry() -> Iterator[str]:
-    for recipe in [*(m for m in MODELS if m != BASE), BASE, *listed("distil")]:
+    for recipe in [*(m for m in MODELS if m != BASE), BASE, "student"]:
         said = read_report("registry", recipe)
         for row in said.tables.get("registry", []) if said else []:
             yield f"{row['name']:25} version {row['version']} ({recipe}) {row['aliases'] or 'no alias'}: {row['reason']}"

@@ -238,7 +238,9 @@ def find_model(con: "DuckDBPyConnection", name: str) -> str:
     base, mark, tail = next((parts for mark in "@:" if (parts := name.partition(mark))[1]), (name, "", ""))
     if mark:
         column = "alias" if mark == "@" else "version"
-        rows = _rows(con, f"SELECT model_id FROM promotions WHERE name = ? AND CAST({column} AS VARCHAR) = ? ORDER BY at DESC NULLS LAST LIMIT 1", base, tail)
+        rows = _rows(
+            con, f"SELECT model_id FROM promotions WHERE name = ? AND CAST({column} AS VARCHAR) = ? ORDER BY promotions.at DESC NULLS LAST LIMIT 1", base, tail
+        )
     elif re.fullmatch("[0-9a-f]{6,64}", name):
         rows = _rows(con, "SELECT DISTINCT model_id FROM models WHERE starts_with(model_id, ?) LIMIT 2", name)
     else:

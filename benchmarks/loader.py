@@ -1,0 +1,165 @@
+"""Pictures per second of one core: our loader against plain webdataset + PIL, on the same tars, taking turns in one run.
+
+    python -m benchmarks.loader [--shards DIR] [--rounds 5] [--out benchmarks/results/loader.txt]
+
+Both give batches of 64 random resized crops (share 0.5 to 1, bicubic, antialiased) as uint8, in one process with one thread; CPU time is counted, not wall time.
+Without --shards, 1,200 JPEGs of smooth noise with edges are made (quality 95, the size of what the download stores).
+"""
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+import torchvision
+import webdataset
+from PIL import Image, ImageDraw
+from torchvision.transforms import v2
+
+from vlm_core.config import canonical_json
+from vlm_core.data.augment import Transform
+from vlm_core.data.config import Loader, Shard
+from vlm_core.data.loader import ShardSamples, TrainLoader, decode
+from vlm_core.data.records import RECORD
+from vlm_core.data.shards import _Tar, _write_tables, read_manifest
+from vlm_core.data.tar import TarWriter
+
+BATCH, PICTURES = 64, 1200
+
+
+def make_shards(folder: Path, side: int) -> None:
+    """PICTURES samples in three tars."""
+    random, rows, tars = np.random.default_rng(side), [], []
+    for shard in range(3):
+        with TarWriter(folder / f"train-{shard:05d}.tar") as writer:
+            tars.append(_Tar("train", writer))
+            for pos in range(PICTURES // 3):
+                key = f"{shard:05d}{pos:07d}"
+                record = {
+                    **dict.fromkeys(RECORD, ""),
+                    "uid": key,
+                    "captions": [{"text": "a picture of noise", "origin": "alt", "lang": "en", "generator": "", "score": None}],
+                }
+                jpg, text = writer.add(f"{key}.jpg", _jpeg(random, side)), writer.add(f"{key}.json", canonical_json(record).encode())
+                rows.append({"uid": key, "split": "train", "shard": writer.path.name, "key": key, "pos": pos, "group": key, "jpg_offset": jpg.offset,
+                             "jpg_size": jpg.size, "json_offset": text.offset, "json_size": text.size})  # fmt: skip
+                tars[-1].uids.append(key)
+    _write_tables(Shard(), folder, rows, tars)
+
+
+def _jpeg(random: np.random.Generator, side: int) -> bytes:
+    image = Image.fromarray(random.integers(0, 255, (side // 16, side // 16, 3), dtype=np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(image)
+    for _ in range(12):
+        draw.rectangle(sorted(random.integers(0, side, 2).tolist()) * 2, outline=tuple(random.integers(0, 255, 3).tolist()), width=3)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=95)
+    return stream.getvalue()
+
+
+def ours(folder: Path, size: int) -> Iterator[torch.Tensor]:
+    for batch in TrainLoader(ShardSamples(folder), Loader(batch_size=BATCH), Transform(size)):
+        yield batch["images"]
+
+
+def webdataset_pil(folder: Path, size: int) -> Iterator[torch.Tensor]:
+    crop = v2.Compose([v2.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=v2.InterpolationMode.BICUBIC), v2.PILToTensor()])
+    tars = [str(folder / entry["name"]) for entry in read_manifest(folder)["shards"] if entry["split"] == "train"]
+    data = webdataset.WebDataset(tars, shardshuffle=len(tars)).shuffle(1000).decode("pil").to_tuple("jpg", "json")
+    stacked = data.map(lambda sample: (crop(sample[0]), sample[1]["captions"][0]["text"])).batched(BATCH, partial=False)
+    for images, _ in stacked:
+        yield torch.as_tensor(images) if not isinstance(images, list) else torch.stack(images)
+
+
+def simplejpeg_full(data: bytes) -> object:
+    return decode(data)
+
+
+def torchvision_io(data: bytes) -> object:
+    return torchvision.io.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=torchvision.io.ImageReadMode.RGB)
+
+
+def pil(data: bytes) -> object:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def rate(step: Callable[[], int]) -> float:
+    begin = time.process_time()
+    done = step()
+    return done / (time.process_time() - begin)
+
+
+def compare(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, list[float]]:
+    """Rates of each way, taking turns; the first round only warms up."""
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, step in ways.items():
+            found = rate(step)
+            if turn:
+                rates[name].append(found)
+    return rates
+
+
+def rows_of(title: str, rates: dict[str, list[float]]) -> list[str]:
+    first = next(iter(rates))
+    lines = []
+    for name, values in rates.items():
+        ratios = [a / b for a, b in zip(rates[first], values, strict=True)]
+        lines.append(f"{title:28} {name:18} {statistics.median(values):8.0f} {min(values):8.0f} {max(values):8.0f}   {statistics.median(ratios):5.2f}")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shards", type=Path, help="a folder made by 'vlm shard'")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "loader.txt")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = [f"{'pictures per CPU second':28} {'':18} {'median':>8} {'min':>8} {'max':>8}   ratio (first / this, median over rounds)"]
+    with tempfile.TemporaryDirectory() as tmp:
+        for side in [0] if args.shards else [128, 256, 320]:
+            folder = args.shards or Path(tmp) / str(side)
+            if side:
+                folder.mkdir()
+                make_shards(folder, side)
+            samples = ShardSamples(folder)
+            jpegs = [samples.jpeg(row) for row in range(min(200, len(samples)))]
+            name = f"{side} px" if side else "given shards"
+            decoders = {f.__name__: lambda f=f: sum(f(data) is not None for data in jpegs) for f in (simplejpeg_full, torchvision_io, pil)}
+            lines += rows_of(f"decode only, {name}", compare(decoders, args.rounds))
+            for size in (64, 224):
+                ways = {f.__name__: lambda f=f, size=size: sum(len(batch) for batch in islice(f(folder, size), 15)) for f in (ours, webdataset_pil)}
+                lines += rows_of(f"{name} -> batches of {size} px", compare(ways, args.rounds))
+    text = "\n".join([conditions(args), "", *lines]) + "\n"
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(text)
+    print(text)
+
+
+def conditions(args: argparse.Namespace) -> str:
+    cpu = next(
+        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor()
+    )
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__, "webdataset": webdataset.__version__}
+    more = {"numpy": np.__version__, "pillow": Image.__version__}
+    return (
+        f"Loader benchmark: {', '.join(f'{name} {version}' for name, version in {**versions, **more}.items())}\n"
+        f"CPU {cpu}, {os.cpu_count()} cores (load {os.getloadavg()[0]:.1f}), one process, one thread, CPU time, batches of {BATCH}, {args.rounds} interleaved rounds after one of warm-up\n"
+        f"Shards: {json.dumps('given' if args.shards else f'{PICTURES} made JPEGs, quality 95')}"
+    )
+
+
+if __name__ == "__main__":
+    main()

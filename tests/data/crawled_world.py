@@ -1,7 +1,9 @@
 """Training shards as a crawl of the embedded corpus would give them: real pictures, real captions, made by the real `vlm shard`."""
 
+import gzip
 import hashlib
 import io
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +12,7 @@ from PIL import Image
 
 from tests.data.small_world import stage_for
 from vlm_core.data.config import Shard
-from vlm_core.data.corpus import Corpus, Picture
+from vlm_core.data.corpus import META, Corpus, Picture
 from vlm_core.data.sample import CAPTIONS, DOWNLOADS, PAIRS, make_uid
 from vlm_core.data.shards import shard
 from vlm_core.data.tar import TarWriter
@@ -27,6 +29,16 @@ def as_stored(content: bytes) -> bytes:
     out = io.BytesIO()
     white.convert("RGB").save(out, "JPEG", quality=95)
     return out.getvalue()
+
+
+def part_of(corpus: Corpus, pictures: list[Picture], path: Path) -> Path:
+    """A corpus of these pictures only."""
+    lines = [json.dumps(picture.model_dump()) for picture in pictures]
+    with TarWriter(path) as tar:
+        tar.add(META, gzip.compress("\n".join(lines).encode(), mtime=0))
+        for picture in pictures:
+            tar.add(picture.file, corpus.read(picture.file))
+    return path
 
 
 def shards_of(corpus: Corpus, pictures: list[Picture], root: Path) -> Path:

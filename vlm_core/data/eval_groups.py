@@ -14,6 +14,7 @@ from vlm_core.data.grouping import group_samples
 from vlm_core.data.perceptual import pdq, phash, to_hex
 from vlm_core.data.picture import Limits, decode
 from vlm_core.data.shards import read_samples
+from vlm_core.data.text_rules import caption_key
 from vlm_core.stage import Stage
 
 ANY_SIZE = Limits(max_pixels=10**8, max_decoded_mb=512, min_side=1, max_aspect=0)
@@ -42,7 +43,12 @@ class Item(NamedTuple):
 def look_at(uid: str, content: bytes, caption: str, sha256: str = "", author: str = "") -> Look:
     pixels = np.asarray(decode(io.BytesIO(content), ANY_SIZE)[0].convert("RGB"))
     bits, quality = pdq(pixels)
-    return Look(uid, caption, sha256 or hashlib.sha256(content).hexdigest(), to_hex(phash(pixels)), to_hex(bits), quality, author)
+    return Look(uid, joined(caption), sha256 or hashlib.sha256(content).hexdigest(), to_hex(phash(pixels)), to_hex(bits), quality, author)
+
+
+def joined(caption: str) -> str:
+    """Letters and digits only: "palm tree" and "palmtree" are one caption."""
+    return caption_key(caption).replace(" ", "")
 
 
 def group(looks: Sequence[Look], config: Grouping) -> dict[str, str]:
@@ -61,7 +67,7 @@ def pool(corpus: Corpus, shards: Path, config: Grouping, stage: Stage) -> list[I
         stage.progress("corpus pictures", done, len(pictures))
     for done, sample in enumerate(read_samples(shards, "train"), 1):
         first = look_at(f"~{sample.uid}", sample.jpeg, sample.record["caption"], sample.record["sha256"])
-        others = {caption["text"] for caption in sample.record["captions"]} - {first.caption}
+        others = {joined(caption["text"]) for caption in sample.record["captions"]} - {first.caption}
         trained += [first, *(first._replace(uid=f"{first.uid}#{number}", caption=text) for number, text in enumerate(sorted(others)))]
         stage.progress("training samples", done)
     seen = _seen(looks, trained, config)

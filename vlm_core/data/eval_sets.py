@@ -194,7 +194,7 @@ class EvalSet:
         self.classnames: list[str] = about["classnames"]
         self.templates: list[str] = about["templates"]
         self.about: dict[str, Any] = about
-        self.keys, self.groups, self.styles = (table[name].to_pylist() for name in ("key", "group", "style"))
+        self.keys, self.groups, self.styles, self.sha256 = (table[name].to_pylist() for name in ("key", "group", "style", "sha256"))
         self.splits = np.array(table["split"].to_pylist())
         self.labels = table["label"].to_numpy().astype(np.int64)
         self._where = {member.name.rpartition(".")[0]: member for member in members(folder / "images.tar")}

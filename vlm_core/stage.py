@@ -68,6 +68,7 @@ class Stage:
     versions: Mapping[str, str] = field(default_factory=dict)  # input name -> data version
     recipe: str = ""  # name of the settings, for people
     _last: float = 0.0
+    _said: str = ""
 
     @property
     def final(self) -> Path:
@@ -85,13 +86,13 @@ class Stage:
         return path
 
     def progress(self, what: str, done: int | None = None, total: int | None = None, every_s: float = 2.0) -> None:
-        """One line on stderr, at most every `every_s` seconds (always for the first and last)."""
+        """One line on stderr, at most every `every_s` seconds (always for the last), and never the same line twice."""
         now = time.monotonic()
-        if done not in (None, total) and now - self._last < every_s:
+        line = f"[{self.verb}] {what}" + ("" if done is None else f" {done:,}" + (f"/{total:,}" if total else ""))
+        if line == self._said or (done not in (None, total) and now - self._last < every_s):
             return
-        self._last = now
-        amount = "" if done is None else f" {done:,}" + (f"/{total:,}" if total else "")
-        print(f"[{self.verb}] {what}{amount}", file=sys.stderr, flush=True)
+        self._last, self._said = now, line
+        print(line, file=sys.stderr, flush=True)
 
 
 def home() -> Path:

@@ -1,12 +1,16 @@
 """Golden entries of the data half: filters, hashes, duplicates, balance."""
 
+import io
+import json
 import random
 from collections.abc import Iterator
 
 import numpy as np
+from PIL import Image
 
 from tests.golden.check import Check
-from vlm_core.data import dedup, perceptual, scores, select, text_rules
+from vlm_core.data import dedup, perceptual, picture, rights, scores, select, text_rules, wat
+from vlm_core.data.address import FetchFailed
 
 Arrays = dict[str, np.ndarray]
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32 of the reference, as its README says
@@ -100,6 +104,54 @@ def hype_hyperbolic(a: Arrays) -> Iterator[Check]:
     yield Check("text_specificity", text_spec, a["text_specificity"], **CLOSE)
 
 
+def wat_extract(a: Arrays) -> Iterator[Check]:
+    for kind in ("image", "image_only"):
+        links = list(wat.extract_links(io.BytesIO(a["wat_gz"].tobytes()), kind, strict=False))
+        for name, ours in (("uid", [x.md5 for x in links]), ("url", [x.url for x in links]), ("alt", [x.alt for x in links]), ("page", [x.page for x in links])):
+            yield Check(f"{kind}_{name}", np.array(ours), a[f"{kind}_{name}"])
+        strict = {x.url for x in wat.extract_links(io.BytesIO(a["wat_gz"].tobytes()), kind)}
+        yield Check(f"{kind}_malformed_hosts", sum("[" in url for url in strict), 0)
+
+
+def xrobots_img2dataset(a: Arrays) -> Iterator[Check]:
+    headers, words = [json.loads(text) for text in a["headers_json"].tolist()], a["disallowed"].tolist()
+    for name, agents in (("blocked_with_token", [str(a["user_agent_token"])]), ("blocked_without_token", [])):
+        reference = np.array([rights.xrobots_denied(values, agents, words, "reference") for values in headers])
+        fixed = np.array([rights.xrobots_denied(values, agents) for values in headers])
+        yield Check(name, reference, a[name])
+        yield Check(f"{name}_superset", fixed | a[name], fixed)
+        too_lax = np.array([values in (["noarchive,noai,max-snippet:-1"], ["none"]) for values in headers])
+        yield Check(f"{name}_fixed", fixed & too_lax, too_lax)
+
+
+def image_resize_blur(a: Arrays) -> Iterator[Check]:
+    """Our decoding before img2dataset's resizer. Pixels may differ by 2 of 255 on average, as its README says; faces are not blurred yet."""
+    from vlm_core.data.img2dataset_worker import Upright
+
+    for i in range(int(a["n_inputs"])):
+        data = a[f"input_{i}_png"].tobytes()
+        for mode in a["modes"].tolist():
+            for when in ("always", "onlybigger"):
+                resizer = Upright(int(a["image_size"]), mode, when == "onlybigger", encode_quality=1, encode_format="png")
+                encoded, *sizes, error = resizer.resize(io.BytesIO(data))
+                ours, expected = np.asarray(Image.open(io.BytesIO(encoded))).astype(int), a[f"out_{i}_{mode}_{when}"].astype(int)
+                ours = ours[..., ::-1] if ours.ndim == 3 else ours
+                yield Check(f"size_{i}_{mode}_{when}", np.array(sizes), a[f"size_{i}_{mode}_{when}"])
+                yield Check(f"shape_{i}_{mode}_{when}", np.array(ours.shape), np.array(expected.shape))
+                yield Check(f"out_{i}_{mode}_{when}", abs(ours - expected).mean(), 0.0, rtol=0, atol=2)
+        for j, (side, area, aspect) in enumerate(a["rule_args"]):
+            limits = picture.Limits(int(min(area, 1e9)), 512, int(side), float(aspect) if np.isfinite(aspect) else 0.0)
+            yield Check(f"rule_errors_{i}_{j}", np.array(_refusal(data, limits)), a["rule_errors"][i, j])
+
+
+def _refusal(data: bytes, limits: picture.Limits) -> str:
+    try:
+        picture.probe(io.BytesIO(data), limits)
+    except FetchFailed as failed:
+        return {"too_small": "image too small", "too_many_pixels": "image area too large", "aspect_ratio": "aspect ratio too large"}[failed.status]
+    return ""
+
+
 TABLE = {
     "datacomp_basic": datacomp_basic,
     "perceptual_hash": perceptual_hash,
@@ -108,4 +160,7 @@ TABLE = {
     "datacomp_image_based": datacomp_image_based,
     "negcliploss_normsim": negcliploss_normsim,
     "hype_hyperbolic": hype_hyperbolic,
+    "wat_extract": wat_extract,
+    "xrobots_img2dataset": xrobots_img2dataset,
+    "image_resize_blur": image_resize_blur,
 }

@@ -90,6 +90,7 @@ class Fetcher:
 
     def fetch(self, url: str, into: Path) -> Fetched:
         """Fetch a picture into a file. The file exists afterwards if and only if the status is ok."""
+        into.unlink(missing_ok=True)
         result = Fetched(url, "deadline")
         for attempt in range(1, self.settings.retries + 2):
             result = replace(self._once(url, into), attempts=attempt)

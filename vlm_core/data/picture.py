@@ -62,10 +62,10 @@ def probe(stream: BinaryIO, limits: Limits) -> Header:
     """Read the header and check it. Raises FetchFailed: not_image, decode_error, too_many_pixels, too_small, aspect_ratio."""
     image, header = _open(stream)
     pixels, short = header.width * header.height, min(header.width, header.height)
-    if pixels > limits.max_pixels:
-        raise FetchFailed("too_many_pixels", f"{header.width} x {header.height} pixels, at most {limits.max_pixels:,} allowed")
     if short < limits.min_side:
         raise FetchFailed("too_small", f"{header.width} x {header.height} pixels, at least {limits.min_side} on the short side expected")
+    if pixels > limits.max_pixels:
+        raise FetchFailed("too_many_pixels", f"{header.width} x {header.height} pixels, at most {limits.max_pixels:,} allowed")
     if limits.max_aspect and max(header.width, header.height) > limits.max_aspect * short:
         raise FetchFailed("aspect_ratio", f"{header.width} x {header.height} pixels, more than {limits.max_aspect:g} : 1")
     scale = 8 if header.format == "JPEG" else 1

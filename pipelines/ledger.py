@@ -17,7 +17,7 @@ from vlm_core.errors import BadManifest, LaunchError, MissingInput
 from vlm_core.stage import data_version
 from vlm_core.switches import switch_off
 
-REF = "refs/vlm/snapshots"
+REF = "refs/heads/vlm-snapshots"  # a branch: `dvc gc --all-commits` keeps what branches and tags name, and nothing else
 FILES = ("dvc.yaml", "dvc.lock", "params.yaml")
 WHO = {f"GIT_{role}_{what}": value for role in ("AUTHOR", "COMMITTER") for what, value in (("NAME", "vlm ledger"), ("EMAIL", "ledger@localhost"))}
 

@@ -1,0 +1,151 @@
+"""The code location: what is in it, what it depends on, what it costs to load, when it acts by itself."""
+
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+
+from pipelines.choices import BASE, MODELS, PARAMS, ROOT, listed
+from pipelines.definitions import defs
+from pipelines.partitions import CHOSEN_METHODS, DATASETS, METHODS
+from pipelines.schedules import nightly
+from pipelines.sensors import new_data
+from vlm_core.run import VERBS, load, recipes
+
+GRAPH = defs.resolve_asset_graph()
+EDGES = {
+    "candidate_pairs": {"pages"},
+    "images": {"candidate_pairs"},
+    "embeddings": {"candidate_pairs", "images"},
+    "filtered": {"candidate_pairs", "embeddings", "images"},
+    "captions": {"filtered"},
+    "shards": {"captions", "filtered"},
+    "snapshot": {"shards"},
+    "eval_sets": {"shards"},
+    "pretrained/lit_packaged": {"snapshot"},
+    "pretrained/clip_tiny": {"snapshot"},
+    "features": {"eval_sets", "pretrained/lit_packaged"},
+    "transferred": {"eval_sets", "features", "pretrained/lit_packaged"},
+    "distilled": {"pretrained/lit_packaged", "snapshot"},
+    "evaluation/lit_packaged": {"eval_sets", "pretrained/lit_packaged", "shards"},
+    "evaluation/clip_tiny": {"eval_sets", "pretrained/clip_tiny", "shards"},
+    "evaluation/student": {"distilled", "eval_sets", "shards"},
+    "evaluation/twin": {"distilled", "eval_sets", "shards"},
+    "registry/clip_tiny": {"evaluation/clip_tiny", "pretrained/clip_tiny"},
+    "registry/lit_packaged": {"evaluation/lit_packaged", "pretrained/lit_packaged", "registry/clip_tiny"},
+    "registry/student": {"distilled", "evaluation/student"},
+}
+
+
+def test_loading_the_definitions_imports_neither_torch_nor_lightning_nor_mlflow() -> None:
+    code = "import sys, pipelines.definitions; print(sorted({'torch', 'lightning', 'mlflow', 'dvc', 'transformers', 'img2dataset'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_assets_and_their_edges_are_the_flow() -> None:
+    found = {key.to_user_string(): {parent.to_user_string() for parent in GRAPH.get(key).parent_keys} for key in GRAPH.get_all_asset_keys()}
+    assert found == {"pages": set(), **EDGES}
+
+
+def test_every_asset_has_an_owner_a_group_and_a_sentence() -> None:
+    for key in GRAPH.get_all_asset_keys():
+        node = GRAPH.get(key)
+        assert node.owners, key
+        assert node.group_name in {"data", "models", "reports"}, key
+        assert node.description, key
+        assert node.description.strip().endswith("."), key
+
+
+def test_the_main_job_covers_every_asset_check_and_listed_cell_in_one_run() -> None:
+    job = defs.resolve_job_def("data_to_model")
+    steps = {key.split(".")[0] for key in job.graph.node_dict}
+    assert {key.to_python_identifier() for key in GRAPH.get_all_asset_keys()} <= steps
+    first, last = (job.tags[f"dagster/asset_partition_range_{end}"] for end in ("start", "end"))
+    parts = job.partitions_def
+    assert parts is not None
+    keys = parts.get_partition_keys_in_range(dg.PartitionKeyRange(first, last))
+    assert sorted(keys) == sorted(f"{dataset}|{method}" for dataset in DATASETS for method in CHOSEN_METHODS)
+
+
+def test_a_method_is_a_partition_by_existing() -> None:
+    assert set(METHODS) == set(recipes("transfer"))
+
+
+def test_params_yaml_lists_known_recipes_whose_settings_resolve() -> None:
+    for verb in VERBS:
+        names = listed(verb)
+        assert names, f"params.yaml lists no recipe of {verb}"
+        for name in names:
+            assert load(verb, name, PARAMS)[0] == name
+
+
+def test_dvc_yaml_has_the_stages_of_the_assets_with_the_choices_of_params_yaml() -> None:
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert set(stages) == set(VERBS) - {"promote"}
+    assert stages["pretrain"]["foreach"] == MODELS
+    assert stages["transfer"]["matrix"] == {"method": CHOSEN_METHODS, "dataset": DATASETS}
+    assert set(stages["evaluate"]["foreach"]) == {key.path[1] for key in GRAPH.get_all_asset_keys() if key.path[0] == "evaluation"}
+    for name, stage in stages.items():
+        body = stage.get("do", stage)
+        assert all(next(iter(out.values())) == {"persist": True} for out in body["outs"]), name
+        assert all(f"--in {word}=" in body["cmd"] for word in VERBS[name].inputs), name
+        assert ("lit_packaged" in body["cmd"]) == (name in {"features", "distil", "transfer"}), name
+    assert BASE == "lit_packaged"
+
+
+def _snapshot(instance: dg.DagsterInstance, version: str) -> None:
+    instance.report_runless_asset_event(dg.AssetMaterialization("snapshot", tags={"dagster/data_version": version}))
+
+
+def _tick(instance: dg.DagsterInstance, cursor: str | None) -> dg.SensorResult | dg.SkipReason:
+    context = dg.build_sensor_context(instance=instance, cursor=cursor, definitions=defs)
+    result = new_data(context)
+    assert isinstance(result, dg.SensorResult | dg.SkipReason)
+    return result
+
+
+def test_the_new_data_sensor_asks_once_for_a_new_version_and_never_for_a_rebuild() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert isinstance(_tick(instance, None), dg.SkipReason)
+        _snapshot(instance, "1" * 32 + ".dir")
+        first = _tick(instance, None)
+        assert isinstance(first, dg.SensorResult)
+        assert [request.run_key for request in first.run_requests or []] == [f"snapshot-{'1' * 32}.dir"]
+        _snapshot(instance, "1" * 32 + ".dir")  # a rebuild with the same bytes
+        assert isinstance(_tick(instance, first.cursor), dg.SkipReason)
+        _snapshot(instance, "2" * 32 + ".dir")
+        second = _tick(instance, first.cursor)
+        again = _tick(instance, first.cursor)  # the same tick twice, as after a daemon's crash
+        assert isinstance(second, dg.SensorResult)
+        assert isinstance(again, dg.SensorResult)
+        assert [r.run_key for r in second.run_requests or []] == [r.run_key for r in again.run_requests or []] == [f"snapshot-{'2' * 32}.dir"]
+
+
+def test_the_nightly_schedule_asks_for_the_main_job_once_a_night() -> None:
+    keys = []
+    for minute in (0, 0, 1):
+        context = dg.build_schedule_context(scheduled_execution_time=datetime(2026, 11, 23 + minute, 2, tzinfo=UTC))
+        data = nightly.evaluate_tick(context)
+        keys += [request.run_key for request in data.run_requests or []]
+    assert keys == ["nightly-2026-11-23", "nightly-2026-11-23", "nightly-2026-11-24"]
+    assert nightly.job_name == "data_to_model"
+
+
+def test_what_starts_work_by_itself_is_off_by_default() -> None:
+    assert nightly.default_status == dg.DefaultScheduleStatus.STOPPED
+    assert new_data.default_status == dg.DefaultSensorStatus.STOPPED
+
+
+@pytest.mark.parametrize("file", ["dagster.yaml", "dagster-server.yaml"])
+def test_dagster_accepts_every_setting_that_infra_ships(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dagster._core.instance.config import dagster_instance_config
+
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    settings, _ = dagster_instance_config(str(ROOT / "infra" / "dagster"), file)
+    assert settings["telemetry"] == {"enabled": False}
+    assert settings["run_monitoring"]["free_slots_after_run_end_seconds"] == 30

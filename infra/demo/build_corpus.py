@@ -23,7 +23,7 @@ import sources
 from PIL import Image, ImageOps
 from sources import Found
 
-from vlm_core.data import demo_site
+from vlm_core.data import demo_site, demo_truth
 from vlm_core.data.corpus import META, Corpus, Picture
 
 APT = {
@@ -269,7 +269,7 @@ def main() -> None:
     made += list(mirrored(made))
     write_tar(args.out / "corpus.tar", made)
     with Corpus(args.out / "corpus.tar") as corpus:
-        truth = demo_site.truth(corpus)
+        truth = demo_truth.truth(corpus)
     (args.out / "truth.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in truth))
     sizes = collections.Counter(row.source for row, _ in made)
     print(f"{len(made):,} pictures ({', '.join(f'{name} {n:,}' for name, n in sizes.items())}), {(args.out / 'corpus.tar').stat().st_size / 1e6:.1f} MB")

@@ -7,10 +7,11 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_core.data import demo_site
+from vlm_core.data import demo_truth
 from vlm_core.data.corpus import META, Corpus
 from vlm_core.errors import BadManifest, MissingInput
 
@@ -76,17 +77,27 @@ def test_keys_and_addresses_are_unique_and_copies_lie_under_two_addresses(corpus
 
 
 def test_the_truth_file_is_what_the_corpus_says(corpus, truth):
-    assert truth == json.loads(json.dumps(demo_site.truth(corpus)))
+    assert truth == json.loads(json.dumps(demo_truth.truth(corpus)))
 
 
-def test_exact_duplicates_in_the_truth_are_all_pairs_of_equal_bytes_and_no_others(corpus, truth):
-    content = {
-        picture.url: hashlib.sha256(corpus.read(picture.file)).hexdigest() for picture in corpus.pictures if picture.url and "robots" not in picture.dirt
-    }
+def test_exact_duplicates_in_the_truth_are_all_pairs_of_equal_bytes_that_a_crawl_can_meet_and_no_others(corpus, truth):
+    never = {row["url"] for row in truth if row["status"] != "ok"}
+    content = {picture.url: hashlib.sha256(corpus.read(picture.file)).hexdigest() for picture in corpus.pictures if picture.url and picture.url not in never}
     told = {row["url"]: row["of"] for row in truth if row["kind"] == "exact_duplicate"}
     assert all(content[url] == content[of] for url, of in told.items())
     assert len(content) - len(told) == len(set(content.values()))  # without the told ones every picture is there once
     assert len(told) > 100
+
+
+def test_pictures_told_to_be_of_one_colour_or_slivers_are_and_the_others_are_not(corpus, truth):
+    told = {row["url"]: row["kind"] for row in truth if row["kind"] in ("one_colour", "too_small") and "/odd/" not in row["url"]}
+    assert set(told.values()) == {"one_colour", "too_small"}
+    for picture in corpus.pictures:
+        if picture.url and picture.source != "noto":
+            pixels = np.asarray(Image.open(io.BytesIO(corpus.read(picture.file))).convert("RGB"))
+            sliver = min(pixels.shape[:2]) < 16
+            assert (told.get(picture.url) == "too_small") == sliver
+            assert (told.get(picture.url) == "one_colour") == (not sliver and bool((pixels == pixels[0, 0]).all()))
 
 
 def test_the_natural_dirt_is_there(truth):

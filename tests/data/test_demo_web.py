@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 from selectolax.lexbor import LexborHTMLParser as HTMLParser
 
-from vlm_core.data import demo_site, demo_web
+from vlm_core.data import demo_site, demo_truth, demo_web
 from vlm_core.data.corpus import Corpus
 from vlm_core.data.sample import STATUSES, canonical_url
 from vlm_core.errors import ServiceError
@@ -36,7 +36,7 @@ def corpus():
 
 @pytest.fixture(scope="module")
 def truth(corpus):
-    return demo_site.truth(corpus)
+    return demo_truth.truth(corpus)
 
 
 def get(hosts, url, method="GET"):

@@ -5,17 +5,16 @@
     photos.demo.test    photographs; opt-out headers, srcset, odd and hostile pictures under /en/odd/ and /en/hostile/, one picture for 24 captions
     mirror.demo.test    copies of the others' pictures, to the byte or re-encoded
 
-Everything is a function of the corpus. `truth` says, address by address, what a crawl must find out.
+Everything is a function of the corpus. `demo_truth` says, address by address, what a crawl must find out.
 """
 
-import hashlib
 import html
 import re
 import struct
 import zlib
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 from vlm_core.data.corpus import Corpus, Picture
@@ -238,11 +237,11 @@ def pages(corpus: Corpus) -> dict[str, list[Figure]]:
     shown = {page: [_figure(picture, page) for picture in pictures] for page, pictures in sections(corpus).items()}
     for odd in odd_pictures(corpus):
         alts = COMING_SOON if odd.kind == "placeholder" else (odd.alt,)
-        shown.setdefault(_section_of(odd), []).extend(Figure(odd.address, alt) for alt in alts)
+        shown.setdefault(section_of(odd), []).extend(Figure(odd.address, alt) for alt in alts)
     return shown
 
 
-def _section_of(odd: Odd) -> str:
+def section_of(odd: Odd) -> str:
     return f"{PHOTOS}/en/" + ("coming-soon" if odd.kind == "placeholder" else "odd" if odd.reply else "hostile")
 
 
@@ -275,46 +274,6 @@ def _place(site: Site, picture: Picture) -> None:
     site[host]["/" + path] = Reply(200, headers, member=picture.file, delay_s=2.0 if picture.serve == "slow" else 0.0)
     if f"{PHOTOS}/en/animals" in picture.pages:
         site[PHOTOS][_thumbnail(picture)] = Reply(200, headers, member=picture.file)
-
-
-# ---------------------------------------------------------------- what is dirty
-
-
-def truth(corpus: Corpus) -> list[dict[str, Any]]:
-    """One row per address and kind of dirt: url, kind, pages, expected download status (null where it is a matter of settings), of (what it copies)."""
-    copies = _copies(corpus)
-    counted: dict[str, int] = {page: len(pictures) for page, pictures in sections(corpus).items()}
-    seen: dict[str, int] = defaultdict(int)
-    rows = []
-    for picture in corpus.pictures:
-        where = []
-        for page in picture.pages:
-            where.append(page_urls(page, counted[page])[seen[page] // FIGURES])
-            seen[page] += 1
-        if picture.url:
-            rows += [{"url": picture.url, "kind": kind, "status": status, "of": of, "pages": where} for kind, status, of in _findings(picture, copies)]
-    for odd in odd_pictures(corpus):
-        rows.append({"url": odd.address, "kind": odd.kind, "status": odd.status, "of": "", "pages": page_urls(_section_of(odd), 1)})
-    return sorted(rows, key=lambda row: (row["url"], row["kind"]))
-
-
-def _copies(corpus: Corpus) -> dict[str, str]:
-    """Address -> the first address (in alphabetical order) that shows the same bytes, where there are several."""
-    first: dict[bytes, str] = {}
-    linked = sorted((picture for picture in corpus.pictures if picture.url and "robots" not in picture.dirt), key=lambda picture: picture.url)
-    found = {picture.url: first.setdefault(hashlib.sha256(corpus.read(picture.file)).digest(), picture.url) for picture in linked}
-    return {url: of for url, of in found.items() if url != of}
-
-
-def _findings(picture: Picture, copies: dict[str, str]) -> Iterator[tuple[str, Status | None, str]]:
-    if picture.url in copies:
-        yield "exact_duplicate", "ok", copies[picture.url]
-    for kind, of in picture.dirt.items():
-        yield kind, "robots_denied" if kind == "robots" else "ok", of
-    if picture.serve:
-        yield picture.serve, "optout_header" if "noai" in picture.serve else "ok", ""
-    if any(page.endswith(f"/{OPTOUT_SECTION}") for page in picture.pages):
-        yield "page_optout", None, ""
 
 
 def quoted(path: str) -> str:

@@ -1,0 +1,263 @@
+"""The verb `embed`: pictures and raw captions to unit vectors in clip-retrieval's folder layout, and an index over them.
+
+    img_emb/img_emb_0.npy, text_emb/text_emb_0.npy   float16 (N, D), row i of both and of the metadata is one sample, rows sorted by uid
+    metadata/metadata_0.parquet                      uid, caption, url, page_url, lang, sha256, fitted (was part of the scorer's own fit)
+    index/image.index, index/text.index              faiss, built by `clip-retrieval index`
+    scorer.json (+ scorer.safetensors)               which scorer, so that new texts and pictures can meet these vectors
+
+open_clip models are run by `clip-retrieval inference`; the offline scorer writes the same layout itself.
+"""
+
+import hashlib
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vlm_core.data.child import run_module
+from vlm_core.data.config import Embed, OfflineScorer, OpenClipScorer
+from vlm_core.data.tar import Member, TarWriter, members, read_member
+from vlm_core.errors import BadManifest, LaunchError, MissingInput, NothingLeft
+from vlm_core.models import embed_report
+from vlm_core.models.scorer import Offline, OpenClip, Scorer, Vectors, fit_heads, sentences
+from vlm_core.stage import Report, Stage, write_json
+
+BLOCK = 512  # pictures whose tower outputs are kept together, so that a killed run goes on there
+MEASURED = 200  # trusted pairs that are not fitted but measured
+METADATA = pa.schema(
+    [*((name, pa.string()) for name in ("uid", "caption", "url", "page_url", "lang", "sha256")), ("fitted", pa.bool_())],
+)
+WORKER = "vlm_core.models.clip_retrieval_worker"
+
+
+class Embedded(NamedTuple):
+    """Row i of everything is sample i."""
+
+    samples: pa.Table
+    image_ND: Vectors
+    text_ND: Vectors
+    scorer: Scorer
+    metrics: dict[str, float]
+
+
+def embed(config: Embed, stage: Stage) -> Report:
+    """Samples whose picture was fetched (status ok) get a row; the others are counted."""
+    samples, counts = _samples(stage)
+    store = Pictures(stage.input("images"))
+    match config.scorer:
+        case OfflineScorer() as settings:
+            found = _offline(settings, samples, store, stage)
+        case OpenClipScorer() as settings:
+            found = _open_clip(settings, samples, store, stage, config.python)
+    counts = {**counts, "unreadable": len(samples) - len(found.samples), "embedded": len(found.samples)}
+    write_layout(stage.out, found)
+    found.scorer.save(stage.out)
+    build_index(stage.out, config, stage.state)
+    scores = np.einsum("nd,nd->n", found.image_ND, found.text_ND)
+    metrics = {**found.metrics, "score_mean": float(scores.mean()), "width": float(found.scorer.dim)}
+    looks = embed_report.pictures(found.samples, scores, store.read, stage.pictures)
+    return Report(counts=counts, metrics=metrics, tables=embed_report.tables(found.samples, scores, found.scorer), pictures=looks)
+
+
+class Pictures:
+    """Random access to the stored pictures of a download folder by uid."""
+
+    def __init__(self, folder: Path) -> None:
+        self.places: dict[str, tuple[Path, Member]] = {}
+        for tar in sorted(folder.glob("*.tar")):
+            self.places.update({member.name.removesuffix(".jpg"): (tar, member) for member in members(tar) if member.name.endswith(".jpg")})
+
+    def read(self, uid: str) -> bytes:
+        """Raises BadManifest when the picture is not there."""
+        if uid not in self.places:
+            raise BadManifest(f"Found no picture {uid}.jpg in the tars, expected one for every row with status ok; run 'vlm download' again.")
+        tar, member = self.places[uid]
+        with tar.open("rb") as stream:
+            return read_member(stream, member)
+
+    def image(self, uid: str) -> Image.Image:
+        """Raises BadManifest when it cannot be decoded."""
+        try:
+            with Image.open(io.BytesIO(self.read(uid))) as picture:
+                return picture.convert("RGB")
+        except (OSError, SyntaxError, ValueError) as error:
+            raise BadManifest(f"Found {uid}.jpg in {self.places[uid][0]} damaged ({error}), expected a picture; run 'vlm download' again.") from None
+
+
+def write_layout(out: Path, found: Embedded) -> None:
+    for folder, rows in (("img_emb", found.image_ND), ("text_emb", found.text_ND)):
+        (out / folder).mkdir()
+        np.save(out / folder / f"{folder}_0.npy", rows.astype(np.float16))
+    (out / "metadata").mkdir()
+    pq.write_table(found.samples.select(METADATA.names).cast(METADATA), out / "metadata" / "metadata_0.parquet")
+
+
+def build_index(folder: Path, config: Embed, work: Path) -> None:
+    """`clip-retrieval index` in a process of its own. One thread up to 100,000 rows: more threads give other bytes every time."""
+    rows = len(np.load(folder / "img_emb" / "img_emb_0.npy", mmap_mode="r"))
+    shutil.rmtree(folder / "index", ignore_errors=True)  # it refuses a folder that it has filled before
+    (folder / "index").mkdir()
+    job = {
+        "do": "index", "embeddings_folder": str(folder), "index_folder": str(folder / "index"), "copy_metadata": False,
+        "max_index_memory_usage": config.index_memory, "current_memory_available": f"{2 * int(config.index_memory[:-1])}{config.index_memory[-1]}", "nb_cores": 1 if rows <= 100_000 else torch.get_num_threads(),
+    }  # fmt: skip
+    write_json(work / "index.json", job)
+    run_module(WORKER, work / "index.json", work / "index.log", config.python)
+    for part in ("image", "text"):
+        if not (folder / "index" / f"{part}.index").exists():  # it logs an error and ends with 0
+            said = (work / "index.log").read_text(errors="replace").strip().splitlines()[-1:]
+            raise LaunchError(f"Found no {part}.index after 'clip-retrieval index' ({said}), expected one; raise index_memory or read {work}/index.log.")
+
+
+def _samples(stage: Stage) -> tuple[pa.Table, dict[str, int]]:
+    """Candidate pairs whose picture is there, sorted by uid."""
+    pairs = pq.read_table(stage.input("pairs") / "pairs.parquet", columns=["uid", "url", "page_url", "caption", "lang"])
+    status_file = stage.input("images") / "status.parquet"
+    if not status_file.exists():
+        raise MissingInput(f"Found no file {status_file}, expected the table of downloads; run 'vlm download' first.")
+    status = pq.read_table(status_file, columns=["uid", "status", "sha256"])
+    kept = status.filter(pa.compute.equal(status["status"], "ok")).drop_columns(["status"])
+    pairs = pairs.set_column(pairs.schema.get_field_index("lang"), "lang", pa.compute.fill_null(pairs["lang"], ""))
+    samples = pairs.join(kept, keys="uid", join_type="inner").sort_by("uid").combine_chunks()
+    if not len(samples):
+        raise NothingLeft(f"Found none of {len(pairs):,} candidate pairs with a picture, expected some with status ok; look at the reasons in {status_file}.")
+    return samples, {"in": len(pairs), "without_picture": len(pairs) - len(samples)}
+
+
+# ---------------------------------------------------------------- offline
+
+
+def _offline(config: OfflineScorer, samples: pa.Table, store: Pictures, stage: Stage) -> Embedded:
+    scorer = Offline(config.size_px, config.names, config.precision)
+    shas, first, image_row = np.unique(samples["sha256"].to_numpy(zero_copy_only=False).astype(str), return_index=True, return_inverse=True)
+    uids = samples["uid"].to_pylist()
+    features_IE, bridge_IE = _trunk(scorer, [uids[row] for row in first], store, stage)
+    captions, text_row = np.unique(samples["caption"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+    stage.progress("texts: reading", len(captions), len(captions))
+    text_TE = sentences()(captions.tolist())
+    chosen, metrics = trusted_pairs(config, samples, image_row), {}
+    if len(chosen):
+        fit, held = chosen[: -_measured(len(chosen))], chosen[-_measured(len(chosen)) :]
+        heads = fit_heads(features_IE[image_row[fit]], text_TE[text_row[fit]], config.seed, config.fit_epochs)
+        scorer.with_heads(heads)
+        held_image, held_text = (features_IE[image_row[held]], bridge_IE[image_row[held]]), text_TE[text_row[held]]
+        metrics = {"fit_pairs": float(len(fit)), **measure(scorer, *held_image, held_text)}
+        samples = samples.append_column("fitted", pa.array(np.isin(np.arange(len(samples)), fit)))
+    else:
+        samples = samples.append_column("fitted", pa.array(np.zeros(len(samples), bool)))
+    image_ND, text_ND = scorer.images_of(features_IE, bridge_IE)[image_row], scorer.texts_of(text_TE)[text_row]
+    return Embedded(samples, image_ND, text_ND, scorer, metrics)
+
+
+def trusted_pairs(config: OfflineScorer, samples: pa.Table, image_row: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows that fit the heads: distinct pictures with distinct captions of trusted hosts, drawn by seed and uid; at most fit_pairs and the measured ones."""
+    rows = samples.select(["uid", "url", "caption", "lang"]).to_pylist()
+    draw = sorted(range(len(rows)), key=lambda row: hashlib.sha256(f"{config.seed}:{rows[row]['uid']}".encode()).digest())
+    chosen: list[int] = []
+    captions, images = set[str](), set[int]()
+    for row in draw if config.fit_pairs else ():
+        caption, host = rows[row]["caption"].casefold().strip(), urlsplit(rows[row]["url"]).hostname
+        trusted = (not config.trusted or host in config.trusted) and rows[row]["lang"].split("-")[0] == config.lang
+        if trusted and caption and caption not in captions and image_row[row] not in images:
+            chosen.append(row)
+            captions.add(caption)
+            images.add(int(image_row[row]))
+    chosen = chosen[: config.fit_pairs + MEASURED]
+    if len(chosen) < 2 and config.fit_pairs:
+        raise NothingLeft(
+            f"Found {len(chosen)} pairs of the hosts {config.trusted} in language {config.lang!r} to fit the scorer, expected more; correct scorer.trusted or set scorer.fit_pairs=0."
+        )
+    return np.array(chosen, np.int64)
+
+
+def measure(scorer: Offline, features_NE: Tensor, bridge_NE: Tensor, text_NE: Tensor) -> dict[str, float]:
+    """AUC of matching against non-matching pairs that were not fitted: of the bridge, of the heads, of both."""
+    from sklearn.metrics import roc_auc_score
+
+    both = scorer.images_of(features_NE, bridge_NE) @ scorer.texts_of(text_NE).T
+    bridge = (bridge_NE @ text_NE.T).numpy()
+    same = np.eye(len(both), dtype=bool).ravel()
+    parts = {"bridge": bridge, "heads": 2 * both - bridge, "both": both}
+    return {f"auc_{name}": float(roc_auc_score(same, scores.ravel())) for name, scores in parts.items()} if len(both) > 1 else {}
+
+
+def _measured(count: int) -> int:
+    return min(MEASURED, max(1, count // 8))
+
+
+def _trunk(scorer: Offline, uids: list[str], store: Pictures, stage: Stage) -> tuple[Tensor, Tensor]:
+    """Tower outputs of the distinct pictures, block by block; blocks that a killed run finished are read back."""
+    parts = []
+    for begin in range(0, len(uids), BLOCK):
+        file = stage.state / f"trunk-{begin:09d}.npz"
+        if not file.exists():
+            features, bridge = scorer.trunk([store.image(uid) for uid in uids[begin : begin + BLOCK]])
+            with file.with_suffix(".tmp").open("wb") as stream:
+                np.savez(stream, features=features.numpy(), bridge=bridge.numpy())
+            file.with_suffix(".tmp").rename(file)
+        with np.load(file) as block:
+            parts.append((torch.from_numpy(block["features"]), torch.from_numpy(block["bridge"])))
+        stage.progress("pictures: seen", min(begin + BLOCK, len(uids)), len(uids))
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+# ---------------------------------------------------------------- open_clip
+
+
+def _open_clip(config: OpenClipScorer, samples: pa.Table, store: Pictures, stage: Stage, python: str) -> Embedded:
+    """`clip-retrieval inference` over tars of our own making (it wants jpg, txt and json side by side); its rows, sorted by uid."""
+    scorer = OpenClip(config)
+    work, done = stage.state / "clip_retrieval", stage.state / "clip_retrieval.done"
+    if not done.exists():
+        shutil.rmtree(work, ignore_errors=True)
+        (work / "tars").mkdir(parents=True)
+        shards = _tars(samples, store, work / "tars")
+        job = {
+            "do": "inference", "architecture": config.architecture, "input_dataset": str(work / "tars" / f"{{00000..{shards - 1:05d}}}.tar"),
+            "output_folder": str(work / "out"), "input_format": "webdataset", "clip_model": f"open_clip:{config.model}/{config.checkpoint}",
+            "batch_size": config.batch, "num_prepro_workers": config.workers, "enable_metadata": True, "use_jit": False,
+            "wds_number_file_per_input_file": BLOCK, "write_batch_size": len(samples) + BLOCK,
+        }  # fmt: skip
+        write_json(work / "job.json", job)
+        stage.progress("pictures and texts: clip-retrieval reads", len(samples), len(samples))
+        run_module(WORKER, work / "job.json", work / "log.txt", python)
+        done.touch()
+    image, text, uids = _gather(work)
+    where = {uid: row for row, uid in enumerate(uids)}
+    kept = samples.filter(pa.array([uid in where for uid in samples["uid"].to_pylist()]))
+    kept = kept.append_column("fitted", pa.array(np.zeros(len(kept), bool)))
+    rows = [where[uid] for uid in kept["uid"].to_pylist()]
+    return Embedded(kept, image[rows], text[rows], scorer, {})
+
+
+def _tars(samples: pa.Table, store: Pictures, folder: Path) -> int:
+    rows = samples.select(["uid", "caption"]).to_pylist()
+    for begin in range(0, len(rows), BLOCK):
+        with TarWriter(folder / f"{begin // BLOCK:05d}.tar") as tar:
+            for row in rows[begin : begin + BLOCK]:
+                tar.add(f"{row['uid']}.jpg", store.read(row["uid"]))
+                tar.add(f"{row['uid']}.json", json.dumps({"uid": row["uid"]}).encode())
+                tar.add(f"{row['uid']}.txt", row["caption"].encode())
+    return -(-len(rows) // BLOCK)
+
+
+def _gather(work: Path) -> tuple[Vectors, Vectors, list[str]]:
+    """(image, text, uid) as clip-retrieval wrote them. Raises LaunchError when it dropped everything or its files do not match."""
+    tables = [pq.read_table(file, columns=["uid"]) for file in sorted((work / "out" / "metadata").glob("*.parquet"))]
+    uids = [uid for table in tables for uid in table["uid"].to_pylist()]
+    image, text = ([np.load(file) for file in sorted((work / "out" / part).glob("*.npy"))] for part in ("img_emb", "text_emb"))
+    if not uids or not len(uids) == sum(map(len, image)) == sum(map(len, text)):
+        raise LaunchError(
+            f"Found {len(uids)} rows and {sum(map(len, image))} image embeddings from clip-retrieval, expected equal numbers above 0; read {work}/log.txt."
+        )
+    return np.concatenate(image).astype(np.float32), np.concatenate(text).astype(np.float32), uids

@@ -1,6 +1,7 @@
 """Pixels: the evaluation square is open_clip's, crops keep their promises, and a digest tells two rules apart."""
 
 import math
+from random import Random
 
 import numpy as np
 import open_clip
@@ -31,7 +32,7 @@ def test_normalising_is_affine_per_channel() -> None:
 
 
 def test_a_crop_lies_inside_and_its_share_and_aspect_are_spread_as_promised() -> None:
-    random = np.random.default_rng(0)
+    random = Random(0)
     crops = np.array([random_crop(400, 400, 0.5, 4 / 3, random) for _ in range(4000)])
     top, left, height, width = crops.T
     assert (top >= 0).all()
@@ -48,24 +49,35 @@ def test_a_crop_lies_inside_and_its_share_and_aspect_are_spread_as_promised() ->
 
 
 def test_a_picture_too_long_for_any_crop_gives_its_centre() -> None:
-    assert random_crop(10, 1000, 0.9, 4 / 3, np.random.default_rng(0)) == (0, 493, 10, 13)
+    assert random_crop(10, 1000, 0.9, 4 / 3, Random(0)) == (0, 493, 10, 13)
 
 
 def test_the_same_seed_gives_the_same_crop_and_another_seed_another() -> None:
     transform = Transform(16)
     image = torch.from_numpy(np.array(photo(60, 40))).permute(2, 0, 1)
-    one, same, other = (transform.train_square(image, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    one, same, other = (transform.train_square(image, Random(seed)) for seed in (1, 1, 2))
     assert one.shape == (3, 16, 16)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
 
+def test_the_crop_is_resized_as_torchvision_would() -> None:
+    from torchvision.transforms.v2 import functional
+
+    image = torch.from_numpy(np.array(photo(60, 40))).permute(2, 0, 1)
+    for mode in ("bicubic", "bilinear"):
+        square = Transform(16, interpolation=mode, crop_scale_min=0.3).train_square(image, Random(3))
+        top, left, height, width = random_crop(40, 60, 0.3, 4 / 3, Random(3))
+        theirs = functional.resized_crop(image.contiguous(), top, left, height, width, [16, 16], functional.InterpolationMode(mode), antialias=True)
+        assert (square.int() - theirs.int()).abs().max() <= 1
+
+
 def test_nothing_is_mirrored_unless_asked() -> None:
     image = torch.arange(256, dtype=torch.uint8).expand(3, 200, 256).clone()  # brighter to the right
     still, flipping = Transform(8), Transform(8, flip=True)
-    rising = [float((s[0, 0].diff().float() > 0).float().mean()) for s in (still.train_square(image, np.random.default_rng(n)) for n in range(40))]
+    rising = [float((s[0, 0].diff().float() > 0).float().mean()) for s in (still.train_square(image, Random(n)) for n in range(40))]
     assert set(rising) == {1.0}
-    mirrored = sum(int(flipping.train_square(image, np.random.default_rng(n))[0, 0, 0] > 100) for n in range(40))
+    mirrored = sum(int(flipping.train_square(image, Random(n))[0, 0, 0] > 100) for n in range(40))
     assert 8 < mirrored < 32
 
 

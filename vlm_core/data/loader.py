@@ -17,9 +17,12 @@ import io
 import json
 import math
 import os
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
+from random import Random
 from typing import Any, TypedDict
 
 import numpy as np
@@ -127,10 +130,10 @@ def choose_caption(record: dict[str, Any], weights: Mapping[str, float], seed: i
     Source: LaCLIP, arXiv 2305.20088, section 3.2 (uniform over raw and rewrites; the two-word rule is its released data.py). Words are counted by script.
     """
     captions = record["captions"]
-    odds = np.cumsum([weights.get(caption["origin"], 1.0) for caption in captions])
+    odds = list(accumulate(weights.get(caption["origin"], 1.0) for caption in captions))
     chosen = captions[0]
     if odds[-1] > 0:
-        chosen = captions[int(np.searchsorted(odds, _uniform(f"caption/{seed}/{epoch}/{record['uid']}") * odds[-1], side="right"))]
+        chosen = captions[bisect(odds, _uniform(f"caption/{seed}/{epoch}/{record['uid']}") * odds[-1], hi=len(odds) - 1)]
     if count_words(chosen["text"]) < 2:
         chosen = captions[0]
     return chosen["text"], chosen["origin"]
@@ -178,8 +181,7 @@ class _Reader(Dataset[Batch | VlmError]):
         images, texts, origins = [], [], []
         for row in rows.tolist():
             uid, record = self.samples.uids[row], self.samples.record(row)
-            random = np.random.default_rng(int(_uniform(f"crop/{self.seed}/{epoch}/{uid}") * 2**56))
-            images.append(self.transform.train_square(self.picture(row), random))
+            images.append(self.transform.train_square(self.picture(row), Random(f"crop/{self.seed}/{epoch}/{uid}")))
             text, origin = choose_caption(record, self.config.caption_weights, self.seed, epoch)
             texts.append(text)
             origins.append(origin)

@@ -30,8 +30,9 @@ class Menu(NamedTuple):
         return launchpad.read(type(self.settings), filled)
 
 
-def menu(verb: str, recipe: str | None = None) -> Menu:
+def menu(verb: str, recipe: str | None = None, *changes: str) -> Menu:
     name, settings = chosen(verb, recipe)
+    settings = settings.but(*changes)
     return Menu(verb, name, settings, launchpad.form(settings))
 
 

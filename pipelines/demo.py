@@ -18,7 +18,7 @@ import psutil
 import pyarrow.parquet as pq
 
 from pipelines import services
-from pipelines.choices import BASE, MODELS, ROOT
+from pipelines.choices import MODELS, ROOT
 from vlm_core.errors import LaunchError, VlmError
 from vlm_core.stage import Report, home, record_of
 
@@ -237,7 +237,7 @@ def _transfers() -> Iterator[str]:
 
 
 def _registry() -> Iterator[str]:
-    for recipe in [*(m for m in MODELS if m != BASE), BASE, "student"]:
+    for recipe in [*MODELS, "student"]:
         said = read_report("registry", recipe)
         for row in said.tables.get("registry", []) if said else []:
             yield f"{row['name']:25} version {row['version']} ({recipe}) {row['aliases'] or 'no alias'}: {row['reason']}"

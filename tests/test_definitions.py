@@ -35,9 +35,9 @@ EDGES = {
     "evaluation/clip_tiny": {"eval_sets", "pretrained/clip_tiny", "shards"},
     "evaluation/student": {"distilled", "eval_sets", "shards"},
     "evaluation/twin": {"distilled", "eval_sets", "shards"},
-    "registry/clip_tiny": {"evaluation/clip_tiny", "pretrained/clip_tiny"},
-    "registry/lit_packaged": {"evaluation/lit_packaged", "pretrained/lit_packaged", "registry/clip_tiny"},
-    "registry/student": {"distilled", "evaluation/student"},
+    "registry/clip_tiny": {"eval_sets", "evaluation/clip_tiny", "pretrained/clip_tiny", "shards"},
+    "registry/lit_packaged": {"eval_sets", "evaluation/lit_packaged", "pretrained/lit_packaged", "shards"},
+    "registry/student": {"distilled", "eval_sets", "evaluation/student", "shards"},
 }
 
 

@@ -54,7 +54,7 @@ VERBS: dict[str, Verb] = {
     "transfer": Verb("adapt a model to a task", "vlm_core.train.config:Transfer", "vlm_core.train.transfer:transfer", "vlm_core.recipes.transfer", ("features", "model"), ("eval_sets",)),
     "distil": Verb("teach a smaller student", "vlm_core.train.config:Distil", "vlm_core.train.distill:distil", "vlm_core.recipes.distill", ("shards", "teacher")),
     "evaluate": Verb("one evaluator for every model", "vlm_core.evaluate.config:Evaluate", "vlm_core.evaluate.evaluate:evaluate", "vlm_core.recipes.transfer", ("model", "shards", "eval_sets")),
-    "promote": Verb("register models; the challenger becomes champion only through the gate", "vlm_core.evaluate.config:Promote", "vlm_core.evaluate.registry:promote", "vlm_core.recipes.registry", ("model", "evaluation"), ("champion_evaluation",)),
+    "promote": Verb("register models; the challenger becomes champion only through the gate", "vlm_core.evaluate.config:Promote", "vlm_core.evaluate.registry:promote", "vlm_core.recipes.registry", ("model", "evaluation"), ("champion_evaluation", "shards", "eval_sets")),
 }  # fmt: skip
 
 

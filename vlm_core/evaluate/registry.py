@@ -1,7 +1,9 @@
 """Models in the registry: every model becomes a version and the challenger, and champion only through the gate (PLATFORM 9).
 
 A version is one LoggedModel: the model's folder (safetensors, config.json, card) and, below `evaluation/`, the per-sample
-results it was measured with. A later challenger is paired with those stored results, so the champion is not evaluated again.
+results it was measured with. A later challenger is paired with those stored results; only when the test data have changed
+since (another protocol card) the champion is measured again, on the challenger's. Models that read pictures or texts in
+another way never share a card, so each kind of model has a registered name of its own.
 """
 
 import hashlib
@@ -16,10 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_core.errors import ConfigError, MissingInput
-from vlm_core.evaluate.config import Promote
+from vlm_core.evaluate.config import Evaluate, Promote
 from vlm_core.evaluate.gate import Verdict, gate
-from vlm_core.stage import Report, Stage, data_version, git_revision, home, write_json
-from vlm_core.track import MlflowTracker, Registered, Registry
+from vlm_core.stage import Report, Stage, data_version, git_revision, home, record_of, write_json
+from vlm_core.track import MlflowTracker, NullTracker, Registered, Registry
 
 DECISION = {"promote": "promoted", "keep": "kept the champion", "cannot_tell": "cannot tell", "refused": "refused"}
 
@@ -88,12 +90,30 @@ def _judge(config: Promote, stage: Stage, registry: Registry, evaluation: Path, 
     if "champion_evaluation" in stage.inputs:
         return gate(evaluation, stage.input("champion_evaluation"), **rule)
     with tempfile.TemporaryDirectory() as tmp:
-        stored = registry.fetch(champion, Path(tmp)) / "evaluation"
-        if not stored.is_dir():
+        folder = registry.fetch(champion, Path(tmp) / "champion")
+        if not (folder / "evaluation").is_dir():
             raise MissingInput(
                 f"Found no evaluation stored with version {champion.version} of {config.name!r}, expected its per-sample results; evaluate that model and give --in champion_evaluation=PATH."
             )
-        return gate(evaluation, stored, **rule)
+        verdict = gate(evaluation, folder / "evaluation", **rule)
+        if verdict.outcome == "refused" and {"shards", "eval_sets"} <= set(stage.inputs):
+            stage.progress(f"measuring the champion, version {champion.version}, on the present test data")
+            verdict = gate(evaluation, _measured_again(stage, folder, evaluation, Path(tmp)), **rule)
+        return verdict
+
+
+def _measured_again(stage: Stage, champion: Path, evaluation: Path, tmp: Path) -> Path:
+    """The champion under the protocol of the challenger: its stored results are of other test data or settings."""
+    from vlm_core.evaluate.evaluate import evaluate
+
+    spec = json.loads((record_of(evaluation) / "spec.json").read_text())
+    inputs = {"model": champion, "shards": stage.input("shards"), "eval_sets": stage.input("eval_sets")}
+    out, state, pictures = (tmp / name for name in ("out", "state", "pictures"))
+    for folder in (out, state, pictures):
+        folder.mkdir()
+    stage = Stage("evaluate", inputs, out, state, pictures, NullTracker(), stage.run_id, stage.versions)
+    evaluate(Evaluate.read(spec["config"]), stage)
+    return out
 
 
 def _move(registry: Registry, version: Registered, champion: Registered | None, verdict: Verdict) -> list[dict[str, Any]]:

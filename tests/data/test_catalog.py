@@ -126,3 +126,11 @@ def test_ancestry_follows_every_kind_of_parent_and_ends_in_a_circle(tmp_path: Pa
         ("student", 0, "direct"), ("teacher", 1, "teacher"), ("base", 2, "teacher > initial"),
     ]  # fmt: skip
     assert ask(tmp_path, "SELECT DISTINCT ancestor FROM model_ancestry WHERE model_id = 'x' ORDER BY 1") == [("x",), ("y",)]
+
+
+def test_a_model_without_a_stated_snapshot_has_that_of_its_run_but_packaged_weights_have_none(tmp_path: Path) -> None:
+    put(tmp_path, "snapshots", "r0", {"snapshot_md5": "5.dir"})
+    put(tmp_path, "run_inputs", "r", {"run_id": "r", "name": "shards", "ref": "5.dir"}, {"run_id": "r", "name": "initial", "ref": "6.dir"})
+    put(tmp_path, "models", "r", {"model_id": "mine", "name": "mine"})
+    put(tmp_path, "models", "r", {"model_id": "packaged", "name": "minilm", "snapshot_md5": ""})
+    assert ask(tmp_path, "SELECT * FROM model_snapshot") == [("mine", "5.dir")]

@@ -44,7 +44,7 @@ TABLES: dict[str, pa.Schema] = {
     "snapshots": pa.schema([*_texts("snapshot_md5", "name"), ("created_at", _TIME), ("n_samples", pa.int64()), *_texts("path")]),
     "snapshot_shards": pa.schema(_texts("snapshot_md5", "shard_md5", "relpath")),
     "snapshot_generators": pa.schema([*_texts("snapshot_md5", "generator"), ("n_captions", pa.int64())]),
-    # models: model_id is the SHA-256 of model.safetensors; snapshot_md5 is what it was trained on, '' for packaged weights
+    # models: model_id is the SHA-256 of model.safetensors; snapshot_md5 is what it was trained on: '' for packaged weights, NULL for the `shards` input of its run
     "models": pa.schema([*_texts("model_id", "name", "role", "recipe", "snapshot_md5", "path"), ("seed", pa.int64())]),
     "model_parents": pa.schema(_texts("model_id", "parent_model_id", "relation")),  # relation: initial | teacher | captions | adapted
     "metrics": pa.schema([*_texts("model_id", "card_id", "dataset", "metric"), ("value", pa.float64()), ("ci_low", pa.float64()), ("ci_high", pa.float64()), ("seed", pa.int64())]),
@@ -73,7 +73,7 @@ VIEWS: Mapping[str, str] = {
     # a model stands on its snapshot, its parents, and the models that wrote captions of its snapshot
     "model_snapshot": """SELECT DISTINCT model_id, snapshot_md5 FROM models WHERE snapshot_md5 <> ''
         UNION SELECT m.model_id, i.ref FROM models m JOIN run_inputs i USING (run_id) WHERE i.ref IN (SELECT snapshot_md5 FROM snapshots)
-            AND coalesce(m.snapshot_md5, '') = '' AND i.name = 'shards'""",
+            AND m.snapshot_md5 IS NULL AND i.name = 'shards'""",
     "model_links": """SELECT DISTINCT model_id, parent_model_id, relation FROM model_parents
         UNION SELECT s.model_id, w.model_id, 'captions' FROM model_snapshot s JOIN snapshot_generators g USING (snapshot_md5)
             JOIN models w ON w.model_id = g.generator OR w.name = g.generator""",

@@ -10,9 +10,14 @@ from pathlib import Path
 from vlm_core.errors import LaunchError, MissingInput
 from vlm_core.stage import PACKAGE
 
+CRASHED = 75  # a process that ends so lost a process of its own: run it again
 
-def run_module(module: str, argument: Path, log: Path, python: str = "", watch: Callable[[], None] = lambda: None, allowed: tuple[int, ...] = (0,)) -> int:
-    """The exit status, one of `allowed`. Raises LaunchError for any other, MissingInput for a wrong interpreter."""
+
+def run_module(module: str, argument: Path, log: Path, python: str = "", watch: Callable[[], None] = lambda: None, may_crash: bool = False) -> int:
+    """The exit status: 0, or with `may_crash` also that of a killed process (negative, or CRASHED).
+
+    Raises LaunchError for any other, MissingInput for a wrong interpreter.
+    """
     paths = [str(PACKAGE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     env = {**os.environ, "VLM_PARENT_PID": str(os.getpid()), "PYTHONPATH": os.pathsep.join(path for path in paths if path), "MALLOC_ARENA_MAX": "2"}
     with log.open("ab") as stream:
@@ -28,7 +33,8 @@ def run_module(module: str, argument: Path, log: Path, python: str = "", watch: 
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-    if process.returncode not in allowed:
+    crashed = process.returncode < 0 or process.returncode == CRASHED
+    if process.returncode and not (may_crash and crashed):
         tail = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
         raise LaunchError(f"Found {module} ended with status {process.returncode} ({tail[0][:200]}), expected 0; read {log}.")
     return process.returncode

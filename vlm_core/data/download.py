@@ -28,7 +28,7 @@ from vlm_core.errors import ConfigError, LaunchError, MissingInput, NothingLeft,
 from vlm_core.stage import PACKAGE, Report, Stage, write_json
 
 Row = dict[str, Any]
-CRASHED, RESTARTS, SHEET = 75, 20, 64
+RESTARTS, SHEET = 20, 64
 FETCHED = ("url", "final_url", "status", "http_status", "detail", "bytes", "sha256", "mime", "phash", "pdq", "pdq_quality", "rights_rule", "rights_evidence")
 
 
@@ -47,7 +47,9 @@ def download(config: Download, stage: Stage) -> Report:
     fetched = _by_url(ledger, urls, refused)
     _mark_placeholders(pairs, fetched, config.placeholder_captions)
     rows = _write(pairs, fetched, _Stored(ledger), stage.out, config.shard_size)
-    return _report(rows, fetched, stage)
+    report = _report(rows, fetched, stage)
+    report.metrics["worker_peak_mb"] = ledger.peak_memory_mb()
+    return report
 
 
 @contextlib.contextmanager
@@ -97,9 +99,10 @@ def _fetch_all(config: Download, stage: Stage, ledger: Ledger, total: int) -> No
         stage.progress("addresses done", sum(_count(file) for file in ledger.shards.glob("*_stats.json")), total)
 
     for _ in range(RESTARTS):
-        status = run_module("vlm_core.data.img2dataset_worker", stage.state / "job.json", log, config.python, watch, (0, CRASHED))
+        status = run_module("vlm_core.data.img2dataset_worker", stage.state / "job.json", log, config.python, watch, may_crash=True)
         if status == 0:
             return
+        ledger.blame()
     raise LaunchError(f"Found the downloader killed {RESTARTS} times, expected it to end by itself; is there enough memory? Read {log}.")
 
 

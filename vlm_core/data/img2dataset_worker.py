@@ -27,6 +27,7 @@ from PIL import Image
 
 from vlm_core.data import perceptual
 from vlm_core.data.address import FetchFailed
+from vlm_core.data.child import CRASHED
 from vlm_core.data.config import Download
 from vlm_core.data.fetch import Fetched, Fetcher
 from vlm_core.data.ledger import Ledger
@@ -54,7 +55,6 @@ with _without("torch", "wandb"):
 
     ENGINE: Any = importlib.import_module("img2dataset.main")  # `img2dataset.main` is a function of that name
 
-CRASHED = 75  # exit status: a worker process died; run again
 FLAT = 1.0  # standard deviation of grey levels below which a picture shows nothing
 
 
@@ -100,7 +100,7 @@ class Upright(img2dataset.resizer.Resizer):
         self.job.ledger.mark(img_stream.record.url)
         with img_stream.path.open("rb") as file:
             result = self.resize(file)
-        self.job.ledger.finish(img_stream.record, _record(img_stream.record, *result), keep=True)
+        self.job.ledger.finish(img_stream.record, _record(img_stream.record, *result))
         self.job.ledger.mark("")
         return result
 
@@ -151,7 +151,7 @@ class Shards(img2dataset.downloader.Downloader):
             record = ledger.known(url)
             if record is None:
                 record = shared.fetch(url, ledger.body(url))
-                ledger.finish(record, record.json(), keep=True)
+                ledger.finish(record, record.json())
             if record.status != "ok":
                 return key, None, record.status
             return key, Stream(ledger.body(url), record), None
@@ -159,6 +159,7 @@ class Shards(img2dataset.downloader.Downloader):
         img2dataset.downloader.download_image_with_retry = fetch
         super().download_shard(row)
         ledger.shard_done(row[0])
+        ledger.note_memory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 _fetchers: dict[str, Fetcher] = {}
@@ -184,17 +185,23 @@ class _NoLogger:
 
 def _distribute(processes: int, downloader: Shards, reader: Iterable[tuple[int, str]], subjob_size: int, max_shard_retry: int) -> None:
     """img2dataset's place for a distributor. A worker that dies ends the job with CRASHED instead of being waited for."""
+    if processes == 1:
+        for row in reader:
+            _insist(*downloader(row))
+        return
     pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_limit_memory, initargs=(os.getpid(),))
     try:
         for done in as_completed([pool.submit(downloader, row) for row in reader]):
-            success, row = done.result()
-            if not success:
-                raise SystemExit(f"shard {row[0]} failed, see above")
+            _insist(*done.result())
     except BrokenProcessPool:
-        downloader.job.ledger.blame()
         raise SystemExit(CRASHED) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _insist(success: bool, row: tuple[int, str]) -> None:
+    if not success:
+        raise SystemExit(f"shard {row[0]} failed, see above")
 
 
 def _limit_memory(parent: int) -> None:

@@ -4,6 +4,7 @@ todo.parquet        the distinct addresses, in an order that mixes hosts
 shards/             img2dataset's output; a shard with a _stats.json is done
 urls/ab/<name>.json what became of an address; beside it <name>.body until its shard is done
 robots/             robots.txt of each origin, asked for once
+    memory/             largest resident size of each process
 """
 
 import dataclasses
@@ -33,9 +34,10 @@ class Ledger:
     def __init__(self, root: Path) -> None:
         self.root, self.todo = root, root / "todo.parquet"
         self.shards, self.urls, self.robots, self.marks = root / "shards", root / "urls", root / "robots", root / "decoding"
+        self.memory = root / "memory"
 
     def prepare(self) -> None:
-        for folder in (self.urls, self.robots):
+        for folder in (self.urls, self.robots, self.memory):
             folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.marks, ignore_errors=True)
         self.marks.mkdir()
@@ -63,15 +65,13 @@ class Ledger:
             return None
         return Fetched(**{name: value for name, value in record.items() if name in _FIELDS})
 
-    def finish(self, fetched: Fetched, record: dict[str, Any], keep: bool) -> None:
+    def finish(self, fetched: Fetched, record: dict[str, Any]) -> None:
         """Remember what became of an address."""
         body = self.body(fetched.url)
         file = body.with_suffix(".json")
         part = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}.part")
         part.write_text(json.dumps(record))
         part.rename(file)
-        if not keep:
-            body.unlink(missing_ok=True)
 
     def records(self) -> Iterator[dict[str, Any]]:
         for file in sorted(self.urls.glob("*/*.json")):
@@ -82,6 +82,13 @@ class Ledger:
         table = pq.read_table(self.shards / f"{shard:05d}.parquet", columns=["url"])
         for url in table["url"].to_pylist():
             self.body(url).unlink(missing_ok=True)
+
+    def note_memory(self, peak_mb: float) -> None:
+        (self.memory / str(os.getpid())).write_text(f"{peak_mb:.0f}")
+
+    def peak_memory_mb(self) -> float:
+        """Largest resident size of a downloading process so far, in MB."""
+        return max((float(file.read_text() or 0) for file in self.memory.iterdir()), default=0.0)
 
     # ------------------------------------------------------------ pictures that kill their process
 
@@ -101,4 +108,5 @@ class Ledger:
             fetched = self.known(url)
             if count >= STRIKES and fetched is not None:
                 gone = dataclasses.replace(fetched, status="decode_error", detail="the decoder died")
-                self.finish(gone, gone.json(), keep=False)
+                self.finish(gone, gone.json())
+                self.body(url).unlink(missing_ok=True)

@@ -124,6 +124,12 @@ def test_no_group_caption_or_look_alike_lies_in_two_splits(sets, corpus):
         assert phash > Grouping().phash_bits
 
 
+def test_no_picture_is_in_a_dataset_twice_and_none_is_blank(sets):
+    for dataset in sets.values():
+        assert len(set(dataset.sha256)) == len(dataset)
+        assert all(any(high > low for low, high in image.getextrema()) for image in dataset.images())
+
+
 def test_every_class_has_enough_to_learn_from_and_enough_to_test(sets):
     for dataset in sets.values():
         assert set(dataset.labels) == set(range(len(dataset.classnames)))

@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,7 +104,9 @@ class Made(NamedTuple):
 
 
 def _split(dataset: Dataset, pictures: list[Item], config: EvalSets) -> Made:
-    mine = [item for item in pictures if item.picture.style in (dataset.learn, dataset.test) and item.picture.labels.get(dataset.label) in dataset.names]
+    mine = _distinct(
+        item for item in pictures if item.picture.style in (dataset.learn, dataset.test) and item.picture.labels.get(dataset.label) in dataset.names
+    )
     groups = group([item.look for item in mine], config.group)
     placed = _place(dataset, mine, groups, config)
     entries = []
@@ -117,6 +119,15 @@ def _split(dataset: Dataset, pictures: list[Item], config: EvalSets) -> Made:
     seen = [item for item in mine if item.seen and item.picture.style == dataset.test]
     moved = sum(_share(config.seed, groups[item.look.uid]) < config.test_share for item in seen)
     return Made(sorted((entry for entry in entries if entry.classname in full), key=lambda entry: entry.key), len(seen), moved)
+
+
+def _distinct(items: Iterable[Item]) -> list[Item]:
+    """One of each content (a copy would count twice in the interval), and none of one colour (PDQ quality 0)."""
+    first: dict[str, Item] = {}
+    for item in items:
+        if item.look.quality:
+            first.setdefault(item.look.sha256, item)
+    return list(first.values())
 
 
 def _place(dataset: Dataset, mine: list[Item], groups: dict[str, str], config: EvalSets) -> dict[str, str]:

@@ -66,6 +66,11 @@ def test_emoji_have_captions_in_four_languages_and_known_ones_are_right(corpus):
     assert book.labels == {"emoji_group": "Objects", "emoji_subgroup": "book-paper"}
 
 
+def test_the_notice_counts_the_pictures_of_every_source(corpus):
+    table = re.findall(r"^\| `(\w+)` \| ([\d,]+) \|", (DEMO / "NOTICE.md").read_text(), re.M)
+    assert {name: int(count.replace(",", "")) for name, count in table} == collections.Counter(picture.source for picture in corpus.pictures)
+
+
 def test_twemoji_is_linked_from_nowhere(corpus):
     assert not [picture.key for picture in corpus.pictures if picture.source == "twemoji" and (picture.url or picture.pages)]
 

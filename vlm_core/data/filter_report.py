@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlm_core.data.charts import bar_chart
 from vlm_core.data.config import Filter
 from vlm_core.data.decisions import REASONS, Trail
 from vlm_core.data.pictures import contact_sheet
@@ -43,6 +44,7 @@ def tables(config: Filter, pool: Pool, trail: Trail, decisions: pa.Table) -> dic
     out = {
         "rules": _by_rule(decisions),
         "languages": [{"lang": lang or "?", "kept": int(n)} for lang, n in zip(*map(np.ndarray.tolist, langs), strict=True)],
+        "kept_examples": _kept_examples(pool, trail, *langs),
         "dropped_examples": _examples(pool, trail, decisions),
     }
     return {**out, "truth": against_truth(Path(config.truth), pool, trail)} if config.truth else out
@@ -60,6 +62,16 @@ def _by_rule(decisions: pa.Table) -> list[dict[str, Any]]:
         else:
             row["reasons"] = ", ".join(filter(None, [row["reasons"], f"{item['reason']} {item['uid_count']}"]))
     return list(rows.values())
+
+
+def _kept_examples(pool: Pool, trail: Trail, names: Column, sizes: Column) -> list[dict[str, Any]]:
+    """A few captions of the five commonest languages, best and worst scores among them: a contact sheet cannot show every script."""
+    rows = []
+    for name in names[np.argsort(-sizes, kind="stable")][:5]:
+        own = trail.rows[pool.lang[trail.rows] == name]
+        rows += [{"lang": name or "?", "caption": pool.raw[row][:80], "score": round(float(np.nan_to_num(pool.clip[row])), 4), "url": pool.url[row]}
+                 for row in _spread(own[np.argsort(-pool.clip[own], kind="stable")], 4)]  # fmt: skip
+    return rows
 
 
 def _examples(pool: Pool, trail: Trail, decisions: pa.Table) -> list[dict[str, Any]]:
@@ -127,8 +139,9 @@ def _one_kind(kind: str, rows: list[dict[str, Any]], truth: list[dict[str, Any]]
             reached += 1
             found += any(reason in answers for reason in reasons)
     wanted = {url for row in truth if kind in COPIES and row["kind"] in COPIES or row["kind"] == kind for url in (row["url"], row["of"])}
+    own = (kind,) if kind in COPIES else answers
     # two captions of one address are no dirt that a truth file could name
-    dropped = [url for url, places in rows_of.items() if len(places) == 1 or kind not in COPIES for place in places if trail.reason[place] in answers]
+    dropped = [url for url, places in rows_of.items() if len(places) == 1 or kind not in COPIES for place in places if trail.reason[place] in own]
     right = sum(url in wanted for url in dropped)
     return {
         "kind": kind,
@@ -150,7 +163,8 @@ def _share(part: int, whole: int) -> float | None:
 
 def pictures(pool: Pool, trail: Trail, decisions: pa.Table, folder: Path) -> dict[str, str]:
     """Write the PNGs; title -> file."""
-    _bars(trail, folder / "counts.png")
+    counts = {name.removeprefix("dropped."): n for name, n in trail.counts().items() if name != "in"}
+    bar_chart(counts, "samples kept, and dropped by reason", folder / "counts.png")
     out = {"kept and dropped by reason": "counts.png"}
     if np.isfinite(pool.clip).any():
         _histogram(pool, decisions, folder / "clip_score.png")
@@ -174,20 +188,6 @@ def _sheet(pool: Pool, rows: Iterable[int], label: Any, path: Path) -> None:
     order = list(rows)
     images = dict(pool.pictures(np.array(order, np.int64)))
     contact_sheet([(images[row], label(row)) for row in order], path)
-
-
-def _bars(trail: Trail, path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    counts = {name.removeprefix("dropped."): n for name, n in trail.counts().items() if name != "in"}
-    figure = Figure(figsize=(8, 0.3 * len(counts) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    bars = axes.barh(list(counts), list(counts.values()), color=["#2a9d8f", *["#b0413e"] * (len(counts) - 1)])
-    axes.bar_label(bars, labels=[f"{n:,}" for n in counts.values()], padding=3)
-    axes.invert_yaxis()
-    axes.margins(x=0.12)
-    axes.set_xlabel("samples")
-    figure.savefig(path, dpi=100)
 
 
 def _histogram(pool: Pool, decisions: pa.Table, path: Path) -> None:

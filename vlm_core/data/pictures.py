@@ -1,5 +1,6 @@
 """Contact sheets: what people look at in the UI."""
 
+import functools
 import io
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +11,7 @@ EDGE, LINE, LINES = 128, 12, 2
 
 
 def contact_sheet(items: Iterable[tuple[bytes | Image.Image, str]], path: Path, columns: int = 8) -> None:
-    """Thumbnails with two lines of text below each, as one PNG. Letters that the built-in font lacks are left out."""
+    """Thumbnails with two lines of text below each, as one PNG. Letters beyond Latin are left out: no font that comes with the packages has them."""
     tiles = [_tile(picture, title) for picture, title in items]
     rows = max(1, -(-len(tiles) // columns))
     sheet = Image.new("RGB", (columns * EDGE, rows * (EDGE + LINES * LINE + 4)), "white")
@@ -20,12 +21,19 @@ def contact_sheet(items: Iterable[tuple[bytes | Image.Image, str]], path: Path, 
     sheet.save(path, optimize=True)
 
 
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont:
+    from matplotlib import get_data_path
+
+    return ImageFont.truetype(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 9)  # Pillow's own font lacks accents
+
+
 def _tile(picture: bytes | Image.Image, title: str) -> Image.Image:
     image = (Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture).convert("RGB")
     image.thumbnail((EDGE - 4, EDGE - 4))
     tile = Image.new("RGB", (EDGE, EDGE + LINES * LINE + 4), "white")
     tile.paste(image, ((EDGE - image.width) // 2, (EDGE - image.height) // 2))
-    font, draw = ImageFont.load_default(size=10), ImageDraw.Draw(tile)
+    font, draw = _font(), ImageDraw.Draw(tile)
     words = "".join(letter for letter in title if ord(letter) < 0x250).strip()
     for line in range(LINES):
         width = len(words)

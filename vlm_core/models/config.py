@@ -58,7 +58,7 @@ class EfficientnetLite0(Config):
     lock: bool = Field(True, description="keep the packaged weights; only the head learns, and features are computed once")
     head: Literal["linear", "mlp"] = Field("mlp", description="projection to the joint width")
     hidden: int = Field(512, gt=0, description="hidden width of the mlp head")
-    dropout: float = Field(0.1, ge=0, lt=1, description="share of the head's hidden units dropped while training")
+    dropout: float = Field(0.3, ge=0, lt=1, description="share of the head's hidden units dropped while training")
     names: bool = Field(True, description="add the text vectors of the likeliest ImageNet names to the embedding; needs text minilm with sentence")
     precision: Literal["auto", "32", "bf16"] = Field("auto", description="of the locked trunk; auto takes bf16 only where it is faster and agrees")
 
@@ -85,9 +85,9 @@ class Minilm(Config):
     kind: Literal["minilm"] = "minilm"
     context_length: int = Field(64, ge=4, le=256, description="tokens, both specials included")
     lock: bool = Field(True, description="keep the packaged weights; only the head learns, and features are computed once")
-    head: Literal["linear", "mlp"] = Field("linear", description="projection to the joint width")
+    head: Literal["linear", "mlp"] = Field("mlp", description="projection to the joint width")
     hidden: int = Field(512, gt=0, description="hidden width of the mlp head")
-    dropout: float = Field(0.1, ge=0, lt=1, description="share of the head's hidden units dropped while training")
+    dropout: float = Field(0.3, ge=0, lt=1, description="share of the head's hidden units dropped while training")
     sentence: bool = Field(True, description="add the trunk's own sentence vector to the embedding; needs image efficientnet_lite0 with names")
 
 

@@ -32,9 +32,9 @@ def lit_packaged() -> Pretrain:
     return Pretrain(
         model=TwoTower(image=EfficientnetLite0(), text=Minilm(), width=256),
         objectives=Objectives(image_text_contrastive=ImageTextContrastive()),
-        optim=Optim(lr=1e-3, weight_decay=0.01, warmup_steps=50),
+        optim=Optim(lr=1e-3, weight_decay=0.1, warmup_steps=50),
         loader=Loader(batch_size=128),
-        fit=Fit(epochs=40, log_every=20, checkpoint_every=200),
+        fit=Fit(epochs=12, log_every=10, checkpoint_every=100),
     )
 
 

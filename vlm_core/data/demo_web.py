@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from vlm_core.data.corpus import Corpus
-from vlm_core.data.demo_site import HOSTS, START_URLS, Reply, Site, build_site
+from vlm_core.data.demo_site import FORBIDDEN, HOSTS, START_URLS, Reply, Site, build_site
 from vlm_core.errors import ServiceError
 
 __all__ = ["CORPUS", "HOSTS", "START_URLS", "serve", "write_warc"]
@@ -121,7 +121,7 @@ def serve(corpus_path: Path = CORPUS, port: int = 0) -> Iterator[dict[str, str]]
 
 
 def write_warc(path: Path, corpus_path: Path = CORPUS) -> int:
-    """Write every HTML page of the demo web as a WARC response record (gzip if the name ends in .gz); returns how many."""
+    """Write every HTML page of the demo web that robots.txt allows as a WARC response record (gzip if the name ends in .gz); returns how many."""
     from warcio.statusandheaders import StatusAndHeaders
     from warcio.warcwriter import WARCWriter
 
@@ -130,7 +130,8 @@ def write_warc(path: Path, corpus_path: Path = CORPUS) -> int:
         writer = WARCWriter(stream, gzip=path.suffix == ".gz", warc_version="WARC/1.1")
         for host, replies in sorted(build_site(corpus).items()):
             for place, reply in sorted(replies.items()):
-                if reply.status != 200 or not reply.headers.get("Content-Type", "").startswith("text/html") or place.startswith("/odd/"):
+                is_page = reply.status == 200 and reply.headers.get("Content-Type", "").startswith("text/html") and not place.startswith("/odd/")
+                if not is_page or place.startswith(FORBIDDEN.get(host, "\n")):
                     continue
                 headers = StatusAndHeaders("200 OK", [*reply.headers.items(), ("Content-Length", str(len(reply.body)))], protocol="HTTP/1.1")
                 identity = {"WARC-Date": FIXED_DATE, "WARC-Record-ID": f"<urn:vlm-demo:{count:06d}>"}

@@ -47,7 +47,9 @@ def write_pairs(folder, *pairs):
 
 
 def settings(site, *names, **more):
-    return Download(**{"network": site.network("a.test", *names), "fetch": Fetch(retries=0, deadline_s=5, max_bytes=3_000_000), "processes": 1, "threads": 8, **more})
+    return Download(
+        **{"network": site.network("a.test", *names), "fetch": Fetch(retries=0, deadline_s=5, max_bytes=3_000_000), "processes": 1, "threads": 8, **more}
+    )
 
 
 def download(tmp_path, pairs, config):
@@ -105,9 +107,14 @@ def test_a_hostile_list_ends_in_the_right_statuses_within_bounded_memory_and_ask
         pairs = write_pairs(tmp_path / "pairs", *((url, "a picture", "noai" if "page" in url else "") for url in HOSTILE))
         rows, report = download(tmp_path, pairs, settings(site, fetch=Fetch(retries=0, deadline_s=2, max_bytes=3_000_000)))
         assert inside.asked == []
-        assert {path for _, path in site.asked} == {"/robots.txt"} | {"/" + url.split("/", 3)[3] for url in HOSTILE if url.startswith("http://a.test/")} - {"/forbidden/x", "/page-optout"}
+        assert {path for _, path in site.asked} == {"/robots.txt"} | {"/" + url.split("/", 3)[3] for url in HOSTILE if url.startswith("http://a.test/")} - {
+            "/forbidden/x",
+            "/page-optout",
+        }
     assert {url: row["status"] for (url, _), row in rows.items()} == HOSTILE
-    assert {name: n for name, n in report.counts.items() if name.startswith("failed")} == {f"failed.{s}": n for s, n in Counter(HOSTILE.values()).items() if s != "ok"}
+    assert {name: n for name, n in report.counts.items() if name.startswith("failed")} == {
+        f"failed.{s}": n for s, n in Counter(HOSTILE.values()).items() if s != "ok"
+    }
     assert (report.counts["in"], report.counts["ok"]) == (len(HOSTILE), 1)
     assert report.metrics["worker_peak_mb"] < 300
 

@@ -6,6 +6,7 @@ Every answer is kept in the job's SQLite file, and Scrapy's HTTP cache reads it:
 (Scrapy's own JOBDIR writes its queue only when it closes; after kill -9 the frontier is gone but the list of seen pages is not, and the crawl ends early.)
 """
 
+import importlib
 import json
 import re
 import sqlite3
@@ -227,8 +228,7 @@ class Pages(Spider):
         x_robots = "\n".join(value.decode("latin-1") for value in response.headers.getlist("X-Robots-Tag"))
         known = {"url": url, "final_url": response.url, "http_status": response.status, "content_type": kind, "x_robots": x_robots}
         if response.status != 200:
-            status = "http_429" if response.status == 429 else "http_5xx" if response.status >= 500 else "http_4xx"
-            return self._remember(**known, status=status, detail=f"HTTP {response.status}")
+            return self._remember(**known, **_refusal(response))
         if not re.match(r"\s*(text/html|application/xhtml\+xml)", kind or "text/html", re.I):
             return self._remember(**known, status="not_html", detail=f"content type {kind[:60]}")
         page = html.read_page(html.decode_html(response.body, kind), response.url)
@@ -258,6 +258,13 @@ class Pages(Spider):
 
     def no_sitemap(self, failure: Failure) -> None:
         """A sitemap is a help, not a page: its absence is no news."""
+
+
+def _refusal(response: Response) -> dict[str, str]:
+    status, where = response.status, (response.headers.get("Location") or b"").decode("latin-1")
+    if 300 <= status < 400 and where:  # Scrapy follows only http and https
+        return {"status": "scheme_blocked", "detail": f"redirect to scheme {where.partition(':')[0][:20]!r}"}
+    return {"status": "http_429" if status == 429 else "http_5xx" if status >= 500 else "http_4xx", "detail": f"HTTP {status}"}
 
 
 def _canonical(url: str) -> str:
@@ -312,4 +319,4 @@ def main(file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    importlib.import_module("vlm_core.data.spider").main(sys.argv[1])  # the module that Scrapy loads by name must be this one

@@ -114,7 +114,7 @@ def test_the_fate_of_a_sample_is_its_first_refusal_and_its_trail_is_in_order(tmp
 )  # fmt: skip
 def test_the_host_is_taken_from_the_address(tmp_path: Path, url: str, host: str) -> None:
     put(tmp_path, "pairs", "r", {"uid": "a", "url": url})
-    assert ask(tmp_path, "SELECT host FROM sample_source") == [(host,)]
+    assert ask(tmp_path, "SELECT host FROM sample_seen") == [(host,)]
 
 
 def test_ancestry_follows_every_kind_of_parent_and_ends_in_a_circle(tmp_path: Path) -> None:
@@ -134,3 +134,14 @@ def test_a_model_without_a_stated_snapshot_has_that_of_its_run_but_packaged_weig
     put(tmp_path, "models", "r", {"model_id": "mine", "name": "mine"})
     put(tmp_path, "models", "r", {"model_id": "packaged", "name": "minilm", "snapshot_md5": ""})
     assert ask(tmp_path, "SELECT * FROM model_snapshot") == [("mine", "5.dir")]
+
+
+def test_a_snapshot_that_was_made_twice_lists_its_samples_once(tmp_path: Path) -> None:
+    for run_id in ("r1", "r2"):
+        put(tmp_path, "shards", run_id, {"shard_md5": "s", "split": "train"})
+        put(tmp_path, "snapshot_shards", run_id, {"snapshot_md5": "5.dir", "shard_md5": "s", "relpath": "train-00000.tar"})
+        put(tmp_path, "shard_samples", run_id, *({"shard_md5": "s", "uid": uid, "key": uid, "pos": 0} for uid in "ab"))
+    assert ask(tmp_path, "SELECT uid, relpath, split FROM snapshot_samples ORDER BY uid") == [
+        ("a", "train-00000.tar", "train"),
+        ("b", "train-00000.tar", "train"),
+    ]

@@ -63,9 +63,11 @@ VIEWS: Mapping[str, str] = {
     "sample_source": """SELECT uid, coalesce(p.url, s.url, d.url) AS url, coalesce(p.page_url, s.page_url) AS page_url, coalesce(p.source, s.source) AS source,
         coalesce(p.caption, s.caption) AS caption, coalesce(p.lang, s.lang) AS lang, coalesce(p.licence, s.licence) AS licence,
         coalesce(p.credit, s.credit) AS credit, d.status, d.detail, d.http_status, coalesce(d.sha256, s.sha256) AS sha256,
-        coalesce(d.phash, s.phash) AS phash, coalesce(d.width, s.width) AS width, coalesce(d.height, s.height) AS height, d.fetched_at,
-        lower(regexp_extract(coalesce(p.url, s.url, d.url), '^[a-zA-Z][a-zA-Z0-9+.-]*://(?:[^/?#@]*@)?([^/?#:]+)', 1)) AS host
+        coalesce(d.phash, s.phash) AS phash, coalesce(d.width, s.width) AS width, coalesce(d.height, s.height) AS height, d.fetched_at
         FROM pairs_now p FULL JOIN samples_now s USING (uid) FULL JOIN downloads_now d USING (uid)""",
+    # every address and picture under which a sample was ever seen; rows repeat, so that a filter meets the files directly
+    "sample_seen": """SELECT uid, url, sha256, lower(regexp_extract(url, '^[a-zA-Z][a-zA-Z0-9+.-]*://(?:[^/?#@]*@)?([^/?#:]+)', 1)) AS host
+        FROM (SELECT uid, url, NULL AS sha256 FROM pairs UNION ALL SELECT uid, url, sha256 FROM samples UNION ALL SELECT uid, url, sha256 FROM downloads)""",
     "sample_fate": """SELECT uid, arg_max(rule, seq) AS last_rule, bool_and(keep) AS kept,
         coalesce(arg_min(reason, seq) FILTER (NOT keep), 'ok') AS reason,
         list({'rule': rule, 'keep': keep, 'reason': reason, 'score': score, 'threshold': threshold, 'detail': detail} ORDER BY seq) AS trail
@@ -84,10 +86,11 @@ VIEWS: Mapping[str, str] = {
         SELECT * FROM a""",
     "model_snapshots": """SELECT DISTINCT a.model_id, a.ancestor AS via_model, a.depth, a.how, s.snapshot_md5
         FROM model_ancestry a JOIN model_snapshot s ON s.model_id = a.ancestor""",
-    "snapshot_samples": """SELECT DISTINCT ss.snapshot_md5, ss.relpath, s.shard_md5, s.uid, s.key, s.pos, h.split
+    "snapshot_samples": """SELECT ss.snapshot_md5, ss.relpath, s.shard_md5, s.uid, s.key, s.pos, h.split
         FROM (SELECT DISTINCT snapshot_md5, shard_md5, relpath FROM snapshot_shards) ss
-        JOIN (SELECT DISTINCT shard_md5, uid, key, pos FROM shard_samples) s USING (shard_md5)
-        JOIN (SELECT DISTINCT shard_md5, split FROM shards) h USING (shard_md5)""",
+        JOIN shard_samples s USING (shard_md5)
+        JOIN (SELECT shard_md5, min(run_id) AS run_id FROM shard_samples GROUP BY shard_md5) once ON once.shard_md5 = s.shard_md5 AND once.run_id = s.run_id
+        JOIN (SELECT DISTINCT shard_md5, split FROM shards) h ON h.shard_md5 = s.shard_md5""",
     # held-out samples are in the snapshot, but no model was trained on them
     "model_samples": """SELECT ms.model_id, ms.via_model, ms.depth, ms.how, s.* FROM model_snapshots ms JOIN snapshot_samples s USING (snapshot_md5)
         WHERE s.split = 'train'""",

@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Answer = dict[str, list[Row]]  # title -> table
-SELECTORS = {"url": "url = ?", "domain": "host = lower(?) OR ends_with(host, '.' || lower(?))", "sha256": "sha256 = lower(?)", "uid": "uid = ?"}
+SELECTORS = {
+    "url": "url = ?",
+    "domain": "contains(lower(url), lower(?)) AND (host = lower(?) OR ends_with(host, '.' || lower(?)))",
+    "sha256": "sha256 = lower(?)",
+    "uid": "uid = ?",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -86,7 +91,7 @@ def _parser() -> _Parser:
 def why(con: "DuckDBPyConnection", uid: str) -> Answer:
     """The trail of a sample: address, fetch, decisions in order, captions, snapshots, models."""
     found = _rows(
-        con, "SELECT DISTINCT uid FROM (SELECT uid FROM sample_source UNION SELECT uid FROM shard_samples) WHERE starts_with(uid, ?) LIMIT 2", uid.lower()
+        con, "SELECT DISTINCT uid FROM (SELECT uid FROM sample_seen UNION ALL SELECT uid FROM shard_samples) WHERE starts_with(uid, ?) LIMIT 2", uid.lower()
     )
     if len(found) != 1 or not uid:
         what = "no sample" if not found else "several samples"
@@ -128,7 +133,7 @@ def samples(con: "DuckDBPyConnection", model_id: str, limit: int = 20, csv_file:
 def models(con: "DuckDBPyConnection", selector: str, value: str) -> Answer:
     """The models that saw the samples of an address, domain, picture or uid: how (direct, initial, teacher, captions ...) and how many."""
     where = SELECTORS[selector]
-    chosen = f"(SELECT DISTINCT uid FROM sample_source WHERE {where})"
+    chosen = f"(SELECT DISTINCT uid FROM sample_seen WHERE {where})"
     values = [value] * where.count("?")
     seen = _rows(con, f"SELECT count(*) AS samples FROM {chosen}", *values)
     if not seen[0]["samples"]:

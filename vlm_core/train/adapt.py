@@ -76,12 +76,12 @@ def _step(method: TransferMethod, optimiser: torch.optim.Optimizer, rate: float,
     terms = method.loss(image_BD, labels_B)
     loss = torch.stack(list(terms.values())).sum()
     if not torch.isfinite(loss):
-        values = ", ".join(f"{name} {float(term):g}" for name, term in terms.items())
-        raise NumericsError(f"Found the loss {float(loss):g} at step {number} ({values}), expected a finite number; lower method.training.lr.")
+        values = ", ".join(f"{name} {float(term.detach()):g}" for name, term in terms.items())
+        raise NumericsError(f"Found the loss {float(loss.detach()):g} at step {number} ({values}), expected a finite number; lower method.training.lr.")
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     optimiser.step()
-    return float(loss)
+    return float(loss.detach())
 
 
 def _optimiser(method: TransferMethod, settings: Training) -> torch.optim.Optimizer:

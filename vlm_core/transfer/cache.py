@@ -3,7 +3,7 @@
 We search alpha and beta on validation data only, where the official script uses the test split for ImageNet.
 Checked by golden `transfer/tip_adapter`.
 """
-# A views, B batch, C classes, D joint width, N support pictures
+# A views or weights, B batch, C classes, D joint width, N support pictures
 
 from typing import NamedTuple
 
@@ -43,12 +43,13 @@ def tip_search(
     """The first best (beta, alpha) of a grid from 0.1 up to, but without, `most`; both are in the order (beta, alpha)."""
     betas, alphas = ([i * (top - 0.1) / n + 0.1 for i in range(n)] for top, n in zip(most, steps, strict=True))
     affinity_MN, text_MC, best = val_MD @ keys_DN, scale * val_MD @ text_DC, Found(betas[0], alphas[0], -1.0)
+    alphas_A11 = torch.tensor(alphas, dtype=text_MC.dtype)[:, None, None]
     for beta in betas:
-        votes_MC = cache_logits(affinity_MN, values_NC, beta)
-        for alpha in alphas:
-            accuracy = float(((text_MC + votes_MC * alpha).argmax(dim=-1) == labels_M).double().mean())
-            if accuracy > best.accuracy:
-                best = Found(beta, alpha, accuracy)
+        logits_AMC = text_MC + cache_logits(affinity_MN, values_NC, beta) * alphas_A11
+        right_A = (logits_AMC.argmax(dim=-1) == labels_M).sum(dim=-1).tolist()
+        accuracy = max(right_A) / len(labels_M)
+        if accuracy > best.accuracy:
+            best = Found(beta, alphas[right_A.index(max(right_A))], accuracy)
     return best
 
 

@@ -1,5 +1,6 @@
 """The one seam, with a real verb: reuse, refusal, nothing lost; and the command line around it."""
 
+import hashlib
 import json
 import os
 import signal
@@ -15,9 +16,9 @@ from tests.data.small_world import write_inputs
 from vlm_core import stage as stages
 from vlm_core.cli import main
 from vlm_core.data.catalog import open_catalog
-from vlm_core.data.config import Shard
+from vlm_core.data.config import EvalSets, Shard
 from vlm_core.errors import BadManifest, ConfigError, MissingInput, OutputBusy
-from vlm_core.run import load, replay, run
+from vlm_core.run import files_named, load, replay, run
 
 CONFIG = Shard(held_out=0.3, samples_per_shard=12)
 
@@ -149,3 +150,13 @@ def test_the_dry_run_prints_what_would_run(capsys: pytest.CaptureFixture[str], t
     assert main(["shard", "--recipe", "web_shard", "--set", "seed=4", "--out", str(tmp_path / "o"), "--dry-run"]) == 0
     assert capsys.readouterr().out == "seed: 4\nheld_out: 0.01\nsamples_per_shard: 10000\nshard_mb: 256\n"
     assert not (tmp_path / "o").exists()
+
+
+def test_a_file_that_a_setting_names_counts_with_its_bytes(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.tar"
+    corpus.write_bytes(b"one")
+    config = EvalSets(corpus=str(corpus))
+    assert files_named(config) == {"corpus": hashlib.md5(b"one").hexdigest()}
+    corpus.write_bytes(b"two")
+    assert files_named(config) == {"corpus": hashlib.md5(b"two").hexdigest()}
+    assert files_named(EvalSets(corpus=str(tmp_path / "absent"))) == {}

@@ -130,10 +130,10 @@ def run(verb: str, config: Config, inputs: Mapping[str, Path], out: Path, tracke
             "config": config.model_dump(mode="json"),
             "inputs": {name: str(path) for name, path in inputs.items()},
             "versions": versions,
+            "files": files_named(config),
         }
-        spec_hash = hashlib.sha256(
-            canonical_json([verb, spec["config"], versions, stages.code_version(what.function.partition(":")[0], *modules_named(config))]).encode()
-        ).hexdigest()
+        code = stages.code_version(what.function.partition(":")[0], *modules_named(config))
+        spec_hash = hashlib.sha256(canonical_json([verb, spec["config"], versions, spec["files"], code]).encode()).hexdigest()
         if not force and (report := _reusable(record, out, spec_hash)) is not None:
             return report
         return _work(what, verb, config, inputs, out, record, tracker, recipe, spec, spec_hash)
@@ -188,6 +188,12 @@ def _work(
     stages.write_json(record / "result.json", report.model_dump(mode="json"))
     shutil.rmtree(state, ignore_errors=True)
     return report
+
+
+def files_named(config: Config) -> dict[str, str]:
+    """MD5 of every file that a setting names: other bytes under the same name are other settings."""
+    found = {name: value for name, value in config.flat().items() if isinstance(value, str) and 0 < len(value) < 1024}
+    return {name: stages.file_md5(Path(value)) for name, value in found.items() if Path(value).is_file()}
 
 
 def modules_named(config: Config) -> list[str]:

@@ -8,7 +8,8 @@ import yaml
 from vlm_core.config import Config
 from vlm_core.run import load
 
-ROOT = Path(os.environ.get("VLM_ROOT", Path(__file__).parent.parent))
+CODE = Path(__file__).parent.parent  # this checkout
+ROOT = Path(os.environ.get("VLM_ROOT", CODE))  # the project: params.yaml, dvc.yaml, data/
 PARAMS = ROOT / "params.yaml"
 
 

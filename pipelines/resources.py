@@ -20,7 +20,7 @@ from typing import IO, Any, NoReturn
 import dagster as dg
 from pydantic import Field
 
-from pipelines.choices import ROOT
+from pipelines.choices import CODE, ROOT
 from vlm_core.config import Config
 from vlm_core.stage import Report, record_of, write_json
 from vlm_core.switches import switch_off
@@ -97,7 +97,7 @@ class Launcher(dg.ConfigurableResource):
             "VLM_DAGSTER_RUN": context.run_id,
             "VLM_HOME": os.environ.get("VLM_HOME", str(self.at(Path(".platform")))),
         }
-        found["PYTHONPATH"] = os.pathsep.join(part for part in (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")) if part)
+        found["PYTHONPATH"] = os.pathsep.join(part for part in (str(CODE), os.environ.get("PYTHONPATH", "")) if part)
         if self.mlflow_uri:
             found |= {"MLFLOW_TRACKING_URI": self.mlflow_uri, "VLM_MLFLOW_PARENT": self.parent(context)[0]}
         return found

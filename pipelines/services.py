@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from pipelines.choices import ROOT
+from pipelines.choices import CODE, ROOT
 from vlm_core.errors import ConfigError, LaunchError, VlmError, did_you_mean
 from vlm_core.stage import home, write_json
 from vlm_core.switches import switch_off
@@ -99,7 +99,7 @@ def _search(me: Service) -> list[str]:
 
 
 def _workspace() -> Path:
-    return ROOT / "infra" / "dagster" / "workspace.yaml"
+    return CODE / "infra" / "dagster" / "workspace.yaml"
 
 
 def dagster_home() -> Path:
@@ -107,7 +107,7 @@ def dagster_home() -> Path:
     folder = Path(os.environ.get("DAGSTER_HOME", home() / "dagster"))
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "dagster.yaml").exists():
-        shutil.copy(ROOT / "infra" / "dagster" / "dagster.yaml", folder / "dagster.yaml")
+        shutil.copy(CODE / "infra" / "dagster" / "dagster.yaml", folder / "dagster.yaml")
     return folder
 
 
@@ -117,7 +117,7 @@ def environment() -> dict[str, str]:
     table = services()
     return {
         **os.environ, "VLM_HOME": str(home()), "DAGSTER_HOME": str(dagster_home()), "MLFLOW_TRACKING_URI": table["mlflow"].url,
-        "VLM_CODE_HOST": HOST, "VLM_CODE_PORT": str(table["code"].port), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
+        "VLM_CODE_HOST": HOST, "VLM_CODE_PORT": str(table["code"].port), "PYTHONPATH": str(CODE), "PYTHONUNBUFFERED": "1", "VLM_ROOT": str(ROOT),
     }  # fmt: skip
 
 

@@ -137,6 +137,15 @@ def test_why_says_which_rule_dropped_a_sample_and_by_what_number(capsys: pytest.
     assert "2x2" in text
 
 
+def test_why_answers_for_a_sample_that_only_a_shard_knows(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLM_HOME", str(tmp_path / "home"))
+    report = run("shard", Shard(held_out=0.3), write_inputs(tmp_path / "in"), tmp_path / "shards")
+    [row] = read_index(tmp_path / "shards").slice(0, 1).to_pylist()
+    answer = ask(capsys, "why", row["uid"])
+    assert [found["snapshot_md5"] for found in answer["snapshots"]] == [report.data_version]
+    assert answer["sample"] == answer["models"] == []
+
+
 # ---------------------------------------------------------------- samples
 
 

@@ -67,7 +67,8 @@ VIEWS: Mapping[str, str] = {
         FROM pairs_now p FULL JOIN samples_now s USING (uid) FULL JOIN downloads_now d USING (uid)""",
     # every address and picture under which a sample was ever seen; rows repeat, so that a filter meets the files directly
     "sample_seen": """SELECT uid, url, sha256, lower(regexp_extract(url, '^[a-zA-Z][a-zA-Z0-9+.-]*://(?:[^/?#@]*@)?([^/?#:]+)', 1)) AS host
-        FROM (SELECT uid, url, NULL AS sha256 FROM pairs UNION ALL SELECT uid, url, sha256 FROM samples UNION ALL SELECT uid, url, sha256 FROM downloads)""",
+        FROM (SELECT uid, url, NULL AS sha256 FROM pairs UNION ALL SELECT uid, url, sha256 FROM samples
+        UNION ALL SELECT uid, url, sha256 FROM downloads UNION ALL SELECT uid, NULL, NULL FROM shard_samples)""",
     "sample_fate": """SELECT uid, arg_max(rule, seq) AS last_rule, bool_and(keep) AS kept,
         coalesce(arg_min(reason, seq) FILTER (NOT keep), 'ok') AS reason,
         list({'rule': rule, 'keep': keep, 'reason': reason, 'score': score, 'threshold': threshold, 'detail': detail} ORDER BY seq) AS trail

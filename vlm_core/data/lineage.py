@@ -90,9 +90,7 @@ def _parser() -> _Parser:
 
 def why(con: "DuckDBPyConnection", uid: str) -> Answer:
     """The trail of a sample: address, fetch, decisions in order, captions, snapshots, models."""
-    found = _rows(
-        con, "SELECT DISTINCT uid FROM (SELECT uid FROM sample_seen UNION ALL SELECT uid FROM shard_samples) WHERE starts_with(uid, ?) LIMIT 2", uid.lower()
-    )
+    found = _rows(con, "SELECT DISTINCT uid FROM sample_seen WHERE starts_with(uid, ?) LIMIT 2", uid.lower())
     if len(found) != 1 or not uid:
         what = "no sample" if not found else "several samples"
         raise MissingInput(f"Found {what} of the catalog whose uid begins with {uid!r}, expected one; give the 32 hex digits of a uid.")
@@ -106,7 +104,7 @@ def why(con: "DuckDBPyConnection", uid: str) -> Answer:
             con, "SELECT DISTINCT origin, text, lang, generator, image_score, accepted, reason FROM captions_now WHERE uid = ? ORDER BY origin, text", uid
         ),
         "snapshots": _rows(con, "SELECT snapshot_md5, relpath AS shard, key, split, shard_md5 FROM snapshot_samples WHERE uid = ? ORDER BY ALL", uid),
-        "models": models(con, "uid", uid)["models"] if _rows(con, "SELECT 1 AS x FROM shard_samples WHERE uid = ? LIMIT 1", uid) else [],
+        "models": models(con, "uid", uid)["models"],
     }
 
 

@@ -162,7 +162,7 @@ def _about(config: Features, vlm: Vlm, dataset: EvalSet, version: str) -> dict[s
     key = {"model": vlm.digest, "transform": vlm.pixels.digest(), "split": split, "precision": config.precision, "views": config.views, "seed": config.seed}
     return {
         "name": dataset.name, "classnames": list(dataset.classnames), "templates": list(dataset.templates), "dataset_version": version,
-        "scale": float(vlm.towers.scale), **key, "key": hashlib.sha256(canonical_json(key).encode()).hexdigest(), "model_card": model_card_fields(vlm),
+        "scale": float(vlm.towers.scale.detach()), **key, "key": hashlib.sha256(canonical_json(key).encode()).hexdigest(), "model_card": model_card_fields(vlm),
     }  # fmt: skip
 
 

@@ -169,9 +169,10 @@ def _wait(service: Service, process: "subprocess.Popen[bytes]") -> None:
         if _ready(service):
             return
         time.sleep(0.3)
-    tail = service.log.read_text(errors="replace").strip().splitlines()[-3:]
+    how = f"did not answer within {WAIT_S:.0f} s" if process.poll() is None else f"ended at once with code {process.returncode}"
+    last = (service.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1].strip()
     stop(service)
-    raise LaunchError(f"Found that {service.name} did not answer within {WAIT_S:.0f} s ({' / '.join(tail)}), expected it to start; read {service.log}.")
+    raise LaunchError(f"Found that {service.name} {how} ({last}), expected it to start; read {service.log}.")
 
 
 def _ready(service: Service) -> bool:

@@ -81,7 +81,7 @@ def test_a_service_that_dies_at_its_start_is_reported_with_its_last_line(ports: 
     monkeypatch.setenv("VLM_MLFLOW_STORE", "nonsense://nowhere")
     done = cli("up", "mlflow")
     assert done.returncode == 20
-    assert "Found that mlflow did not answer" in done.stderr
+    assert "Found that mlflow ended at once with code 1" in done.stderr
     assert "mlflow.log" in done.stderr
 
 

@@ -133,9 +133,8 @@ def test_a_host_is_visited_with_pauses(tmp_path):
 
 
 def test_what_cannot_work_ends_in_one_sentence(tmp_path):
-    with web({}) as site:
-        with pytest.raises(ConfigError, match="source.start_urls"):
-            crawl(tmp_path, settings(site, start=()))
+    with web({}) as site, pytest.raises(ConfigError, match="source.start_urls"):
+        crawl(tmp_path, settings(site, start=()))
     with pytest.raises(ConfigError, match="network.contact"):
         crawl(tmp_path, Crawl(source=Site(start_urls=[START])))
     with pytest.raises(MissingInput, match="'no.warc'"):

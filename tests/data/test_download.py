@@ -226,6 +226,24 @@ def test_after_kill_9_at_random_moments_the_same_command_gives_the_same_bytes_an
     assert twice <= 3 * config.processes * config.threads, "answers that were known were asked for again"
 
 
+def test_a_downloading_process_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path):
+    def slow(request):
+        time.sleep(0.1)
+        body(png())(request)
+
+    with web({f"/{n}": slow for n in range(60)}) as site:
+        pairs = write_pairs(tmp_path / "pairs", *((f"http://a.test/{n}", f"number {n}") for n in range(60)))
+        process = _start(tmp_path, pairs, settings(site, processes=2, threads=2, shard_size=15, placeholder_captions=100), "out")
+        while process.poll() is None and len(site.asked) < 20:
+            time.sleep(0.01)
+        engine = psutil.Process(process.pid).children()[0]
+        workers = [child for child in engine.children() if "spawn_main" in " ".join(child.cmdline())]
+        workers[0].kill()
+        report = json.loads(process.communicate()[0])
+    assert len(workers) == 2
+    assert report["counts"] == {"in": 60, "ok": 60}
+
+
 def test_a_picture_that_kills_its_process_twice_is_given_up_and_the_others_are_not(tmp_path):
     from vlm_core.data.fetch import Fetched
 

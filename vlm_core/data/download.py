@@ -95,8 +95,14 @@ def _fetch_all(config: Download, stage: Stage, ledger: Ledger, total: int) -> No
     log = stage.state.parent / "img2dataset.log"
     log.unlink(missing_ok=True)
 
+    said = -1
+
     def watch() -> None:
-        stage.progress("addresses done", sum(_count(file) for file in ledger.shards.glob("*_stats.json")), total)
+        nonlocal said
+        done = sum(_count(file) for file in ledger.shards.glob("*_stats.json"))
+        if done != said:
+            said = done
+            stage.progress("addresses done", done, total)
 
     for _ in range(RESTARTS):
         status = run_module("vlm_core.data.img2dataset_worker", stage.state / "job.json", log, config.python, watch, may_crash=True)

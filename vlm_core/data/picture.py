@@ -16,7 +16,8 @@ from PIL import Image, ImageCms
 from vlm_core.data.address import FetchFailed
 
 FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp", "AVIF": "image/avif", "BMP": "image/bmp"}
-BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 4, "LA": 8, "RGB": 3, "RGBA": 8, "CMYK": 7, "YCbCr": 6, "I": 12, "I;16": 10, "F": 12}
+# Pillow's own size (RGB takes 4) and that of the copies which `_plain` makes; an unknown mode counts as the largest.
+BYTES_PER_PIXEL, MOST_BYTES = {"1": 2, "L": 1, "RGB": 4, "CMYK": 8, "YCbCr": 8, "P": 12, "LA": 12, "RGBA": 12}, 16
 _DAMAGED = (OSError, SyntaxError, ValueError, KeyError, TypeError, IndexError, EOFError, struct.error, zlib.error, OverflowError, MemoryError)
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
@@ -69,7 +70,7 @@ def probe(stream: BinaryIO, limits: Limits) -> Header:
     if limits.max_aspect and max(header.width, header.height) > limits.max_aspect * short:
         raise FetchFailed("aspect_ratio", f"{header.width} x {header.height} pixels, more than {limits.max_aspect:g} : 1")
     scale = 8 if header.format == "JPEG" else 1
-    if pixels // scale**2 * BYTES_PER_PIXEL.get(image.mode, 12) > limits.max_decoded_mb * 2**20:
+    if pixels // scale**2 * BYTES_PER_PIXEL.get(image.mode, MOST_BYTES) > limits.max_decoded_mb * 2**20:
         raise FetchFailed("too_many_pixels", f"{header.width} x {header.height} pixels ({image.mode}) need more than {limits.max_decoded_mb} MB to decode")
     return header
 
@@ -86,7 +87,7 @@ def decode(stream: BinaryIO, limits: Limits, side: int = 0) -> tuple[Image.Image
         if side and header.format == "JPEG":
             scale = max((f for f in (1, 2, 4, 8) if short >= f * 2 * side), default=1)
             image.draft(None, (image.width // scale, image.height // scale))
-        if image.width * image.height * BYTES_PER_PIXEL.get(image.mode, 12) > limits.max_decoded_mb * 2**20:
+        if image.width * image.height * BYTES_PER_PIXEL.get(image.mode, MOST_BYTES) > limits.max_decoded_mb * 2**20:
             raise FetchFailed("too_many_pixels", f"{header.width} x {header.height} pixels ({image.mode}) need more than {limits.max_decoded_mb} MB to decode")
         image.load()
         upright: Image.Image = _plain(image, max(1, min(image.size) // (2 * side)) if side else 1)

@@ -16,7 +16,7 @@ from tests.data.small_world import write_inputs
 from vlm_core import stage as stages
 from vlm_core.cli import main
 from vlm_core.data.catalog import open_catalog
-from vlm_core.data.config import EvalSets, Shard
+from vlm_core.data.config import Crawl, EvalSets, Shard, Site, Warc
 from vlm_core.errors import BadManifest, ConfigError, MissingInput, OutputBusy
 from vlm_core.run import files_named, load, replay, run
 
@@ -160,3 +160,9 @@ def test_a_file_that_a_setting_names_counts_with_its_bytes(tmp_path: Path) -> No
     corpus.write_bytes(b"two")
     assert files_named(config) == {"corpus": hashlib.md5(b"two").hexdigest()}
     assert files_named(EvalSets(corpus=str(tmp_path / "absent"))) == {}
+
+
+def test_a_live_site_is_crawled_again_and_an_archive_is_not() -> None:
+    assert Crawl(source=Site(start_urls=["http://example.org/"])).reads_the_world
+    assert not Crawl(source=Warc(path="pages.warc.gz")).reads_the_world
+    assert not Crawl().reads_the_world

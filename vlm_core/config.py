@@ -22,6 +22,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
+    @property
+    def reads_the_world(self) -> bool:
+        """The result depends on more than settings and inputs (a live site), so a former one never stands for a new one."""
+        return False
+
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
         """A checked instance. Raises ConfigError (one sentence) instead of pydantic's report."""

@@ -134,7 +134,7 @@ def run(verb: str, config: Config, inputs: Mapping[str, Path], out: Path, tracke
         }
         code = stages.code_version(what.function.partition(":")[0], *modules_named(config))
         spec_hash = hashlib.sha256(canonical_json([verb, spec["config"], versions, spec["files"], code]).encode()).hexdigest()
-        if not force and (report := _reusable(record, out, spec_hash)) is not None:
+        if not (force or config.reads_the_world) and (report := _reusable(record, out, spec_hash)) is not None:
             return report
         return _work(what, verb, config, inputs, out, record, tracker, recipe, spec, spec_hash)
 

@@ -71,6 +71,10 @@ class Crawl(Config):
     sitemaps: bool = Field(True, description="also read the sitemaps that robots.txt names")
     python: str = Field("", description="interpreter that runs Scrapy; empty: this one")
 
+    @property
+    def reads_the_world(self) -> bool:
+        return isinstance(self.source, Site)
+
 
 class Columns(Config):
     """Which columns of a table mean what. Empty names are looked up in the preset."""

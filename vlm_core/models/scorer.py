@@ -89,6 +89,11 @@ def sentences() -> Sentences:
     return Sentences()
 
 
+@functools.cache
+def _name_vectors() -> Tensor:
+    return sentences()(packaged.imagenet_names())
+
+
 class Heads(nn.Module):
     """What is learnt on top of the locked towers: 1280-512-256 for pictures, 384-256 for texts."""
 
@@ -136,7 +141,7 @@ class Offline:
     def __init__(self, size_px: int, names: int, precision: str, heads: Heads | None = None) -> None:
         self.size_px, self.names, self.heads = size_px, names, heads
         self.tower = packaged.efficientnet_lite0().to(memory_format=torch.channels_last)
-        self.names_KE = sentences()(packaged.imagenet_names())
+        self.names_KE = _name_vectors()
         self.precision = _probe_bf16(self.tower, size_px) if precision == "auto" else precision
         self.dim = packaged.MINILM_WIDTH + (HEAD_WIDTH if heads else 0)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.data.loopback import QUICK, body, bomb, encoded, moved, png, web
 from vlm_core.data.address import FetchFailed, Guard, canonical_host, is_public
-from vlm_core.data.config import Fetch, Network
+from vlm_core.data.config import Fetch
 from vlm_core.data.fetch import Fetcher
 from vlm_core.data.politeness import Politeness, domain_of, retry_after_s
 
@@ -333,11 +333,31 @@ def test_retry_after_may_be_a_date():
     assert retry_after_s("soon") is None
 
 
-def test_a_dead_host_is_left_alone_after_five_failures(tmp_path):
-    fetcher = Fetcher(Network(hosts={"dead.test": "127.0.0.1:9"}, rate_per_s=1e4, burst=100, tdmrep=False), QUICK)
-    details = [fetcher.fetch(f"http://dead.test/{n}", tmp_path / "x").detail for n in range(7)]
-    fetcher.close()
-    assert [detail.startswith("not asked") for detail in details] == [False] * 5 + [True] * 2
+def test_a_dead_host_is_left_alone_after_five_failures_and_its_neighbours_are_not():
+    now = [0.0]
+    polite = Politeness(1e6, 100, 2, 5, clock=lambda: now[0])
+
+    def visit(host):
+        with polite.turn(host):
+            return "asked"
+
+    for _ in range(5):
+        assert visit("a.example.org") == "asked"
+        polite.failed("a.example.org", FetchFailed("connect_refused", "connection refused"))
+    with pytest.raises(FetchFailed, match="^connection refused$") as caught:
+        visit("a.example.org")
+    assert caught.value.status == "connect_refused"
+    assert visit("b.example.org") == "asked"
+    now[0] = 61.0
+    assert visit("a.example.org") == "asked"
+
+
+def test_a_full_disk_is_not_blamed_on_the_server(tmp_path):
+    with web({"/p": body(png())}) as site:
+        fetcher = Fetcher(site.network(), QUICK)
+        with pytest.raises(FileNotFoundError):
+            fetcher.fetch("http://a.test/p", tmp_path / "no-such-folder" / "x")
+        fetcher.close()
 
 
 def test_random_bytes_never_raise_and_never_pass_for_a_picture(get):

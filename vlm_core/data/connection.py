@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import errno
 import http.client
 import io
 import os
@@ -18,6 +19,7 @@ from typing import Any
 from vlm_core.data.address import FetchFailed, Target
 
 CHUNK = 64 * 1024
+OURS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.ENOMEM}
 LEFTOVER = 64 * 1024  # read this much of an unwanted body to keep the connection, else drop it
 
 
@@ -167,6 +169,8 @@ class Connections:
                 self._keep(connection)
                 connection = None
         except (OSError, http.client.HTTPException, ValueError) as error:
+            if isinstance(error, OSError) and error.errno in OURS:
+                raise  # a full disk here is no failure of theirs
             raise _failure(error) from None
         finally:
             if response is not None:

@@ -144,7 +144,7 @@ class Fetcher:
                         stream.write(chunk)
                 return None
         except FetchFailed as failed:
-            self.politeness.failed(target.host, failed.status)
+            self.politeness.failed(target.host, failed)
             raise
 
     def _accept(self, url: str, target: Target, part: Path, into: Path, moved: bool) -> Fetched:
@@ -234,7 +234,7 @@ class Robots:
                 if failed.status in {"deadline", "http_5xx", "redirect_loop"}:
                     texts["unreachable"] = failed.detail
                 elif failed.status not in {"too_large", "decode_error", "ssrf_blocked", "scheme_blocked"}:
-                    self.fetcher.politeness.failed(target.host, failed.status)
+                    self.fetcher.politeness.failed(target.host, failed)
                     raise
         return texts
 

@@ -46,7 +46,6 @@ class _Site:
     next_at: float = 0.0  # theoretical arrival time of the bucket
     quiet_until: float = 0.0
     quiet_status: Status = "http_429"
-    failures: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -62,6 +61,7 @@ class Politeness:
     def __init__(self, rate_per_s: float, burst: int, connections: int, max_quiet_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.rate_per_s, self.burst, self.connections, self.max_quiet_s, self.clock = rate_per_s, burst, connections, max_quiet_s, clock
         self._sites: dict[str, _Site] = {}
+        self._dead: dict[str, tuple[int, float, FetchFailed]] = {}  # host -> failures in a row, asked again from, the last one
         self._lock = threading.Lock()
 
     def _site(self, host: str) -> _Site:
@@ -71,7 +71,13 @@ class Politeness:
 
     @contextlib.contextmanager
     def turn(self, host: str) -> Iterator[None]:
-        """Wait for this host's turn and hold one of its connections. Raises FetchFailed when the host asked to be left alone."""
+        """Wait for this host's turn and hold one of its connections.
+
+        Raises FetchFailed when the host asked to be left alone, and its last failure again while it counts as dead.
+        """
+        failures, until, last = self._dead.get(host, (0, 0.0, None))
+        if last is not None and failures >= DEAD_AFTER and self.clock() < until:
+            raise FetchFailed(last.status, last.detail)
         site = self._site(host)
         with site.slots:
             self._wait(site)
@@ -86,8 +92,8 @@ class Politeness:
             site.next_at = max(site.next_at, now) + gap
         while True:
             quiet = site.quiet_until - self.clock()
-            if quiet > self.max_quiet_s or (quiet > 0 and site.quiet_status in DEAD):
-                raise FetchFailed(site.quiet_status, "not asked: the host failed or asked for quiet shortly before")
+            if quiet > self.max_quiet_s:
+                raise FetchFailed(site.quiet_status, f"not asked: the host wants a pause of more than {self.max_quiet_s:g} s")
             wait = max(quiet, at - self.clock())
             if wait <= 0:
                 return
@@ -99,8 +105,8 @@ class Politeness:
     def answered(self, host: str, http_status: int, retry_after: str | None) -> None:
         """Learn from a reply: 429 and 503 halve the rate and start a quiet time, anything else slowly restores it."""
         site = self._site(host)
+        self._dead.pop(host, None)
         with site.lock:
-            site.failures = 0
             if http_status not in {429, 503}:
                 site.slower = max(1.0, site.slower * 0.9)
                 return
@@ -109,12 +115,8 @@ class Politeness:
             quiet = asked if asked is not None else random.uniform(0.5, 1.0) * site.slower
             site.quiet_until, site.quiet_status = self.clock() + quiet, "http_429" if http_status == 429 else "http_5xx"
 
-    def failed(self, host: str, status: Status) -> None:
+    def failed(self, host: str, failure: FetchFailed) -> None:
         """Learn from a failure to connect: after five in a row the host is left alone for a minute."""
-        if status not in DEAD:
-            return
-        site = self._site(host)
-        with site.lock:
-            site.failures += 1
-            if site.failures >= DEAD_AFTER:
-                site.quiet_until, site.quiet_status, site.failures = self.clock() + DEAD_FOR_S, status, 0
+        if failure.status in DEAD:
+            with self._lock:
+                self._dead[host] = (self._dead.get(host, (0,))[0] + 1, self.clock() + DEAD_FOR_S, failure)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tests.golden.check import Check
-from vlm_core.data import dedup, perceptual, picture, rights, scores, select, text_rules, wat
+from vlm_core.data import dedup, perceptual, picture, recaption, rights, scores, select, text_rules, wat
 from vlm_core.data.address import FetchFailed
 
 Arrays = dict[str, np.ndarray]
@@ -107,7 +107,12 @@ def hype_hyperbolic(a: Arrays) -> Iterator[Check]:
 def wat_extract(a: Arrays) -> Iterator[Check]:
     for kind in ("image", "image_only"):
         links = list(wat.extract_links(io.BytesIO(a["wat_gz"].tobytes()), kind, strict=False))
-        for name, ours in (("uid", [x.md5 for x in links]), ("url", [x.url for x in links]), ("alt", [x.alt for x in links]), ("page", [x.page for x in links])):
+        for name, ours in (
+            ("uid", [x.md5 for x in links]),
+            ("url", [x.url for x in links]),
+            ("alt", [x.alt for x in links]),
+            ("page", [x.page for x in links]),
+        ):
             yield Check(f"{kind}_{name}", np.array(ours), a[f"{kind}_{name}"])
         strict = {x.url for x in wat.extract_links(io.BytesIO(a["wat_gz"].tobytes()), kind)}
         yield Check(f"{kind}_malformed_hosts", sum("[" in url for url in strict), 0)
@@ -152,6 +157,25 @@ def _refusal(data: bytes, limits: picture.Limits) -> str:
     return ""
 
 
+def laclip_rewrite(a: Arrays) -> Iterator[Check]:
+    examples = list(zip(a["example_source"].tolist(), a["example_target"].tolist(), strict=True))
+    captions, continuations = a["caption"].tolist(), a["generated_continuation"].tolist()
+    prompts = [recaption.build_prompt(examples, caption) for caption in captions]
+    outputs = [prompt + more for prompt, more in zip(prompts, continuations, strict=True)]
+    yield Check("prompt", np.array(prompts), a["prompt"])
+    as_official = [recaption.parse_rewrite(prompt, output, "reference") for prompt, output in zip(prompts, outputs, strict=True)]
+    yield Check("parsed, as the reference does", np.array(as_official), a["parsed"])
+    fixed = [recaption.parse_rewrite(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
+    true = [
+        parsed if "=>" not in caption else more.strip().splitlines()[0]
+        for caption, parsed, more in zip(captions, a["parsed"].tolist(), continuations, strict=True)
+    ]
+    yield Check("parsed, also after a caption with an arrow", np.array(fixed), np.array(true))
+    draw = random.Random(int(a["choice_seed"]))
+    chosen = [recaption.choose_caption(row, draw) for row in a["choice_candidates"].tolist()]
+    yield Check("choice", np.array(chosen), a["choice_expected"])
+
+
 TABLE = {
     "datacomp_basic": datacomp_basic,
     "perceptual_hash": perceptual_hash,
@@ -163,4 +187,5 @@ TABLE = {
     "wat_extract": wat_extract,
     "xrobots_img2dataset": xrobots_img2dataset,
     "image_resize_blur": image_resize_blur,
+    "laclip_rewrite": laclip_rewrite,
 }

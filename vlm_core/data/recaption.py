@@ -122,7 +122,10 @@ _INJECTION = re.compile(
 _ADDRESS = re.compile(r"https?:|www\.|\b[\w.+-]+@[\w-]+\.\w|\b[\w-]+\.(?:com|org|net|io|jpe?g|png|gif|html?)\b|!?\[[^\]]*\]\(", re.IGNORECASE)
 _MARKUP = re.compile(r"<[^>\s][^>]*>|&(?:[a-z]+|#\d+);|[{}`]|=>|\\x|\\u", re.IGNORECASE)
 _ENCODED = re.compile(r"[A-Za-z0-9+/=_-]{28,}")
-_REFUSAL = re.compile(r"^(?:sorry|i'?m sorry|i can(?:no|')?t|i am unable|sure[,!]|here is a|here's a|rewritten caption)\b", re.IGNORECASE)
+_REFUSAL = re.compile(
+    r"^(?:sorry\b|i'?m sorry\b|i can(?:no|')?t\b|i am unable\b|sure\s*[,!:]|here(?:'s| is) (?:(?:a|the|your) )?(?:reword|rewrit|caption)|rewritten caption)",
+    re.IGNORECASE,
+)
 
 
 def suspicious(text: str) -> str:

@@ -58,6 +58,7 @@ def metadata(report: Report, launcher: Launcher) -> dict[str, Any]:
         **{title: picture(pictures / file) for title, file in report.pictures.items() if (pictures / file).exists()},
         **{title: dg.MetadataValue.url(link) for title, link in report.links.items()},
         "settings": dg.MetadataValue.json(report.provenance.get("config", {})),
+        "made from": dg.MetadataValue.json({"inputs": report.provenance.get("inputs", {}), "code": report.provenance.get("git", ""), "run": report.run_id}),
         "recipe": report.recipe, "reused": report.reused, "seconds": report.seconds, "peak memory (MB)": report.peak_memory_mb,
         "folder": dg.MetadataValue.path(report.out),
     }  # fmt: skip

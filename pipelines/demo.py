@@ -35,7 +35,7 @@ class Memory(threading.Thread):
     def run(self) -> None:
         while True:
             self.peak_mb = max(self.peak_mb, sum(_pss(process) for process in self._family()) / 1e6)
-            time.sleep(2)
+            time.sleep(5)
 
     @staticmethod
     def _family() -> set[psutil.Process]:

@@ -1,7 +1,7 @@
 """The data ledger: DVC records the bytes of a stage that somebody else produced, a commit on its own ref records dvc.lock.
 
 DVC is asked to commit, never to run anything; git is used through its plumbing, so the index, the branch and the work tree of
-the person who works here stay as they are. Measured facts behind this: `docs/operating.md`.
+the person who works here stay as they are.
 """
 
 import os

@@ -56,6 +56,9 @@ def test_a_report_becomes_a_data_version_numbers_a_table_of_reasons_and_a_scaled
         {"reason": "dropped.late", "samples": 1},
     ]
     assert [(column.name, column.type) for column in made.metadata["rows"].schema.columns] == [("name", "string"), ("n", "int"), ("share", "float")]
+    assert found["made from"]["inputs"] == {}
+    assert len(found["made from"]["run"]) == 32
+    assert found["settings"]["ends"] == "well"
     data = found["a red picture"].split("base64,")[1].rstrip(")")
     with Image.open(io.BytesIO(base64.b64decode(data))) as image:
         assert image.size == (1000, 250)

@@ -192,8 +192,9 @@ def _work(
 
 def files_named(config: Config) -> dict[str, str]:
     """MD5 of every file that a setting names: other bytes under the same name are other settings."""
-    found = {name: value for name, value in config.flat().items() if isinstance(value, str) and 0 < len(value) < 1024}
-    return {name: stages.file_md5(Path(value)) for name, value in found.items() if Path(value).is_file()}
+    found = {name: value for name, value in config.flat().items() if isinstance(value, str)}
+    # os.path says no where Path raises: a long list of patterns is no name of a file
+    return {name: stages.file_md5(Path(value)) for name, value in found.items() if os.path.isfile(value)}
 
 
 def modules_named(config: Config) -> list[str]:

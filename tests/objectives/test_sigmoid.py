@@ -22,9 +22,7 @@ def test_blocks_of_two_ranks_add_up_to_the_whole_batch() -> None:
     image_BD, text_BD, scale = pairs(8)
     bias = torch.tensor(-10.0, dtype=torch.float64)
     own = [siglip_loss(image_BD[part], text_BD[part], scale, bias) for part in (slice(0, 4), slice(4, 8))]
-    other = [
-        siglip_loss(image_BD[a], text_BD[b], scale, bias, negative_only=True) for a, b in ((slice(0, 4), slice(4, 8)), (slice(4, 8), slice(0, 4)))
-    ]
+    other = [siglip_loss(image_BD[a], text_BD[b], scale, bias, negative_only=True) for a, b in ((slice(0, 4), slice(4, 8)), (slice(4, 8), slice(0, 4)))]
     torch.testing.assert_close((own[0] + other[0] + own[1] + other[1]) / 2, siglip_loss(image_BD, text_BD, scale, bias), rtol=1e-12, atol=0)
 
 

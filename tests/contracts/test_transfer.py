@@ -51,7 +51,11 @@ def on_shots(method: TransferMethod, support: Support) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_builds_from_its_defaults_and_scores_every_class(kind: str, support: Support) -> None:
-    method = adapt(made(kind, support, **({"training": {**KINDS[kind]().training.model_dump(), "epochs": 1}} if "training" in KINDS[kind].model_fields else {})), support, 8)
+    method = adapt(
+        made(kind, support, **({"training": {**KINDS[kind]().training.model_dump(), "epochs": 1}} if "training" in KINDS[kind].model_fields else {})),
+        support,
+        8,
+    )
     with torch.no_grad():
         logits_BC = method.logits(support.val_MD)
     assert logits_BC.shape == (24, 3)

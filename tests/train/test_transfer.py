@@ -13,7 +13,8 @@ from tests.train.transfer_world import labelled_set, stage_for, tiny_model
 from vlm_core.errors import CheckpointError, ConfigError, DataError, NumericsError
 from vlm_core.evaluate.card import read_cards
 from vlm_core.evaluate.compare import compare
-from vlm_core.models.features import Stored, features
+from vlm_core.models.feature_store import Stored
+from vlm_core.models.features import features
 from vlm_core.models.features_config import Features
 from vlm_core.models.pretrained import load
 from vlm_core.stage import Report
@@ -52,7 +53,12 @@ def test_stored_features_are_those_of_the_model_in_the_order_of_the_table(world:
     torch.testing.assert_close(torch.nn.functional.normalize(test.image_ND, dim=-1), unit_ND, rtol=1e-4, atol=1e-5)
     assert stored.views_VND.shape == (3, 18, 12)
     assert not torch.equal(stored.views_VND[1], stored.views_VND[0])
-    torch.testing.assert_close(stored.single_CD, load(world / "model").encode_texts(["a photo of a red thing.", "a photo of a green thing.", "a photo of a blue thing."]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        stored.single_CD,
+        load(world / "model").encode_texts(["a photo of a red thing.", "a photo of a green thing.", "a photo of a blue thing."]),
+        rtol=1e-4,
+        atol=1e-5,
+    )
 
 
 def test_fitting_cannot_depend_on_the_test_split(world: Path, tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ def support() -> Support:
     labels = torch.arange(3).repeat(4)
     features = torch.randn(2, 12, 16)
     text = F.normalize(torch.randn(3, 16), dim=-1)
-    return Support(features, labels, torch.randn(9, 16), torch.arange(3).repeat(3), text, text.flip(0), NAMES, scale=20.0, tower=tower, tokenize=tokenizer.build(TOWER))
+    return Support(
+        features, labels, torch.randn(9, 16), torch.arange(3).repeat(3), text, text.flip(0), NAMES, scale=20.0, tower=tower, tokenize=tokenizer.build(TOWER)
+    )
 
 
 def test_tip_adapter_without_its_cache_is_zero_shot(support: Support) -> None:

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import f1_score, roc_auc_score
 
 from vlm_core.errors import DataError
 
@@ -83,6 +82,8 @@ class GroupScores(NamedTuple):
 
 def group_metrics(groups_N: Ints, targets_N: Ints, predictions_N: Ints) -> GroupScores:
     """Accuracy per group (in sorted order), the worst one, and macro F1 and recall over classes (DataComp's fairness and WILDS tasks)."""
+    from sklearn.metrics import f1_score
+
     right = predictions_N == targets_N
     accuracy = np.array([right[groups_N == g].mean() for g in np.unique(groups_N)])
     classes = np.unique(targets_N)
@@ -102,6 +103,8 @@ def roc_auc(scores_N: Array, labels_N: NDArray[np.bool_]) -> float:
     """Chance that a true sample scores above a false one; ties count half."""
     if labels_N.all() or not labels_N.any():
         raise DataError(f"Found only {'true' if labels_N.all() else 'false'} labels among {len(labels_N)}, expected both kinds; an AUC needs two classes.")
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(labels_N, scores_N))
 
 

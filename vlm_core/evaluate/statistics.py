@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, chi2, norm, t
+from scipy.special import bdtr, chdtrc, ndtri, stdtrit
 
 from vlm_core.errors import DataError
 from vlm_core.evaluate.metrics import Array, Ints
@@ -37,9 +37,9 @@ def mcnemar(correct_a: NDArray[np.bool_], correct_b: NDArray[np.bool_]) -> McNem
     same_length(correct_a, correct_b)
     n01, n10 = int((~correct_a & correct_b).sum()), int((correct_a & ~correct_b).sum())
     n = n01 + n10
-    exact = float(binomtest(n01, n, 0.5).pvalue) if n else 1.0
+    exact = min(1.0, 2 * float(bdtr(min(n01, n10), n, 0.5))) if n else 1.0  # symmetric, so both tails are equal
     statistic = (abs(n01 - n10) - 1) ** 2 / n if n else 0.0
-    return McNemar(n01, n10, exact, statistic, exact if n < 25 else float(chi2.sf(statistic, 1)))
+    return McNemar(n01, n10, exact, statistic, exact if n < 25 else float(chdtrc(1, statistic)))
 
 
 def same_length(a: Array, b: Array) -> None:
@@ -97,7 +97,7 @@ def bootstrap_metric(metric: Callable[[Ints], float], n: int, count: int = 1_000
 
 def wilson(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Interval of a share, good for n >= 30 and for shares near 0 and 1."""
-    z = norm.ppf(0.5 + level / 2)
+    z = ndtri(0.5 + level / 2)
     p = right / n
     centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     return float((centre - half) / (1 + z**2 / n)), float((centre + half) / (1 + z**2 / n))
@@ -127,5 +127,5 @@ class SeedStatistics(NamedTuple):
 def seed_statistics(values: Array) -> SeedStatistics:
     """Noise between training seeds; another thing than the noise between samples."""
     n, std = len(values), float(np.std(values))
-    half = float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    half = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
     return SeedStatistics(float(np.mean(values)), std, 1.96 * std / float(np.sqrt(n)), half)

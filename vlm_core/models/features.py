@@ -11,14 +11,14 @@ OUT/<dataset>/dataset.json        names, templates, and the key: model x transfo
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -186,39 +186,3 @@ def _summary(out: Path) -> list[dict[str, Any]]:
         for path in sorted(out.glob("*/table.parquet"))
         for table in [pq.read_table(path).to_pydict()]
     ]
-
-
-# ---------------------------------------------------------------- reading
-
-
-class Labelled(NamedTuple):
-    """One split of a stored set."""
-
-    image_ND: Tensor
-    labels_N: Tensor
-    keys: list[str]
-    groups: list[str]
-
-
-class Stored:
-    """A data set's features. Training and validation are read at once; the test split only by asking for it by name."""
-
-    def __init__(self, folder: Path) -> None:
-        import json
-
-        if not (folder / "dataset.json").exists():
-            there = sorted(path.parent.name for path in folder.parent.glob("*/dataset.json"))
-            raise DataError(f"Found no features of {folder.name!r} in {folder.parent}, expected a set that was encoded; {did_you_mean(folder.name, there)}")
-        self.folder = folder
-        self.about: dict[str, Any] = json.loads((folder / "dataset.json").read_text())
-        self._table = pq.read_table(folder / "table.parquet").to_pandas()
-        text = load_file(folder / "text.safetensors")
-        self.single_CD, self.ensemble_CD = text["single_CD"], text["ensemble_CD"]
-        self.views_VND = load_file(folder / "train.safetensors")["views_VND"]
-        self.train, self.val = self.split("train"), self.split("val")
-
-    def split(self, name: str) -> Labelled:
-        tensors = load_file(self.folder / f"{name}.safetensors")
-        rows = self._table[self._table["split"] == name].sort_values("row")
-        image_ND = tensors["views_VND"][0] if name == "train" else tensors["image_ND"]
-        return Labelled(image_ND, tensors["labels_N"], rows["key"].tolist(), rows["group"].astype(str).tolist())

@@ -4,6 +4,7 @@ OUT/predictions.parquet, metrics.parquet, cards/   per-sample results of every (
 OUT/adapted/<shots>-<seed>.safetensors             the method's own tensors; adapted/method.json says to which model they belong
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,34 +22,30 @@ from vlm_core.evaluate.card import ProtocolCard, digest_of
 from vlm_core.evaluate.metrics import topk_correct
 from vlm_core.evaluate.results import Results
 from vlm_core.evaluate.statistics import Interval, bootstrap_mean, seed_statistics
-from vlm_core.models.features import Labelled, Stored
-from vlm_core.models.pretrained import Vlm, load
+from vlm_core.models.feature_store import Labelled, Stored
 from vlm_core.stage import Report, Stage, write_json
 from vlm_core.train.adapt import adapt
 from vlm_core.train.config import Transfer
 from vlm_core.train.curve import draw_curve
-from vlm_core.transfer.base import Setting, Support, TextTower, TransferMethod
+from vlm_core.transfer.base import Support, TextTower, Tokenize, TransferMethod
 
 
 def transfer(config: Transfer, stage: Stage) -> Report:
     """Adapt, predict, measure."""
     stored = Stored(stage.input("features") / config.dataset)
-    vlm = load(stage.input("model"))
-    if stored.about["model"] != vlm.digest:
-        raise CheckpointError(
-            f"Found features of the model {stored.about['model'][:12]} with the model {vlm.digest[:12]}, expected one and the same; run 'vlm features' with this model."
-        )
+    model = _check_model(stage.input("model"), stored)
+    tower = _text_tower(stage.input("model")) if config.method.reads_text_tower else None
     name = stage.recipe or config.method.kind
-    results = Results(vlm.digest, name, config.resamples)
+    results = Results(model, name, config.resamples)
     test = stored.split("test")  # the only place where it is opened; from here it goes to `_measure` and nowhere else
-    zero_shot = config.method.kind == Setting.ZERO_SHOT.name.lower()
+    zero_shot = config.method.kind == "zero_shot"
     drawn: list[dict[str, Any]] = []
     for shots in [0] if zero_shot else config.shots:
         seeds = [0] if zero_shot else config.seeds[:1] if shots == 0 else config.seeds
         card = _card(config, stored, test, shots, seeds, zero_shot)
         correct = []
         for seed in seeds:
-            support, row = draw_support(config, stored, vlm, shots, seed)
+            support, row = draw_support(config, stored, tower, shots, seed)
             method = adapt(build(config.method, support=support), support, shots)
             _keep(method, stage.out / "adapted", f"{shots}-{seed}")
             correct.append(_measure(method, test, stored, card, results, shots, seed))
@@ -63,7 +60,26 @@ def transfer(config: Transfer, stage: Stage) -> Report:
     return _report(config, stage, stored, test, results, drawn)
 
 
-def draw_support(config: Transfer, stored: Stored, vlm: Vlm | None, shots: int, seed: int) -> tuple[Support, dict[str, Any]]:
+def _check_model(folder: Path, stored: Stored) -> str:
+    """Digest of the model, which must be the one that made the features. Raises CheckpointError."""
+    settings = folder / "config.json"
+    digest = str(json.loads(settings.read_text())["weights_sha256"]) if settings.exists() else "without config.json"
+    if stored.about["model"] != digest:
+        raise CheckpointError(
+            f"Found features of the model {stored.about['model'][:12]} with the model {digest[:12]}, expected one and the same; run 'vlm features' with this model."
+        )
+    return digest
+
+
+def _text_tower(folder: Path) -> tuple[TextTower, Tokenize]:
+    """The frozen text tower and its tokenizer; only methods that learn through it pay for loading a model."""
+    from vlm_core.models.pretrained import load
+
+    vlm = load(folder)
+    return cast(TextTower, vlm.towers.text.requires_grad_(False)), vlm.tokenize
+
+
+def draw_support(config: Transfer, stored: Stored, tower: tuple[TextTower, Tokenize] | None, shots: int, seed: int) -> tuple[Support, dict[str, Any]]:
     """The few shots of one seed and what was really drawn: a class with fewer pictures gives all it has."""
     train, val = stored.train, stored.val
     if shots == 0:
@@ -81,8 +97,8 @@ def draw_support(config: Transfer, stored: Stored, vlm: Vlm | None, shots: int, 
         stored.views_VND[:, chosen], labels_N, val.image_ND[held], val.labels_N[held], stored.single_CD, stored.ensemble_CD, stored.about["classnames"],
         stored.about["templates"][0], stored.about["scale"], seed=seed,
     )  # fmt: skip
-    if vlm is not None:
-        support = replace(support, tower=cast(TextTower, vlm.towers.text.requires_grad_(False)), tokenize=vlm.tokenize)
+    if tower is not None:
+        support = replace(support, tower=tower[0], tokenize=tower[1])
     return support, {"drawn": len(chosen), "fewest_per_class": int(counts.min()), "most_per_class": int(counts.max()), "validation": len(held)}
 
 

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from vlm_core.transfer.config import Training
 
+Tokenize = Callable[[list[str]], Tensor]
+
 
 class Needs(StrEnum):
     """What a method reads besides labels."""
@@ -55,7 +57,7 @@ class Support:
     template: str = "a photo of a {}."
     scale: float = 100.0
     tower: TextTower | None = None
-    tokenize: Callable[[list[str]], Tensor] | None = None
+    tokenize: Tokenize | None = None
     seed: int = 0
 
     def classifier(self, templates: str) -> Tensor:

@@ -1,6 +1,6 @@
 """The menu of transfer methods. Torch-free."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,14 +24,20 @@ class Training(Config):
     cosine_per: Literal["epoch", "step"] = Field("epoch", description="how often the cosine moves")
 
 
-class ZeroShot(Config):
+class MethodConfig(Config):
+    """What all methods' settings have in common."""
+
+    reads_text_tower: ClassVar[bool] = False
+
+
+class ZeroShot(MethodConfig):
     """Class names in templates, nothing is learnt (CLIP, arXiv 2103.00020)."""
 
     kind: Literal["zero_shot"] = "zero_shot"
     templates: Templates = Field("single", description="one template, or the unit mean over all of the data set's templates")
 
 
-class LinearProbe(Config):
+class LinearProbe(MethodConfig):
     """Logistic regression on frozen features, its strength chosen on validation data (CLIP, arXiv 2103.00020; CoOp's lpclip)."""
 
     kind: Literal["linear_probe"] = "linear_probe"
@@ -41,7 +47,7 @@ class LinearProbe(Config):
     max_iter: int = Field(1000, gt=0, description="L-BFGS iterations of one fit")
 
 
-class TipAdapter(Config):
+class TipAdapter(MethodConfig):
     """A cache of labelled features votes beside the text classifier; training-free (Tip-Adapter, arXiv 2207.09519)."""
 
     kind: Literal["tip_adapter"] = "tip_adapter"
@@ -61,7 +67,7 @@ class TipAdapterF(TipAdapter):
     training: Training = Training(optimiser="adamw", lr=1e-3, weight_decay=0.01, eps=1e-4, epochs=20, batch=256, warmup_epochs=0, cosine_per="step")
 
 
-class Coop(Config):
+class Coop(MethodConfig):
     """Learnt context words before the class name, through the frozen text tower (CoOp, arXiv 2109.01134)."""
 
     kind: Literal["coop"] = "coop"
@@ -70,6 +76,8 @@ class Coop(Config):
     position: Literal["end", "middle", "front"] = Field("end", description="where the class name stands")
     class_specific: bool = Field(False, description="one context per class instead of a shared one")
     training: Training = Training()
+
+    reads_text_tower: ClassVar[bool] = True
 
 
 Method = Annotated[ZeroShot | LinearProbe | TipAdapter | TipAdapterF | Coop, Field(discriminator="kind")]

@@ -206,6 +206,7 @@ def test_after_kill_9_at_random_moments_the_same_command_gives_the_same_bytes_an
         whole = run("download", config, {"pairs": pairs}, tmp_path / "whole")
         asked_whole = Counter(path for _, path in site.asked)
         site.asked.clear()
+        stamps = set()
         for kill in range(3):
             process = _start(tmp_path, pairs, config, "killed")
             while process.poll() is None and len(site.asked) < 10 + kill * 35:
@@ -216,10 +217,12 @@ def test_after_kill_9_at_random_moments_the_same_command_gives_the_same_bytes_an
             process.communicate()
             _, alive = psutil.wait_procs(family, timeout=5)
             assert alive == [], "a child outlived its parent"
+            stamps.add((tmp_path / "killed.run" / "state" / ".spec").read_text())
             assert not (tmp_path / "killed").exists()
         process = _start(tmp_path, pairs, config, "killed")
         report = json.loads(process.communicate()[0])
         again = Counter(path for _, path in site.asked)
+    assert stamps == {report["spec_hash"]}, "the code was edited while the test ran"
     assert report["data_version"] == whole.data_version
     assert set(again) == set(asked_whole)
     twice = sum(number - 1 for path, number in again.items() if path != "/robots.txt")

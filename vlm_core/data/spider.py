@@ -40,6 +40,7 @@ from vlm_core.data import html, rights
 from vlm_core.data.address import FetchFailed, Target, is_public, literal
 from vlm_core.data.config import Crawl
 from vlm_core.data.fetch import make_guard, user_agent
+from vlm_core.data.politeness import retry_after_s
 from vlm_core.data.rights import ALLOWED, Rights
 from vlm_core.data.sample import Status, canonical_url
 from vlm_core.stage import die_with_parent
@@ -102,7 +103,15 @@ class Visits:
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> Self:
-        return cls(crawler)
+        visits = cls(crawler)
+        crawler.signals.connect(visits.downloaded, signal=signals.response_downloaded)
+        return visits
+
+    def downloaded(self, response: Response, request: Request) -> None:
+        """A host that asks for a pause gets it before its next request (Scrapy draws pauses from half of the delay on, hence twice)."""
+        if response.status in {429, 503}:
+            asked = retry_after_s((response.headers.get("Retry-After") or b"").decode("latin-1"))
+            self._slow_down(urlsplit(request.url).hostname or "", 2 * (1.0 if asked is None else asked))
 
     async def process_request(self, request: Request) -> None:
         try:
@@ -128,7 +137,7 @@ class Visits:
         found = await maybe_deferred_to_future(rules) if isinstance(self.robots[target.origin], Deferred) else self.robots[target.origin]
         if isinstance(found, str):
             return Rights(False, "robots.txt", f"{target.origin}/robots.txt: {found}, which counts as a refusal for now") if found else ALLOWED
-        self._slow_down(target, found.crawl_delay(self.config.network.agent))
+        self._slow_down(target.host, found.crawl_delay(self.config.network.agent))
         return rights.robots_decision(found, target.url, self.config.network.agent)
 
     async def _ask(self, target: Target) -> Any:
@@ -149,8 +158,8 @@ class Visits:
             spider.sitemaps.update(sitemap_urls_from_robots(response.body, base_url=response.url))
         return rights.read_robots(response.body.decode("utf-8", "replace"))
 
-    def _slow_down(self, target: Target, delay: float | None) -> None:
-        slot = self.crawler.engine.downloader.slots.get(target.host) if delay and self.crawler.engine else None
+    def _slow_down(self, host: str, delay: float | None) -> None:
+        slot = self.crawler.engine.downloader.slots.get(host) if delay and self.crawler.engine else None
         if slot is not None and delay:
             slot.delay = max(slot.delay, min(float(delay), self.config.network.max_quiet_s))
 

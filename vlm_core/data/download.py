@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -26,6 +26,9 @@ from vlm_core.data.sample import DOWNLOADS, STATUSES
 from vlm_core.data.tar import TarWriter, members, read_member
 from vlm_core.errors import ConfigError, LaunchError, MissingInput, NothingLeft, SchemaMismatch
 from vlm_core.stage import PACKAGE, Report, Stage, write_json
+
+if TYPE_CHECKING:
+    from vlm_core.data import img2dataset_worker  # noqa: F401  runs in a process of its own; named here so that its code counts for reuse
 
 Row = dict[str, Any]
 RESTARTS, SHEET = 20, 64

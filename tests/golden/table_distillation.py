@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from vlm_core.objectives.image_text_contrastive import clip_loss
 
 from tests.golden.check import Arrays, Check, Entry, gradient, tensor
 from vlm_core.distill.base import Embeddings
@@ -13,6 +12,7 @@ from vlm_core.distill.feature_kd import feature_kd_loss
 from vlm_core.distill.fused_kd import fused_kd_loss
 from vlm_core.distill.gradient_kd import gradient_kd_loss
 from vlm_core.distill.relation_kd import relation_kd_loss, row_kl
+from vlm_core.objectives.image_text_contrastive import clip_loss
 
 
 def clip_kd_losses(arrays: Arrays) -> Iterator[Check]:

@@ -159,7 +159,7 @@ def _table(dataset: EvalSet) -> pa.Table:
 
 def _about(config: Features, vlm: Vlm, dataset: EvalSet, version: str) -> dict[str, Any]:
     split = hashlib.sha256(canonical_json([dataset.keys, dataset.splits.tolist(), dataset.labels.tolist()]).encode()).hexdigest()
-    key = {"model": vlm.digest, "transform": vlm.pixels.digest(), "split": split, "precision": config.precision, "views": config.views, "seed": config.seed}
+    key = {"model": vlm.digest, "transform": vlm.pixels.digest(), "split": split, "precision": model_card_fields(vlm)["precision"], "views": config.views, "seed": config.seed}
     return {
         "name": dataset.name, "classnames": list(dataset.classnames), "templates": list(dataset.templates), "dataset_version": version,
         "scale": float(vlm.towers.scale.detach()), **key, "key": hashlib.sha256(canonical_json(key).encode()).hexdigest(), "model_card": model_card_fields(vlm),
@@ -177,7 +177,9 @@ def model_card_fields(vlm: Vlm) -> dict[str, Any]:
         "std": list(pixels.std),
         "antialias": True,
     }
-    return {"image_preprocess": image, "tokenizer": vlm.tokenizer.name, "context_length": vlm.tokenizer.context_length, "precision": "float32"}
+    half = any(getattr(part, "in_bf16", False) for part in vlm.towers.modules())  # a locked trunk may choose bfloat16 by itself
+    precision = "float32, trunk bfloat16" if half else "float32"
+    return {"image_preprocess": image, "tokenizer": vlm.tokenizer.name, "context_length": vlm.tokenizer.context_length, "precision": precision}
 
 
 def _summary(out: Path) -> list[dict[str, Any]]:

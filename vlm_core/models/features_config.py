@@ -1,7 +1,5 @@
 """Settings of the feature store. Torch-free."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from vlm_core.config import Config
@@ -13,5 +11,4 @@ class Features(Config):
     datasets: list[str] = Field([], description="names of labelled sets; empty takes all that are there")
     views: int = Field(0, ge=0, le=64, description="augmented views of each training picture beside the evaluation view (Tip-Adapter's keys use 10)")
     batch: int = Field(64, gt=0, description="pictures or texts encoded at once")
-    precision: Literal["float32"] = Field("float32", description="of the forward pass and of what is stored")
     seed: int = Field(0, ge=0, description="seed of the augmented views")

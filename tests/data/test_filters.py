@@ -64,7 +64,7 @@ def dirty_world() -> tuple[World, dict[str, str]]:
         world.add("banner of a shop", 59, original=(301, 100)): "aspect_ratio",
         world.add("Eine schwarze Katze schläft auf der alten Gartenmauer", 60): "language",
         world.add("first of two", a, cosine=0.7, licence="CC0-1.0"): "",
-        world.add("second of two", a, cosine=0.9, licence=""): "exact_duplicate",
+        world.add("second of two", a, cosine=0.9, licence="", original=(500, 500)): "exact_duplicate",
         world.add("kept as JPEG", b, cosine=0.7): "",
         world.add("again as JPEG", b.resize((80, 80)), cosine=0.6): "near_duplicate",
         world.add("no embedding", 62, cosine=None): "no_embedding",

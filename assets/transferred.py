@@ -42,5 +42,11 @@ def _cell(context: dg.AssetExecutionContext, launcher: Launcher, config: dg.Conf
     settings = launchpad.read(Methods, config)
     inputs = {"features": launcher.data("features"), "model": launcher.data("pretrained", BASE), "eval_sets": launcher.data("eval_sets")}
     return launcher.launch(
-        context, "transfer", method, getattr(settings, method).merged({"dataset": dataset}), inputs, launcher.data("transferred", method, dataset)
+        context,
+        "transfer",
+        method,
+        getattr(settings, method).merged({"dataset": dataset}),
+        inputs,
+        launcher.data("transferred", method, dataset),
+        is_one_of_many=True,
     )

@@ -46,7 +46,16 @@ class Launcher(dg.ConfigurableResource):
         return Path(self.root) / path
 
     def launch(
-        self, context: dg.AssetExecutionContext, verb: str, recipe: str, config: Config, inputs: Mapping[str, Path], out: Path, *, force: bool = False
+        self,
+        context: dg.AssetExecutionContext,
+        verb: str,
+        recipe: str,
+        config: Config,
+        inputs: Mapping[str, Path],
+        out: Path,
+        *,
+        force: bool = False,
+        is_one_of_many: bool = False,
     ) -> Report:
         """Run one verb. Raises RetryRequested for exit code 10, Failure with the verb's own sentence for the others."""
         spec = {"verb": verb, "recipe": recipe, "config": config.model_dump(mode="json"), "inputs": {name: str(path) for name, path in inputs.items()}}
@@ -54,7 +63,7 @@ class Launcher(dg.ConfigurableResource):
             write_json(Path(tmp) / "spec.json", spec)
             words = [self.python, "-m", "vlm_core", verb, "--spec", str(Path(tmp) / "spec.json"), "--out", str(out), "--json", *(["--force"] if force else [])]
             with (Path(tmp) / "stdout").open("w+") as stdout:
-                code, lines = self._run(context, words, stdout)
+                code, lines = self._run(context, words, self._environment(context, is_one_of_many), stdout)
                 stdout.seek(0)
                 text = stdout.read()
         if code:
@@ -74,9 +83,9 @@ class Launcher(dg.ConfigurableResource):
                     process.terminate()
                 raise
 
-    def _run(self, context: dg.AssetExecutionContext, words: Sequence[str], stdout: IO[str]) -> tuple[int, list[str]]:
+    def _run(self, context: dg.AssetExecutionContext, words: Sequence[str], environment: Mapping[str, str], stdout: IO[str]) -> tuple[int, list[str]]:
         process = subprocess.Popen(
-            words, cwd=self.root, env=self._environment(context), stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True, errors="replace"
+            words, cwd=self.root, env=environment, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE, text=True, errors="replace"
         )
         lines: list[str] = []
         said = 0.0
@@ -89,7 +98,7 @@ class Launcher(dg.ConfigurableResource):
                     context.log.info(line)
             return process.wait(), lines
 
-    def _environment(self, context: dg.AssetExecutionContext) -> dict[str, str]:
+    def _environment(self, context: dg.AssetExecutionContext, is_one_of_many: bool) -> dict[str, str]:
         switch_off()
         found = {
             **os.environ,
@@ -98,6 +107,8 @@ class Launcher(dg.ConfigurableResource):
             "VLM_HOME": os.environ.get("VLM_HOME", str(self.at(Path(".platform")))),
         }
         found["PYTHONPATH"] = os.pathsep.join(part for part in (str(CODE), os.environ.get("PYTHONPATH", "")) if part)
+        if is_one_of_many:  # they share the cores; a user's own number stays
+            found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.processes)))
         if self.mlflow_uri:
             found |= {"MLFLOW_TRACKING_URI": self.mlflow_uri, "VLM_MLFLOW_PARENT": self.parent(context)[0]}
         return found

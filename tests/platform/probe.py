@@ -18,7 +18,7 @@ class Probe(Config):
     """How the run should end."""
 
     ends: str = "well"
-    calls: str = ""  # a file to which every call appends its process id
+    calls: str = ""  # a folder in which every call leaves a file with its process id (a file that a setting names would count as input)
     good_from: int = 1  # the call from which a retryable run succeeds
     sleep_s: float = 0
 
@@ -33,9 +33,9 @@ def normal() -> Probe:
 def probe(config: Probe, stage: Stage) -> Report:
     calls = 1
     if config.calls:
-        with Path(config.calls).open("a") as stream:
-            stream.write(f"{os.getpid()}\n")
-        calls = len(Path(config.calls).read_text().splitlines())
+        Path(config.calls).mkdir(exist_ok=True)
+        (Path(config.calls) / str(os.getpid())).touch()
+        calls = len(list(Path(config.calls).iterdir()))
     stage.progress("sleeping" if config.sleep_s else "working")
     time.sleep(config.sleep_s)
     if config.ends == "busy" and calls < config.good_from:

@@ -39,8 +39,8 @@ def failure(result: dg.ExecuteInProcessResult) -> Any:
     return event.step_failure_data
 
 
-def calls(file: Path) -> int:
-    return len(file.read_text().splitlines())
+def calls(folder: Path) -> int:
+    return len(list(folder.iterdir()))
 
 
 def test_a_report_becomes_a_data_version_numbers_a_table_of_reasons_and_a_scaled_picture(project: Path) -> None:
@@ -128,11 +128,11 @@ def sleeper(project: Path) -> "tuple[subprocess.Popen[bytes], psutil.Process]":
     code = SLEEPER.format(root=str(ROOT), project=str(project), calls=str(log))
     worker = subprocess.Popen([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)
     for _ in range(600):
-        if log.exists() and log.read_text().endswith("\n"):
+        if log.exists() and calls(log):
             break
         assert worker.poll() is None
         time.sleep(0.1)
-    return worker, psutil.Process(int(log.read_text()))
+    return worker, psutil.Process(int(next(log.iterdir()).name))
 
 
 def test_kill_9_of_the_run_worker_leaves_no_orphan_and_frees_the_output_folder(project: Path) -> None:

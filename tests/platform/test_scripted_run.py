@@ -148,6 +148,26 @@ def test_a_second_launch_reuses_everything_that_has_not_changed(platform: Platfo
 
 
 @pytest.mark.timeout(2400)
+def test_the_daemon_retrains_once_when_the_sensor_sees_a_new_snapshot(platform: Platform) -> None:
+    selector = {"repositoryLocationName": "vlm", "repositoryName": "__repository__", "sensorName": "new_data"}
+    started = platform.ask("mutation($s: SensorSelector!) { startSensor(sensorSelector: $s) { __typename } }", s=selector)
+    assert started["startSensor"]["__typename"] == "Sensor"
+    query = """{ runsOrError(filter: {tags: [{key: "trigger", value: "new_data"}]}) { ... on Runs { results { runId jobName tags { key value } } } } }"""
+    for _ in range(180):
+        runs = platform.ask(query)["runsOrError"]["results"]
+        if runs:
+            break
+        time.sleep(1)
+    (run,) = runs
+    tags = {tag["key"]: tag["value"] for tag in run["tags"]}
+    assert run["jobName"] == "retrain"
+    assert tags["snapshot"] == lock_version(platform.root, "shard", "data/shards")
+    assert tags["dagster/asset_partition_range_start"] == "emoji_groups|zero_shot"
+    assert platform.wait(run["runId"]) == "SUCCESS"
+    assert len(platform.ask(query)["runsOrError"]["results"]) == 1
+
+
+@pytest.mark.timeout(2400)
 def test_dvc_repro_without_dagster_gives_the_same_hash(platform: Platform, tmp_path: Path) -> None:
     version = lock_version(platform.root, "shard", "data/shards")
     assert version.endswith(".dir")

@@ -4,6 +4,8 @@ The job runs in a process of its own against the real instance (.platform/dagste
 """
 
 import os
+import runpy
+import signal
 import subprocess
 import sys
 import threading
@@ -20,7 +22,7 @@ import pyarrow.parquet as pq
 from pipelines import services
 from pipelines.choices import MODELS, ROOT
 from vlm_core.errors import LaunchError, VlmError
-from vlm_core.stage import Report, home, record_of
+from vlm_core.stage import Report, die_with_parent, home, record_of
 
 JOB = "data_to_model"
 
@@ -59,6 +61,8 @@ def _pss(process: psutil.Process) -> float:
 
 def main() -> int:
     began = time.monotonic()
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, signal.default_int_handler)
     try:
         mlflow = services.services()["mlflow"]
         mine = services.start(mlflow)
@@ -82,10 +86,26 @@ def _job(began: float, memory: Memory) -> int:
     mark = uuid.uuid4().hex
     log = home() / "logs" / "demo.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-W", "ignore", "-m", "dagster", "job", "execute", "-m", "pipelines.definitions", "-j", JOB, "--tags", f'{{"demo": "{mark}"}}']
+    words = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "pipelines.demo",
+        "job",
+        "execute",
+        "-m",
+        "pipelines.definitions",
+        "-j",
+        JOB,
+        "--tags",
+        f'{{"demo": "{mark}"}}',
+    ]
     print(f"Job {JOB}: crawl, filter, train, adapt, distil, evaluate, register (details: {log})", flush=True)
     with log.open("ab") as stream, dg.DagsterInstance.get() as instance:
-        process = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream)
+        process = subprocess.Popen(
+            words, cwd=ROOT, env={**os.environ, "VLM_PARENT_PID": str(os.getpid())}, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
+        )
         try:
             run, made, kept = _follow(instance, process, mark)
         finally:
@@ -254,6 +274,14 @@ def _addresses() -> Iterator[str]:
             yield f"  {service.url:24} {service.what}"
 
 
+def dagster() -> None:
+    """Dagster's own command line in a process that does not outlive the demo."""
+    die_with_parent()
+    runpy.run_module("dagster", run_name="__main__")
+
+
 if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        dagster()
     Path(ROOT / "data").mkdir(exist_ok=True)
     sys.exit(main())

@@ -60,8 +60,9 @@ def tip_adapter_f() -> Transfer:
 
 
 def coop() -> Transfer:
-    """CoOp from 'a photo of a', few epochs: the demo's two cores share two minutes among all methods."""
-    return Transfer(method=Coop(words="a photo of a", training=Training(lr=0.02, epochs=8, warmup_epochs=0)))
+    """CoOp from 'a photo of a' in few epochs, so that all methods share two minutes of two cores. The rate was chosen on validation
+    accuracy of emoji_groups (16 shots, seed 1): .44 at 0.02, .51 at 0.1, .58 at 0.5, .51 at 2."""
+    return Transfer(method=Coop(words="a photo of a", training=Training(lr=0.5, epochs=8, warmup_epochs=0)))
 
 
 def coop_paper() -> Transfer:

@@ -1,4 +1,4 @@
-"""The pre-training verb: it learns, it says what happened, it goes on after kill -9, and several processes equal one."""
+"""The pre-training verb: it learns, it says what happened, it goes on after kill -9, and it fails in one sentence."""
 
 import json
 import os
@@ -128,22 +128,6 @@ def test_a_resumed_run_continues_its_rows_of_numbers(shards: Path, tmp_path: Pat
     first, second = dict(told.rows), dict(again.rows)
     assert all(second[step]["loss"] == pytest.approx(first[step]["loss"], abs=1e-6) for step in second)
     assert {"loss", "term.image_text_contrastive", "lr", "scale", "grad_norm", "pairs_per_s"} == set(again.rows[-1][1])
-
-
-def test_two_processes_train_to_the_weights_of_one(shards: Path, tmp_path: Path) -> None:
-    config, told = small("fit.epochs=3", "fit.accelerator=cpu"), Told()
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
-    with one_thread():
-        train(settings(config, shards), tmp_path / "one", Told())
-    launch.run_ranks("vlm_core.train.pretrain:train", settings(config.but("fit.devices=2"), shards), tmp_path / "two", 2, told)
-    one, two = (read_weights(tmp_path / name / "final.safetensors") for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    for name, value in one.items():  # AdamW magnifies rounding of tiny gradients: same to a thousandth of what training moved
-        torch.testing.assert_close(two[name], value, rtol=0, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
-    losses = [[row["loss"] for row in read_rows(tmp_path / name)] for name in ("one", "two")]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
-    assert [step for step, _ in told.rows] == [row["step"] for row in read_rows(tmp_path / "two")]
 
 
 def test_a_process_that_dies_ends_the_others_and_says_where_to_look(shards: Path, tmp_path: Path) -> None:

@@ -3,10 +3,10 @@
 Source: CLIP, arXiv 2103.00020; goldens `pretraining/clip_resnet_bottleneck` and `pretraining/attention_pool2d`.
 """
 
-from open_clip.modified_resnet import ModifiedResNet
 from torch import nn
 
 from vlm_core.models import config as menu
+from vlm_core.models.open_clip_parts import ModifiedResNet
 
 
 def build(config: menu.ClipResnet, *, width: int, activation: menu.Activation, fresh: bool = True) -> nn.Module:

@@ -6,10 +6,10 @@ Source: CLIP, arXiv 2103.00020; golden `pretraining/clip_text_tower`.
 # B texts, L tokens, E tower width, D joint width
 
 import torch
-from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from vlm_core.models import config as menu
+from vlm_core.models.open_clip_parts import TextTransformer
 from vlm_core.models.vit import ACTIVATIONS
 
 

@@ -26,7 +26,7 @@ class BytePair:
     name = "clip_bpe"
 
     def __init__(self, context_length: int) -> None:
-        from open_clip.tokenizer import SimpleTokenizer
+        from vlm_core.models.open_clip_parts import SimpleTokenizer
 
         self.context_length = context_length
         self._encode = SimpleTokenizer(context_length=context_length)

@@ -3,10 +3,10 @@
 Source: CLIP, arXiv 2103.00020; golden `pretraining/clip_vit`.
 """
 
-from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import nn
 
 from vlm_core.models import config as menu
+from vlm_core.models.open_clip_parts import QuickGELU, VisionTransformer
 
 ACTIVATIONS: dict[menu.Activation, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 

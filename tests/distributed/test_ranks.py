@@ -1,0 +1,56 @@
+"""Two real processes over gloo: embeddings, losses, gradients and a whole training equal those of one process."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed.halves import OBJECTIVES, Towers, batch, loss_and_gradients, of_rank
+from tests.distributed.ranks import run_ranks
+from tests.train.test_pretrain import Told, one_thread, settings
+from tests.train.tiny import make_shards, small
+from vlm_core.checkpoint import read_weights
+from vlm_core.train import launch
+from vlm_core.train.fit import read_rows
+from vlm_core.train.pretrain import train
+
+
+@pytest.fixture(scope="module")
+def ranks() -> list[Any]:
+    return run_ranks(of_rank, 2)
+
+
+def test_gathered_rows_come_in_rank_order_and_their_gradients_are_summed_over_ranks(ranks: list[Any]) -> None:
+    results = [rank[0] for rank in ranks]
+    for all_ND, _ in results:
+        assert all_ND.flatten().tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert [grad.flatten().tolist() for _, grad in results] == [[3.0, 6.0], [9.0, 12.0]]  # (1 + 2) * (j + 1)
+
+
+def test_loss_and_parameter_gradients_of_two_ranks_equal_those_of_one_process(ranks: list[Any]) -> None:
+    for name, chosen in OBJECTIVES.items():
+        towers = Towers()
+        loss, gradients = loss_and_gradients(towers, towers, *batch(), chosen)
+        assert sum(rank[1][name][0] for rank in ranks) / 2 == pytest.approx(loss, rel=1e-12), name
+        for rank in ranks:
+            for parameter, expected in gradients.items():
+                torch.testing.assert_close(
+                    rank[1][name][1][parameter], expected, rtol=1e-6, atol=1e-12, msg=lambda text, where=(name, parameter): f"{where}: {text}"
+                )
+
+
+def test_two_processes_train_to_the_weights_of_one(tmp_path: Path) -> None:
+    shards, config, told = make_shards(tmp_path / "shapes"), small("fit.epochs=3", "fit.accelerator=cpu"), Told()
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    with one_thread():
+        train(settings(config, shards), tmp_path / "one", Told())
+    launch.run_ranks("vlm_core.train.pretrain:train", settings(config.but("fit.devices=2"), shards), tmp_path / "two", 2, told)
+    one, two = (read_weights(tmp_path / name / "final.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():  # AdamW magnifies the rounding of tiny gradients; training moved these weights by hundreds of times as much
+        torch.testing.assert_close(two[name], value, rtol=0, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+    losses = [[row["loss"] for row in read_rows(tmp_path / name)] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert [step for step, _ in told.rows] == [row["step"] for row in read_rows(tmp_path / "two")]

@@ -159,7 +159,14 @@ def _table(dataset: EvalSet) -> pa.Table:
 
 def _about(config: Features, vlm: Vlm, dataset: EvalSet, version: str) -> dict[str, Any]:
     split = hashlib.sha256(canonical_json([dataset.keys, dataset.splits.tolist(), dataset.labels.tolist()]).encode()).hexdigest()
-    key = {"model": vlm.digest, "transform": vlm.pixels.digest(), "split": split, "precision": model_card_fields(vlm)["precision"], "views": config.views, "seed": config.seed}
+    key = {
+        "model": vlm.digest,
+        "transform": vlm.pixels.digest(),
+        "split": split,
+        "precision": model_card_fields(vlm)["precision"],
+        "views": config.views,
+        "seed": config.seed,
+    }
     return {
         "name": dataset.name, "classnames": list(dataset.classnames), "templates": list(dataset.templates), "dataset_version": version,
         "scale": float(vlm.towers.scale.detach()), **key, "key": hashlib.sha256(canonical_json(key).encode()).hexdigest(), "model_card": model_card_fields(vlm),

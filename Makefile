@@ -2,7 +2,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+# the first of these that runs: a name may be a shim of a version manager without that version
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do $$p -c "" 2> /dev/null && echo $$p && break; done)
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -10,6 +10,7 @@ from vlm_core.data.config import (
     Extract,
     Fetch,
     Filter,
+    Gates,
     ImageRules,
     LanguageRule,
     NearDuplicates,
@@ -82,8 +83,8 @@ def open_clip_embed() -> Embed:
 
 
 def offline_recaption() -> Recaption:
-    """SmolLM2 within a budget."""
-    return Recaption()
+    """SmolLM2 within a budget, greedy and with six examples: so small a model invents more when it samples or sees fewer."""
+    return Recaption(temperature=0.0, examples=6, gates=Gates(max_image_drop=0.15))
 
 
 def openai_recaption() -> Recaption:

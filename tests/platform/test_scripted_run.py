@@ -133,7 +133,7 @@ def test_one_launch_over_graphql_makes_everything_and_the_answers_can_be_read_ba
     assert len(uids) == sum(entry["samples"] for entry in manifest["shards"] if entry["split"] == "train")
     platform.run("-m", "vlm_core", "lineage", "bytes", "vlm-base@champion", "--out", str(tmp_path / "bytes"))
     for entry in manifest["shards"]:
-        assert (tmp_path / "bytes" / entry["name"]).read_bytes() == (platform.root / "data/shards" / entry["name"]).read_bytes()
+        assert (tmp_path / "bytes" / snapshot / entry["name"]).read_bytes() == (platform.root / "data/shards" / entry["name"]).read_bytes()
     assert "shard" in platform.run("-m", "vlm_core", "lineage", "why", uids[0])
 
 

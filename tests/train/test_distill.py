@@ -1,6 +1,7 @@
 """The verb: a teacher that does not move, a student that comes nearer to it, a twin that differs in nothing but the lesson."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     stage = stage_for(root / "run", {"shards": shards, "teacher": teacher}, "distil")
     report = distil(clip_kd_tiny().but(*TINY, "terms.relation_kd={}", "terms.fused_kd={}"), stage)
     assert (teacher / "model.safetensors").read_bytes() == before
-    return {"shards": shards, "teacher": teacher, "out": stage.out, "report": report}  # type: ignore[dict-item]
+    return {"shards": shards, "teacher": teacher, "out": stage.out, "state": stage.state, "report": report}  # type: ignore[dict-item]
 
 
 def test_the_student_comes_nearer_to_the_teacher_than_its_twin(world: dict[str, Path]) -> None:
@@ -77,6 +78,13 @@ def test_the_twin_is_the_same_student_on_the_same_batches(world: dict[str, Path]
     assert student["training"] == twin["training"]
     report = world["report"]
     assert report.counts["in"] == len(ShardSamples(world["shards"], "train"))  # type: ignore[attr-defined]
+
+
+def test_every_caption_seen_is_counted_by_its_origin(world: dict[str, Path]) -> None:
+    seen = {name: json.loads((world["state"] / name / "mixture.json").read_text()) for name in ("student", "twin")}
+    assert seen["student"] == seen["twin"]
+    assert sum(seen["twin"].values()) == 36 * 10  # steps x batch
+    assert abs(seen["twin"]["rewritten"] - 180) < 4 * (360 / 4) ** 0.5  # one raw and one accepted rewrite per sample: even odds
 
 
 def test_a_student_without_a_term_is_refused() -> None:

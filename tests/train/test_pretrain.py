@@ -64,6 +64,7 @@ def test_a_model_from_scratch_finds_sentences_it_never_saw(shards: Path, tmp_pat
     assert report.metrics["quick.auc"] > 0.8  # 0.5 is chance
     assert report.metrics["final_loss"] < 0.75 * 4.16  # log(64) is chance
     assert report.counts["steps"] == 25 * (report.counts["in"] // 64)
+    assert report.metrics["captions.alt"] == 1.0
     assert {(tmp_path / "model.run" / "pictures" / file).read_bytes()[:4] for file in report.pictures.values()} == {b"\x89PNG"}
     model = pretrained.load(tmp_path / "model")
     rows = pq.read_table(next((own_home / "catalog" / "models").iterdir())).to_pylist()

@@ -2,6 +2,7 @@
 
 # B pairs, N samples, F trunk features, L tokens
 
+import json
 import os
 import statistics
 from abc import ABC, abstractmethod
@@ -19,13 +20,13 @@ from vlm_core.models import config as models
 from vlm_core.models import packaged, pretrained, tokenizer
 from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import base
-from vlm_core.stage import Report, Stage
+from vlm_core.stage import Report, Stage, write_json
 from vlm_core.train import locked, look
 from vlm_core.train.config import Pretrain
 from vlm_core.train.fit import Batch, Loop, Reporter, Row, fit, read_rows
 from vlm_core.train.launch import run_ranks
 
-FINAL = "final.safetensors"
+FINAL, MIXTURE = "final.safetensors", "mixture.json"
 
 
 def pretrain(config: Pretrain, stage: Stage) -> Report:
@@ -98,6 +99,7 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
     loop = Loop(body, step, config.optim, steps, config.seed, prepare, towers.clamp_scale)
     fit(loop, loader, config.fit, folder, config.loader.batch_size, report)
     if rank == 0:
+        write_json(folder / MIXTURE, dict(plan.mixture))
         write_weights(folder / f".{FINAL}", towers.state_dict())
         (folder / f".{FINAL}").rename(folder / FINAL)
 
@@ -158,11 +160,17 @@ def report_on(config: Pretrain, stage: Stage, shards: Path) -> Report:
     last = rows[-max(len(rows) // 20, 1) :]
     metrics = {
         "final_loss": statistics.fmean(row["loss"] for row in last), "pairs_per_s": statistics.median(row["pairs_per_s"] for row in rows),
-        "logit_scale": rows[-1]["scale"], "parameters": float(model.config["parameters"]), **seen,
+        **mixture(stage.state), "logit_scale": rows[-1]["scale"], "parameters": float(model.config["parameters"]), **seen,
     }  # fmt: skip
     counts = {"in": len(ShardSamples(shards, "train")), "steps": int(rows[-1]["step"]), "epochs": config.fit.epochs}
     pictures = {"loss over steps": "loss.png", "nearest captions of held-out pictures": "nearest_captions.png"}
     return Report(counts=counts, metrics=metrics, pictures=pictures, catalog=catalog(stage, model, config))
+
+
+def mixture(folder: Path) -> dict[str, float]:
+    """Shares of the origins whose captions the first rank was taught with, since the last resume."""
+    seen: dict[str, int] = json.loads((folder / MIXTURE).read_text())
+    return {f"captions.{origin}": count / sum(seen.values()) for origin, count in sorted(seen.items())}
 
 
 def catalog(stage: Stage, model: pretrained.Vlm, config: Pretrain) -> dict[str, pa.Table]:

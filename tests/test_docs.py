@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.small_world import make_shards
+from tests.train.transfer_world import labelled_set
 from vlm_core.cli import COMMANDS
 from vlm_core.errors import ConfigError
 from vlm_core.run import VERBS, load, recipes
@@ -33,7 +34,7 @@ def test_every_path_in_backticks_is_there(page: str) -> None:
 def test_every_vlm_command_names_a_verb_and_every_recipe_exists(page: str) -> None:
     said = set(re.findall(r"`?vlm ([a-z-]+)", " ".join(re.findall(r"`vlm [^`]+`|^vlm .*$", TEXTS[page], re.M))))
     assert said - {*VERBS, *COMMANDS, "help"} == set()
-    for verb, recipe in re.findall(r"vlm ([a-z-]+)[^`\n]*--recipe (\w+)", TEXTS[page]):
+    for verb, recipe in re.findall(r"vlm (?:show )?([a-z-]+)[^`\n]*--recipe (\w+)", TEXTS[page]):
         assert recipe in recipes(verb)
 
 
@@ -80,5 +81,8 @@ def test_the_examples_run_one_after_the_other(tmp_path: Path) -> None:
     picture = next(iter((ROOT / "docs").rglob("*.png")))
     scores = run_example("score_pairs", tmp_path / "model", picture, "--", "a cat", "a diagram", home=tmp_path / "home")
     assert len(re.findall(r"^[+-][01]\.\d{3}  .*  (?:a cat|a diagram)$", scores, re.M)) == 2
+    labelled_set(tmp_path / "eval_sets")
+    adapted = run_example("adapt_a_checkpoint", tmp_path / "model", tmp_path / "eval_sets", "colours", tmp_path / "adapted", home=tmp_path / "home")
+    assert {line.split()[0] for line in adapted.splitlines()} == {"tip_adapter", "linear_probe"}
     asked = run_example("query_lineage", tmp_path / "home" / "catalog", home=tmp_path / "home")
     assert "my_siglip" in asked

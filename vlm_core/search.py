@@ -133,6 +133,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request. Every answer forbids scripts, frames and guessing of types."""
 
     library: Library
+    server: ThreadingHTTPServer
     protocol_version, timeout, server_version, sys_version = "HTTP/1.1", QUIET_S, "vlm-search", ""
 
     def do_GET(self) -> None:
@@ -217,7 +218,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _check_caller(self) -> None:
         """A page of another site in the same browser may reach loopback: its Origin, or its rebound name in Host, gives it away."""
-        port = self.server.server_address[1]
+        port = self.server.server_port
         known = {f"{name}:{port}" for name in (HOST, "localhost")}
         if self.headers.get("Host", "").lower() not in known:
             raise BadRequest(f"Found the Host {self.headers.get('Host', '')[:80]!r}, expected {HOST}:{port}.", 403)
@@ -259,7 +260,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--port", type=int, default=7600)
     args = parser.parse_args(argv)
     server = make_server(args.data, args.port)
-    print(f"[serve] {len(server.RequestHandlerClass.library.rows):,} samples at http://{HOST}:{server.server_address[1]}/ (Ctrl-C ends it)", flush=True)  # type: ignore[attr-defined]
+    print(f"[serve] {len(server.RequestHandlerClass.library.rows):,} samples at http://{HOST}:{server.server_port}/ (Ctrl-C ends it)", flush=True)  # type: ignore[attr-defined]
     try:
         server.serve_forever()
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """The verb `recaption`: SmolLM2 for real, a real HTTP server that speaks OpenAI's protocol, a process that is killed."""
 
+import hashlib
 import json
 import os
 import signal
@@ -20,10 +21,10 @@ import torch
 from tests.data.test_recaption import ATTACKS
 from vlm_core import run as seam
 from vlm_core.data import recaption as rules
-from vlm_core.data.config import Gates, OfflineWriter, OpenAiWriter, Recaption
+from vlm_core.data.config import Gates, OpenAiWriter, Recaption
 from vlm_core.data.sample import CAPTIONS
 from vlm_core.errors import ConfigError, ServiceError
-from vlm_core.models import llm, rewrite
+from vlm_core.models import llm, packaged, rewrite
 
 
 class Server(ThreadingHTTPServer):
@@ -34,6 +35,7 @@ class Server(ThreadingHTTPServer):
         self.keys: list[str] = []
         self.failures: list[int] = []
         self.wait_s = 0.0
+        self.finish = "stop"
         self.answer = lambda caption, number: f"This shows {caption}."
         super().__init__(("127.0.0.1", 0), Chat)
 
@@ -53,7 +55,7 @@ class Chat(BaseHTTPRequestHandler):
         status = self.server.failures.pop(0) if self.server.failures else 200
         caption = asked["messages"][1]["content"].split("\n")[1]
         message = {"role": "assistant", "content": self.server.answer(caption, len(self.server.requests))}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        choice = {"index": 0, "message": message, "finish_reason": self.server.finish}
         reply = (
             {"id": "1", "object": "chat.completion", "created": 0, "model": asked["model"], "choices": [choice]}
             if status == 200
@@ -78,6 +80,11 @@ def server() -> Iterator[Server]:
     running.shutdown()
     running.server_close()
     thread.join()
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> llm.Offline:
+    return llm.Offline(Recaption(temperature=0.5, max_tokens=16))
 
 
 @pytest.fixture(autouse=True)
@@ -172,6 +179,14 @@ def test_no_attack_that_a_server_answers_is_accepted(server, small_set, tmp_path
     assert not any(row["accepted"] for row in captions(tmp_path / "captions") if row["origin"] == "rewritten")
 
 
+def test_an_answer_that_was_cut_off_is_not_taken_for_a_whole_one(server, smollm2, small_set, tmp_path):
+    server.finish = "length"
+    report = seam.run("recaption", chat(server), inputs(small_set), tmp_path / "captions")
+    assert report.counts["rejected.empty"] == 12
+    smollm2.sampling = Recaption(temperature=0.0, max_tokens=4)
+    assert smollm2.write([rules.make_prompt("two large dogs on a long white beach at night", "plain", 3, 0)], [0]) == [""]
+
+
 def test_a_rewrite_that_fits_the_picture_worse_is_rejected_by_the_stored_embeddings(server, small_set, tmp_path):
     server.answer = lambda caption, number: f"{caption} with boiled potatoes and a tractor"
     strict = chat(server).but("gates.max_image_drop=0", "gates.min_text_similarity=0")
@@ -263,15 +278,25 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(server, sm
     assert len(server.requests) == 48 - 8 * len(done)
 
 
-def test_smollm2_rewords_captions_and_its_answers_do_not_depend_on_the_batch():
-    config = Recaption(writer=OfflineWriter(), temperature=0.5, max_tokens=16)
-    writer = llm.build(config)
+def test_smollm2_rewords_captions_and_its_answers_do_not_depend_on_the_batch(smollm2):
+    smollm2.sampling = Recaption(temperature=0.5, max_tokens=16)
     texts = ["old castle on a hill", "woman playing handball", "two dogs", "a bowl of red apples on a wooden table"]
     prompts = [rules.make_prompt(text, "plain", 3, seed) for seed, text in enumerate(texts)]
-    answers = writer.write(prompts, [0, 1, 2, 3])
-    assert all(answer and "\n" not in answer for answer in answers)
+    answers = smollm2.write(prompts, [0, 1, 2, 3])
+    assert sum(bool(answer) for answer in answers) >= 3
+    assert not any("\n" in answer for answer in answers)
     assert "castle" in answers[0].lower()
-    assert writer.write(prompts[1:2], [1]) == answers[1:2]
-    assert llm.generator(config).startswith("smollm2-135m-instruct@")
-    tasks = [rewrite.Task(str(n), text, "en", 0, "plain", n, prompt) for n, (text, prompt) in enumerate(zip(texts, prompts, strict=True))]
-    assert [task.prompt.text.endswith(f"{task.caption} =>") for task in tasks] == [True] * 4
+    assert smollm2.write(prompts[1:2], [1]) == answers[1:2]
+
+
+def test_prompts_of_a_plan_are_drawn_by_seed_and_uid_and_name_their_caption(small_set):
+    kept = pq.read_table(small_set / "filtered" / "kept.parquet")
+    config = Recaption(budget=20, rewrites=2)
+    tasks = rewrite.plan(config, kept)
+    assert len(tasks) == 40
+    assert all(task.prompt.text.endswith(f"{task.caption} =>") for task in tasks)
+    shuffled = kept.take(pa.array(list(reversed(range(len(kept))))))
+    assert rewrite.plan(config, shuffled) == tasks
+    assert {task.uid for task in rewrite.plan(config.but("budget=10"), kept)} < {task.uid for task in tasks}
+    assert {task.uid for task in rewrite.plan(config.but("seed=1"), kept)} != {task.uid for task in tasks}
+    assert llm.generator(config) == f"smollm2-135m-instruct@{hashlib.sha256(packaged.weight_file('smollm2').read_bytes()).hexdigest()[:12]}"

@@ -22,7 +22,7 @@ LINE_END = "Ċ"  # how byte-level vocabularies spell a line feed
 
 
 class Writer(Protocol):
-    """Answers prompts: one line each, '' where the model said nothing. The same prompt, seed and sampling give the same answer if the model allows it."""
+    """Answers prompts: one line each, '' where the model said nothing or did not come to an end. The same prompt, seed and sampling give the same answer if the model allows it."""
 
     def write(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[str]: ...
 
@@ -67,8 +67,10 @@ class Offline:
             logits_processor=LogitsProcessorList([RowSampler(seeds, config.temperature, config.top_p)]),
             eos_token_id=[*self.line_ends, self.tokenizer.eos_token_id], pad_token_id=self.tokenizer.pad_token_id,
         )  # fmt: skip
-        texts = self.tokenizer.batch_decode(produced[:, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [parse_rewrite(prompt.text, prompt.text + text) for prompt, text in zip(prompts, texts, strict=True)]
+        added = produced[:, tokens["input_ids"].shape[1] :]
+        whole = torch.isin(added, torch.tensor([*self.line_ends, self.tokenizer.eos_token_id])).any(-1).tolist()
+        texts = self.tokenizer.batch_decode(added, skip_special_tokens=True)
+        return [parse_rewrite(prompt.text, prompt.text + text) if ended else "" for prompt, text, ended in zip(prompts, texts, whole, strict=True)]
 
 
 class OpenAi:
@@ -110,7 +112,7 @@ class OpenAi:
                 f"Found {reason} at {config.base_url}, expected a server that speaks OpenAI's protocol; start it or correct writer.base_url."
             ) from None
         choices = getattr(reply, "choices", None)
-        return first_line((choices[0].message.content or "") if choices else "")
+        return first_line(choices[0].message.content or "") if choices and choices[0].finish_reason != "length" else ""
 
 
 def build(config: Recaption) -> Writer:

@@ -20,6 +20,7 @@ from vlm_core.errors import ConfigError, MissingInput
 from vlm_core.models.clip_retrieval_worker import part
 
 clip_client = part("clip_client")  # the real client
+SAME = (2 / 3) ** 0.5  # what a question scores against the very same sample: it fills three blocks, a cross-fitted sample two of them
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_clip_client_finds_a_caption_by_its_text(client, small_set):
     assert len(found) == 5
     assert found[0]["caption"] == row["caption"]
     assert found[0]["url"] == row["url"]
-    assert found[0]["similarity"] == pytest.approx(1, abs=5e-3)
+    assert found[0]["similarity"] == pytest.approx(SAME, abs=5e-3)
     assert [row["similarity"] for row in found] == sorted((row["similarity"] for row in found), reverse=True)
 
 
@@ -77,7 +78,7 @@ def test_clip_client_finds_a_picture_by_a_file_that_it_uploads(client, small_set
     (tmp_path / "query.jpg").write_bytes(dict(read_tar(small_set / "images" / "00000.tar"))[f"{row['uid']}.jpg"])
     found = client.query(image=str(tmp_path / "query.jpg"))
     assert found[0]["url"] == row["url"]
-    assert found[0]["similarity"] == pytest.approx(1, abs=5e-3)
+    assert found[0]["similarity"] == pytest.approx(SAME, abs=5e-3)
 
 
 def test_clip_client_finds_a_picture_by_an_embedding_of_any_length(client, small_set):
@@ -150,9 +151,9 @@ def test_other_sites_in_the_same_browser_are_refused_and_the_own_page_is_not(por
         ({"text": "a", "image": "b"}, "exactly one"),
         ({"text": "a" * 2_001}, "at most 2,000"),
         ({"text": ["a"]}, "expected a string"),
-        ({"embedding_input": [1.0, 2.0]}, "expected 640"),
-        ({"embedding_input": [float("nan")] * 640}, "expected 640"),
-        ({"embedding_input": ["a"]}, "expected 640"),
+        ({"embedding_input": [1.0, 2.0]}, "expected 896"),
+        ({"embedding_input": [float("nan")] * 896}, "expected 896"),
+        ({"embedding_input": ["a"]}, "expected 896"),
         ({"text": "a", "num_images": 0}, "from 1 to 200"),
         ({"text": "a", "num_images": 10**9}, "from 1 to 200"),
         ({"text": "a", "modality": "audio"}, "image or text"),

@@ -138,7 +138,7 @@ class OfflineScorer(Config):
     names: int = Field(5, ge=1, le=1000, description="likeliest ImageNet names that stand for a picture")
     trusted: list[str] = Field(default=[], description="hosts whose alt texts fit the heads; empty: every host")
     lang: str = Field("en", description="language of the captions that fit the heads; MiniLM reads English")
-    fit_pairs: int = Field(1_600, ge=0, description="pairs that fit the heads at most; 0: the name bridge alone")
+    fit_pairs: int = Field(3_200, ge=0, description="pairs that fit the heads at most, half of them each head; 0: the name bridge alone")
     fit_epochs: int = Field(40, ge=1, description="passes over those pairs")
     seed: int = Field(0, ge=0, description="seed of the choice of pairs and of the fit")
     precision: Literal["auto", "32", "bf16"] = Field("auto", description="of the image tower; auto: bf16 where the processor has it and the features agree")

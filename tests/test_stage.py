@@ -170,3 +170,10 @@ def test_json_is_whole_or_absent_after_a_failed_write(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         stages.write_json(path, {"a": object()})
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": "é"}
+
+
+def test_a_small_process_is_small_even_if_a_large_one_started_it() -> None:
+    child = "from vlm_core.stage import own_peak_mb; print(own_peak_mb())"
+    parent = f"import subprocess, sys; ballast = bytearray(400 << 20); print(subprocess.run([sys.executable, '-c', {child!r}], capture_output=True, text=True).stdout)"
+    said = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True).stdout
+    assert 5 < float(said) < 200

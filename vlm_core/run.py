@@ -209,8 +209,7 @@ def modules_named(config: Config) -> list[str]:
 
 def peak_memory_mb() -> float:
     """Largest resident size so far of this process or of one of its ended children, in MB."""
-    usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return round(usage / 1024, 1)
+    return round(max(stages.own_peak_mb(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024), 1)
 
 
 def _provenance(spec: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -217,6 +218,14 @@ def write_json(path: Path, value: Any) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     tmp.rename(path)
+
+
+def own_peak_mb() -> float:
+    """Largest resident size of this process, in MB. Not getrusage's on Linux: that one begins with the size of the process that started us."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def die_with_parent() -> None:

@@ -32,7 +32,7 @@ from vlm_core.data.config import Download
 from vlm_core.data.fetch import Fetched, Fetcher
 from vlm_core.data.ledger import Ledger
 from vlm_core.data.picture import Limits, decode
-from vlm_core.stage import die_with_parent
+from vlm_core.stage import die_with_parent, own_peak_mb
 
 
 @contextlib.contextmanager
@@ -159,7 +159,7 @@ class Shards(img2dataset.downloader.Downloader):
         img2dataset.downloader.download_image_with_retry = fetch
         super().download_shard(row)
         ledger.shard_done(row[0])
-        ledger.note_memory(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        ledger.note_memory(own_peak_mb())
 
 
 _fetchers: dict[str, Fetcher] = {}

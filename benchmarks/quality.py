@@ -103,9 +103,9 @@ def main() -> None:
         for line in part:
             print(line, flush=True)
             lines.append(line)
+        RESULT.parent.mkdir(exist_ok=True)
+        RESULT.write_text("\n".join(lines) + "\n")
     print(f"{(time.monotonic() - began) / 60:.1f} min")
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

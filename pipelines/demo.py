@@ -239,13 +239,13 @@ def _twins() -> Iterator[str]:
         from vlm_core.evaluate.compare import compare
 
         yield "student minus its twin without a teacher"
-        for row in compare(twin, student, 1000):
+        for row in (row for row in compare(twin, student, 1000) if row.suite.startswith("heldout/") or row.suite.endswith("zero_shot_ensemble/acc1")):
             yield f"    {row.suite.replace('/', ' '):50} {row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]  n {row.n:,}"
 
 
 def _intervals(path: Path) -> Iterator[str]:
     for row in pq.read_table(path).to_pylist():
-        if row.get("seed") is None:
+        if row.get("seed") is None and (row["dataset"] == "heldout" or (row["metric"] == "acc1" and row["task"] != "zero_shot_single")):
             yield f"    {row['dataset'] + ' ' + row['task'] + ' ' + row['metric']:50} {row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]  n {row['n']:,}"
 
 

@@ -166,3 +166,16 @@ def test_a_live_site_is_crawled_again_and_an_archive_is_not() -> None:
     assert Crawl(source=Site(start_urls=["http://example.org/"])).reads_the_world
     assert not Crawl(source=Warc(path="pages.warc.gz")).reads_the_world
     assert not Crawl().reads_the_world
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m vlm_core show filter | head -1; echo ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[-1] == "0"

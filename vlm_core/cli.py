@@ -6,6 +6,7 @@ Exit codes: 0 ok, 10 may succeed later, 20 bad input or settings, 30 a budget is
 import argparse
 import importlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VlmError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # `vlm lineage ... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("Cancelled: nothing that was finished before is lost; the same command goes on from there.", file=sys.stderr)
         return 130

@@ -19,7 +19,7 @@ from typing import Any
 RESULT = Path(__file__).parent / "results" / "pretrain_step.txt"
 SIDES = ("open_clip", "ours", "ours, trimmed")
 CASES = {
-    "clip_tiny (ViT 4x128 /8 at 64 px, text 4x128)": ("clip_tiny", (), 128, "32"),
+    "clip_tiny (ViT 4x128 /16 at 64 px, text 4x128)": ("clip_tiny", (), 128, "32"),
     "ViT 6x384 /32 at 224 px, text 6x256, 77 tokens": (
         "clip_tiny",
         (

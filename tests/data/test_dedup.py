@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm_core.data import dedup, perceptual
-from vlm_core.data.config import Grouping
+from vlm_core.data.filter_config import Grouping
 from vlm_core.data.grouping import group_samples
 from vlm_core.errors import SchemaMismatch
 

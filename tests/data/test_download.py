@@ -20,7 +20,7 @@ from PIL import Image
 
 from tests.data.loopback import body, bomb, encoded, moved, png, web
 from vlm_core.data.address import FetchFailed
-from vlm_core.data.config import Download, Fetch
+from vlm_core.data.crawl_config import Download, Fetch
 from vlm_core.data.ledger import Ledger
 from vlm_core.data.picture import Limits, decode, probe
 from vlm_core.data.sample import DOWNLOADS, PAIRS, make_uid

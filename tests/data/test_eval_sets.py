@@ -12,7 +12,8 @@ from PIL import Image
 
 from tests.data.crawled_world import CORPUS, part_of, shards_of
 from tests.data.small_world import stage_for
-from vlm_core.data.config import DATASETS, EvalSets, Grouping
+from vlm_core.data.config import DATASETS, EvalSets
+from vlm_core.data.filter_config import Grouping
 from vlm_core.data.corpus import Corpus
 from vlm_core.data.eval_groups import Look, _seen
 from vlm_core.data.eval_sets import MENU, datasets_in, eval_sets, read_dataset

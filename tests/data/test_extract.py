@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_core.data.config import Columns, Extract
+from vlm_core.data.crawl_config import Columns, Extract
 from vlm_core.data.crawl import PAGES
 from vlm_core.data.html import decode_html, parse_srcset, read_page
 from vlm_core.data.sample import PAIRS, make_uid

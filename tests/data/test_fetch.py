@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.data.loopback import QUICK, body, bomb, encoded, moved, png, web
 from vlm_core.data.address import FetchFailed, Guard, canonical_host, is_public
-from vlm_core.data.config import Fetch
+from vlm_core.data.crawl_config import Fetch
 from vlm_core.data.fetch import Fetcher
 from vlm_core.data.politeness import Politeness, domain_of, retry_after_s
 

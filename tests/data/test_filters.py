@@ -14,7 +14,7 @@ from tests.data.filter_world import World, encoded, picture
 from vlm_core import run as runner
 from vlm_core.data import filters, rules
 from vlm_core.data.catalog import open_catalog
-from vlm_core.data.config import (
+
     Balance,
     Cut,
     ExactDuplicates,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm_core.data import recaption as rc
-from vlm_core.data.config import Gates
+from vlm_core.data.caption_config import Gates
 
 GATES = Gates()
 CANARY = rc.CANARY

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vlm_core.data import text_rules
-from vlm_core.data.config import Titles
+from vlm_core.data.filter_config import Titles
 from vlm_core.errors import ConfigError
 
 

@@ -21,7 +21,7 @@ import torch
 from tests.data.test_recaption import ATTACKS
 from vlm_core import run as seam
 from vlm_core.data import recaption as rules
-from vlm_core.data.config import Gates, OpenAiWriter, Recaption
+from vlm_core.data.caption_config import Gates, OpenAiWriter, Recaption
 from vlm_core.data.sample import CAPTIONS
 from vlm_core.errors import ConfigError, ServiceError
 from vlm_core.models import llm, packaged, rewrite

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from vlm_core.data import demo_web, html, tables
 from vlm_core.data.charts import bar_chart
 from vlm_core.data.child import run_module
-from vlm_core.data.config import Crawl, DemoWeb, Site, Table, Warc
+from vlm_core.data.crawl_config import Crawl, DemoWeb, Site, Table, Warc
 from vlm_core.data.download import find, require_contact
 from vlm_core.errors import BadManifest, ConfigError, MissingInput, NothingLeft
 from vlm_core.stage import Report, Stage, write_json

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from vlm_core.data import demo_web
 from vlm_core.data.charts import bar_chart
 from vlm_core.data.child import run_module
-from vlm_core.data.config import Download
+from vlm_core.data.crawl_config import Download
 from vlm_core.data.ledger import Ledger, name_of
 from vlm_core.data.pictures import contact_sheet
 from vlm_core.data.sample import DOWNLOADS, STATUSES

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlm_core.data.config import Grouping
+from vlm_core.data.filter_config import Grouping
 from vlm_core.data.corpus import Corpus, Picture
 from vlm_core.data.grouping import group_samples
 from vlm_core.data.perceptual import pdq, phash, to_hex

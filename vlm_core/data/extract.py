@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from vlm_core.data import html, rights, tables
 from vlm_core.data.charts import bar_chart
-from vlm_core.data.config import Extract
+from vlm_core.data.crawl_config import Extract
 from vlm_core.data.pairs import Pair, add, make_pair
 from vlm_core.data.sample import PAIRS
 from vlm_core.errors import NothingLeft, SchemaMismatch

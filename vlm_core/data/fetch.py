@@ -18,7 +18,7 @@ from urllib.parse import urljoin, urlsplit
 
 from vlm_core.data import rights
 from vlm_core.data.address import FetchFailed, Guard, Target
-from vlm_core.data.config import Fetch, Network
+from vlm_core.data.crawl_config import Fetch, Network
 from vlm_core.data.connection import Connections, Limits, Reply
 from vlm_core.data.picture import Limits as PictureLimits
 from vlm_core.data.picture import probe

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlm_core.data.charts import bar_chart
-from vlm_core.data.config import Filter
+from vlm_core.data.filter_config import Filter
 from vlm_core.data.decisions import REASONS, Trail
 from vlm_core.data.pictures import contact_sheet
 from vlm_core.data.pool import Column, Pool

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_core.data import filter_report, pool_rules, rules
-from vlm_core.data.config import Filter
+from vlm_core.data.filter_config import Filter
 from vlm_core.data.decisions import Trail, Verdict
 from vlm_core.data.grouping import group_samples
 from vlm_core.data.pool import Column, Pool, load_pool

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_core.data.config import Grouping
+from vlm_core.data.filter_config import Grouping
 from vlm_core.data.dedup import components, hash_index, key_edges
 from vlm_core.data.perceptual import parse_hex
 from vlm_core.data.text_rules import caption_key, clean

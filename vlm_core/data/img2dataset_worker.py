@@ -28,7 +28,7 @@ from PIL import Image
 from vlm_core.data import perceptual
 from vlm_core.data.address import FetchFailed
 from vlm_core.data.child import CRASHED
-from vlm_core.data.config import Download
+from vlm_core.data.crawl_config import Download
 from vlm_core.data.fetch import Fetched, Fetcher
 from vlm_core.data.ledger import Ledger
 from vlm_core.data.picture import Limits, decode

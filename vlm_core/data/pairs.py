@@ -4,7 +4,7 @@ from collections import Counter
 from typing import Any
 from urllib.parse import urlsplit
 
-from vlm_core.data.config import Extract
+from vlm_core.data.crawl_config import Extract
 from vlm_core.data.sample import canonical_url, make_uid
 
 Pair = dict[str, Any]

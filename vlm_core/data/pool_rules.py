@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_core.data import dedup, scores, select
-from vlm_core.data.config import Balance, ClipScore, Cut, ExactDuplicates, Hype, NearDuplicates, NegClipLoss, NormSim, ScoreConfig, SemanticDuplicates, Targets
+from vlm_core.data.filter_config import Balance, ClipScore, Cut, ExactDuplicates, Hype, NearDuplicates, NegClipLoss, NormSim, ScoreConfig, SemanticDuplicates, Targets
 from vlm_core.data.decisions import Reason, Verdict, first_reason
 from vlm_core.data.grouping import EMPTY, usable_hashes
 from vlm_core.data.perceptual import parse_hex

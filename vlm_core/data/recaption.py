@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from vlm_core.data.config import Gates
+from vlm_core.data.caption_config import Gates
 
 ARROW = "=>"
 INDENT = " " * 12  # the reference's triple-quoted prompt carries it; kept, because the goldens do

@@ -3,7 +3,7 @@
 import numpy as np
 
 from vlm_core.data import language, text_rules
-from vlm_core.data.config import ImageRules, LanguageRule, Personal, Rights, Safety, TextRules, Titles
+from vlm_core.data.filter_config import ImageRules, LanguageRule, Personal, Rights, Safety, TextRules, Titles
 from vlm_core.data.decisions import Verdict, first_reason
 from vlm_core.data.pool import Column, Pool
 from vlm_core.data.safety import OpenNsfw, SafetyScorer

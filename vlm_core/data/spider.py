@@ -38,7 +38,7 @@ from twisted.python.failure import Failure
 
 from vlm_core.data import html, rights
 from vlm_core.data.address import FetchFailed, Target, is_public, literal
-from vlm_core.data.config import Crawl
+from vlm_core.data.crawl_config import Crawl
 from vlm_core.data.fetch import make_guard, user_agent
 from vlm_core.data.politeness import retry_after_s
 from vlm_core.data.rights import ALLOWED, Rights

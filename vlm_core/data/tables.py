@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm_core.data.config import Columns, Extract
+from vlm_core.data.crawl_config import Columns, Extract
 from vlm_core.data.html import clean_text
 from vlm_core.data.pairs import Pair, make_pair
 from vlm_core.data.wat import extract_links

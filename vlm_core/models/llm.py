@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from vlm_core.data.config import OfflineWriter, OpenAiWriter, Recaption
+from vlm_core.data.caption_config import OfflineWriter, OpenAiWriter, Recaption
 from vlm_core.data.recaption import Prompt, first_line, parse_rewrite
 from vlm_core.errors import ConfigError, ServiceError
 from vlm_core.models import packaged

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from vlm_core.config import canonical_json
 from vlm_core.data import recaption as rules
-from vlm_core.data.config import Recaption
+from vlm_core.data.caption_config import Recaption
 from vlm_core.data.pool import load_embeddings
 from vlm_core.data.recaption import Prompt, Style
 from vlm_core.data.sample import CAPTIONS

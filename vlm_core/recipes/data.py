@@ -1,34 +1,9 @@
 """Named settings of the data verbs. A function's return type says which verb it belongs to; the first is the verb's default."""
 
-from vlm_core.data.config import (
-    Crawl,
-    Cut,
-    Download,
-    Embed,
-    EvalSets,
-    ExactDuplicates,
-    Extract,
-    Fetch,
-    Filter,
-    Gates,
-    ImageRules,
-    LanguageRule,
-    NearDuplicates,
-    Network,
-    OfflineScorer,
-    OpenAiWriter,
-    OpenClipScorer,
-    Personal,
-    Recaption,
-    Rights,
-    Safety,
-    Shard,
-    Site,
-    Table,
-    TextRules,
-    Titles,
-    Warc,
-)
+from vlm_core.data.caption_config import Gates, OpenAiWriter, Recaption
+from vlm_core.data.config import Embed, EvalSets, OfflineScorer, OpenClipScorer, Shard
+from vlm_core.data.crawl_config import Crawl, Download, Extract, Fetch, Network, Site, Table, Warc
+from vlm_core.data.filter_config import Cut, ExactDuplicates, Filter, ImageRules, LanguageRule, NearDuplicates, Personal, Rights, Safety, TextRules, Titles
 
 # ---- crawl, extract, download
 

@@ -1,0 +1,128 @@
+"""Settings of crawl, extract and download. Torch-free."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from vlm_core.config import Config
+
+
+class Network(Config):
+    """How the platform behaves on other people's servers."""
+
+    agent: str = Field("VLMPlatformBot", pattern=r"^[A-Za-z_-]+$", description="product token: what robots.txt and X-Robots-Tag call us")
+    contact: str = Field("", description="address at which site owners reach you, part of the User-Agent; required outside the demo")
+    hosts: dict[str, str] = Field(default={}, description="explicit allow-list of private hosts, name: ADDRESS:PORT; all other private addresses are refused")
+    ports: list[int] = Field(default=[80, 443, 8080, 8443], description="ports that an address may name")
+    rate_per_s: float = Field(1.0, gt=0, description="requests per second to one registrable domain")
+    burst: int = Field(5, ge=1, description="requests that may come at once after a pause")
+    connections_per_host: int = Field(2, ge=1, le=64, description="connections to one registrable domain at once, per process")
+    max_quiet_s: float = Field(60.0, gt=0, description="a host that asks for a longer pause (Retry-After) is left alone, in seconds")
+    dns_timeout_s: float = Field(5.0, gt=0, description="for a name, in seconds")
+    connect_timeout_s: float = Field(5.0, gt=0, description="for a connection, in seconds")
+    read_timeout_s: float = Field(10.0, gt=0, description="for the next bytes, in seconds")
+    tdmrep: bool = Field(True, description="ask each origin for /.well-known/tdmrep.json and obey it")
+
+
+class DemoWeb(Config):
+    """The embedded corpus, served as a small web on loopback while the verb runs."""
+
+    kind: Literal["demo"] = "demo"
+    corpus: str = Field("infra/demo/corpus.tar", description="tar of the embedded corpus")
+
+
+class Site(Config):
+    """Sites on the web, breadth first from their start pages."""
+
+    kind: Literal["site"] = "site"
+    start_urls: list[str] = Field(default=[], description="pages to begin with")
+    stay_on: list[str] = Field(default=[], description="hosts that links may lead to; empty: the hosts of the start pages")
+
+
+class Warc(Config):
+    """Pages from a web archive."""
+
+    kind: Literal["warc"] = "warc"
+    path: str = Field("", description="WARC or WARC.gz file, or a folder of them")
+
+
+class Table(Config):
+    """No pages: a list of picture addresses and captions, passed on to extract."""
+
+    kind: Literal["table"] = "table"
+    path: str = Field("", description="parquet, csv, tsv, json or jsonl file")
+
+
+PageSource = Annotated[DemoWeb | Site | Warc | Table, Field(discriminator="kind")]
+
+
+class Crawl(Config):
+    """Pages of a site, of an archive, or none (a table of addresses needs no pages)."""
+
+    source: PageSource = Field(default=DemoWeb(), description="where pages come from")
+    network: Network = Field(default=Network(), description="how we behave on other people's servers")
+    max_pages: int = Field(10_000, ge=1, description="pages read at most")
+    max_depth: int = Field(20, ge=0, description="links followed from a start page at most")
+    max_page_kb: int = Field(5_000, ge=1, description="size of one page, in KB")
+    max_minutes: float = Field(600.0, gt=0, description="time budget; what was read until then is published, in minutes")
+    delay_s: float = Field(1.0, ge=0, description="pause between two requests to a host, in seconds; AutoThrottle lengthens it for slow hosts")
+    sitemaps: bool = Field(True, description="also read the sitemaps that robots.txt names")
+    python: str = Field("", description="interpreter that runs Scrapy; empty: this one")
+
+    @property
+    def reads_the_world(self) -> bool:
+        return isinstance(self.source, Site)
+
+
+class Columns(Config):
+    """Which columns of a table mean what. Empty names are looked up in the preset."""
+
+    preset: Literal["auto", "plain", "laion", "datacomp", "cc3m"] = Field("auto", description="column names of a known collection; auto: by the names found")
+    url: str = Field("", description="address of the picture")
+    caption: str = Field("", description="raw caption")
+    lang: str = Field("", description="language of the caption")
+    page_url: str = Field("", description="page on which it was found")
+    licence: str = Field("", description="licence")
+    credit: str = Field("", description="whom to credit")
+
+
+class Extract(Config):
+    """Pages or tables to candidate pairs."""
+
+    network_agent: str = Field("VLMPlatformBot", description="product token that opt-outs in pages may name")
+    columns: Columns = Field(default=Columns(), description="how to read a table; pages need none")
+    figcaptions: bool = Field(True, description="figcaption is a further caption, or the raw one where alt is empty")
+    titles: bool = Field(True, description="the title attribute is a further caption")
+    max_caption_chars: int = Field(2_000, ge=1, description="longer captions are cut, in characters")
+
+
+class Fetch(Config):
+    """Budgets of one picture."""
+
+    max_bytes: int = Field(32 * 2**20, ge=1, description="size as fetched, in bytes")
+    deadline_s: float = Field(60.0, gt=0, description="for the whole exchange, redirects included, in seconds")
+    retries: int = Field(2, ge=0, le=10, description="further attempts after a failure that may pass")
+    retry_wait_s: float = Field(1.0, ge=0, description="pause before the first further attempt, doubled each time, in seconds")
+    max_pixels: int = Field(64_000_000, ge=1, le=89_000_000, description="pixels of the whole picture, from its header")
+    max_decoded_mb: int = Field(96, ge=1, description="memory that decoding one picture may take, in MB")
+    min_side: int = Field(16, ge=1, description="shortest side, in pixels")
+    max_aspect: float = Field(12.0, ge=0, description="longer side / shorter side; 0: any")
+
+
+class Download(Config):
+    """Candidate pairs to pictures: img2dataset with a hardened client of our own under it."""
+
+    demo: str = Field("", description="tar of the embedded corpus: serve it on loopback meanwhile; empty: the web itself")
+    network: Network = Field(default=Network(), description="how we behave on other people's servers")
+    fetch: Fetch = Field(default=Fetch(), description="budgets of one picture")
+    page_optouts: bool = Field(True, description="do not fetch pictures whose page opts out of machine learning")
+    blocked_hashes: str = Field("", description="text file of SHA-256 of pictures that must not be kept; empty: none")
+    placeholder_captions: int = Field(20, ge=2, description="one picture under this many different captions is a placeholder")
+    image_size: int = Field(256, ge=16, le=4096, description="side that the resize mode is about, in pixels")
+    resize_mode: Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"] = Field("keep_ratio", description="img2dataset's resize mode")
+    only_if_bigger: bool = Field(True, description="never enlarge")
+    jpeg_quality: int = Field(95, ge=1, le=100, description="of the stored pictures")
+    processes: int = Field(2, ge=1, le=256, description="downloading processes")
+    threads: int = Field(16, ge=1, le=1024, description="connections of one process at once")
+    shard_size: int = Field(1_000, ge=1, description="pictures in one tar, and in one unit of work of img2dataset")
+    python: str = Field("", description="interpreter that runs img2dataset; empty: this one")

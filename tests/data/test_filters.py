@@ -14,7 +14,8 @@ from tests.data.filter_world import World, encoded, picture
 from vlm_core import run as runner
 from vlm_core.data import filters, rules
 from vlm_core.data.catalog import open_catalog
-
+from vlm_core.data.decisions import REASONS, Trail, Verdict, first_reason
+from vlm_core.data.filter_config import (
     Balance,
     Cut,
     ExactDuplicates,
@@ -32,8 +33,7 @@ from vlm_core.data.catalog import open_catalog
     Targets,
     TextRules,
     Titles,
-)  # fmt: skip
-from vlm_core.data.decisions import REASONS, Trail, Verdict, first_reason
+)
 from vlm_core.data.pool import load_pool
 from vlm_core.errors import BadManifest, ConfigError, MissingInput, NothingLeft, SchemaMismatch
 from vlm_core.recipes.data import datacomp_filter, demo_filter, web_filter

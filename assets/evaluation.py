@@ -4,7 +4,7 @@ import dagster as dg
 
 from assets.distilled import STUDENTS
 from assets.worker import menu, perform
-from pipelines.choices import MODELS
+from pipelines.choices import BASE, MODELS
 from pipelines.resources import Launcher
 
 EVALUATE = menu("evaluate")
@@ -12,11 +12,13 @@ EVALUATE = menu("evaluate")
 
 def evaluation(name: str, family: str, made_by: list[str]) -> dg.AssetsDefinition:
     @dg.asset(
-        key=["evaluation", name], group_name="reports", owners=["team:models"], kinds={"torch"}, deps=["shards", "eval_sets", made_by],
+        key=["evaluation", name], group_name="reports", owners=["team:models"], kinds={"torch"}, deps=["shards", "eval_sets", made_by, *(["features"] if name == BASE else [])],
         description=f"Zero-shot, retrieval and linear probe of {name} with 95 % intervals and per-sample results, each under a protocol card.",
     )  # fmt: skip
     def evaluate(context: dg.AssetExecutionContext, launcher: Launcher, config: EVALUATE.form) -> dg.MaterializeResult:
         inputs = {"model": launcher.data(family, name), "shards": launcher.data("shards"), "eval_sets": launcher.data("eval_sets")}
+        if name == BASE:  # its pictures are encoded already
+            inputs["features"] = launcher.data("features")
         return perform(context, launcher, EVALUATE, config, inputs, launcher.data("evaluation", name))
 
     return evaluate

@@ -31,7 +31,7 @@ EDGES = {
     "features": {"eval_sets", "pretrained/lit_packaged"},
     "transferred": {"eval_sets", "features", "pretrained/lit_packaged"},
     "distilled": {"pretrained/lit_packaged", "snapshot"},
-    "evaluation/lit_packaged": {"eval_sets", "pretrained/lit_packaged", "shards"},
+    "evaluation/lit_packaged": {"eval_sets", "features", "pretrained/lit_packaged", "shards"},
     "evaluation/clip_tiny": {"eval_sets", "pretrained/clip_tiny", "shards"},
     "evaluation/student": {"distilled", "eval_sets", "shards"},
     "evaluation/twin": {"distilled", "eval_sets", "shards"},

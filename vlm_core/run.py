@@ -43,7 +43,7 @@ VERBS: dict[str, Verb] = {
     "crawl": Verb("fetch the pages of a site or archive, politely", "vlm_core.data.crawl_config:Crawl", "vlm_core.data.crawl:crawl", "vlm_core.recipes.data"),
     "extract": Verb("pages -> candidate pairs of picture address and text", "vlm_core.data.crawl_config:Extract", "vlm_core.data.extract:extract", "vlm_core.recipes.data", ("pages",)),
     "download": Verb("candidate pairs -> pictures, one status for every address", "vlm_core.data.crawl_config:Download", "vlm_core.data.download:download", "vlm_core.recipes.data", ("pairs",)),
-    "embed": Verb("pictures and texts -> embeddings and a search index", "vlm_core.data.config:Embed", "vlm_core.models.embed:embed", "vlm_core.recipes.data", ("images", "pairs")),
+    "embed": Verb("pictures and texts -> embeddings and a search index", "vlm_core.data.config:Embed", "vlm_core.models.embed:embed", "vlm_core.recipes.data", ("images", "pairs"), ("scorer", "trained_on", "eval_sets")),
     "filter": Verb("decide which samples stay, with a reason each", "vlm_core.data.filter_config:Filter", "vlm_core.data.filters:filter_samples", "vlm_core.recipes.data", ("pairs", "images", "embeddings")),
     "recaption": Verb("let a language model reword captions, within a budget", "vlm_core.data.caption_config:Recaption", "vlm_core.models.rewrite:recaption", "vlm_core.recipes.data", ("filtered", "pairs", "embeddings")),
     "shard": Verb("kept samples -> reproducible tar shards, split by group", "vlm_core.data.config:Shard", "vlm_core.data.shards:shard", "vlm_core.recipes.data", ("pairs", "images", "filtered", "captions")),
@@ -53,7 +53,7 @@ VERBS: dict[str, Verb] = {
     "features": Verb("run a model over the test sets once", "vlm_core.models.features_config:Features", "vlm_core.models.features:features", "vlm_core.recipes.transfer", ("model", "eval_sets")),
     "transfer": Verb("adapt a model to a task", "vlm_core.train.config:Transfer", "vlm_core.train.transfer:transfer", "vlm_core.recipes.transfer", ("features", "model"), ("eval_sets",)),
     "distil": Verb("teach a smaller student", "vlm_core.train.config:Distil", "vlm_core.train.distill:distil", "vlm_core.recipes.distill", ("shards", "teacher")),
-    "evaluate": Verb("one evaluator for every model", "vlm_core.evaluate.config:Evaluate", "vlm_core.evaluate.evaluate:evaluate", "vlm_core.recipes.transfer", ("model", "shards", "eval_sets")),
+    "evaluate": Verb("one evaluator for every model", "vlm_core.evaluate.config:Evaluate", "vlm_core.evaluate.evaluate:evaluate", "vlm_core.recipes.transfer", ("model", "shards", "eval_sets"), ("features",)),
     "promote": Verb("register models; the challenger becomes champion only through the gate", "vlm_core.evaluate.config:Promote", "vlm_core.evaluate.registry:promote", "vlm_core.recipes.registry", ("model", "evaluation"), ("champion_evaluation", "shards", "eval_sets")),
 }  # fmt: skip
 

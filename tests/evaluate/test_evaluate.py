@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 
 from tests.data.small_world import make_shards
@@ -17,6 +18,8 @@ from vlm_core.evaluate.compare import compare
 from vlm_core.evaluate.config import Evaluate
 from vlm_core.evaluate.evaluate import evaluate
 from vlm_core.evaluate.heldout import read_heldout
+from vlm_core.models.features import features
+from vlm_core.models.features_config import Features
 from vlm_core.models.pretrained import load
 from vlm_core.stage import Report
 
@@ -105,3 +108,16 @@ def test_a_set_that_is_not_there_is_named_with_its_neighbours(world: Path, tmp_p
         run(world, tmp_path, datasets=["colors"])
     with pytest.raises(MissingInput, match="run 'vlm eval-sets' first"):
         evaluate(CONFIG, stage_for(tmp_path, "evaluate", model=world / "model", shards=world / "shards" / "out", eval_sets=tmp_path))
+
+
+def test_pictures_that_the_features_hold_are_not_encoded_again(world: Path, tmp_path: Path) -> None:
+    sets = world / "eval_sets"
+    features(Features(views=0), stage_for(tmp_path / "f", "features", model=world / "model", eval_sets=sets))
+    stored = next((tmp_path / "f" / "out").glob("*/test.safetensors"))
+    labels_N, single_CD = load_file(stored)["labels_N"], load_file(stored.with_name("text.safetensors"))["single_CD"]
+    save_file({"image_ND": single_CD[labels_N], "labels_N": labels_N}, stored)  # every picture where its class name is: all answers are right
+    inputs = {"model": world / "model", "shards": world / "shards" / "out", "eval_sets": sets, "features": tmp_path / "f" / "out"}
+    evaluate(CONFIG, stage_for(tmp_path / "e", "evaluate", **inputs))
+    assert metric(tmp_path / "e", "zero_shot_single", "acc1") == 1.0 > metric(world / "a", "zero_shot_single", "acc1")
+    evaluate(CONFIG, stage_for(tmp_path / "o", "evaluate", **{**inputs, "model": world / "other"}))
+    assert metric(tmp_path / "o", "zero_shot_single", "acc1") == metric(world / "b", "zero_shot_single", "acc1")

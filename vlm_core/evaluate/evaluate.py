@@ -33,6 +33,8 @@ def evaluate(config: Evaluate, stage: Stage) -> Report:
     """Measure a model on the held-out pairs and on the labelled sets."""
     vlm = load(stage.input("model"))
     encoder, results = Encoder(vlm, config.batch), Results(vlm.digest, "", config.resamples, config.seed)
+    if "features" in stage.inputs:
+        encoder.recall(stage.input("features"))
     shards, sets = stage.input("shards"), stage.input("eval_sets")
     heldout = read_heldout(shards)
     stage.progress("held-out pairs", len(heldout.uids))

@@ -9,6 +9,7 @@ OUT/<dataset>/dataset.json        names, templates, and the key: model x transfo
 # B batch, C classes, D joint width, N pictures, V views
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -42,6 +43,16 @@ class Encoder:
         self.vlm, self.batch = vlm, batch
         self._seen: dict[tuple[str, int], Tensor] = {}
         self._read: dict[str, Tensor] = {}
+
+    def recall(self, features: Path) -> None:
+        """Remember what `vlm features` stored of these very weights; another model's features are passed over."""
+        for about_file in sorted(features.glob("*/dataset.json")):
+            about = json.loads(about_file.read_text())
+            if (about["model"], about["transform"], about["model_card"]) != (self.vlm.digest, self.vlm.pixels.digest(), model_card_fields(self.vlm)):
+                continue
+            table = pq.read_table(about_file.with_name("table.parquet"), columns=["split", "row", "sha256"]).to_pylist()
+            image_ND = {split: _stored_images(about_file.with_name(f"{split}.safetensors")) for split in SPLITS}
+            self._seen.update({(row["sha256"], 0): image_ND[row["split"]][row["row"]] for row in table})
 
     @torch.no_grad()
     def images(self, sha256s: Sequence[str], fetch: Fetch, view: int = 0, seed: int = 0, progress: Callable[[int], None] = lambda done: None) -> Tensor:
@@ -86,6 +97,11 @@ class Encoder:
     def classifier(self, classnames: Sequence[str], templates: Sequence[str]) -> Tensor:
         """(C, D) unit text classifier, the mean over the templates."""
         return ensemble_text(self.texts(fill(templates, classnames)), [len(templates)] * len(classnames))
+
+
+def _stored_images(file: Path) -> Tensor:
+    tensors = load_file(file)
+    return tensors["views_VND"][0] if "views_VND" in tensors else tensors["image_ND"]
 
 
 def choose_datasets(folder: Path, wanted: Sequence[str]) -> list[str]:

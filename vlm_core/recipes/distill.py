@@ -4,7 +4,7 @@ from vlm_core.distill.config import ContrastiveKd, FeatureKd, RelationKd, Terms
 from vlm_core.recipes.pretrain import clip_tiny
 from vlm_core.train.config import Distil
 
-SMALL = ("model.image.layers=3", "model.text.layers=2", "fit.epochs=10")
+SMALL = ("model.image.layers=3", "model.text.layers=2", "fit.epochs=8")
 
 
 def clip_kd_tiny() -> Distil:

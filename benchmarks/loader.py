@@ -31,9 +31,10 @@ from torchvision.transforms import v2
 from vlm_core.config import canonical_json
 from vlm_core.data.augment import Transform
 from vlm_core.data.config import Loader, Shard
-from vlm_core.data.loader import ShardSamples, TrainLoader, decode
+from vlm_core.data.loader import TrainLoader, decode
+from vlm_core.data.samples import ShardSamples
 from vlm_core.data.records import RECORD
-from vlm_core.data.shards import _Tar, _write_tables, read_manifest
+from vlm_core.data.shards import read_manifest
 from vlm_core.data.tar import TarWriter
 
 BATCH, PICTURES = 64, 1200

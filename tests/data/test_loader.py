@@ -12,7 +12,9 @@ from PIL import Image
 from tests.data.small_world import make_shards, picture
 from vlm_core.data.augment import Transform
 from vlm_core.data.config import Loader, Shard
-from vlm_core.data.loader import ShardSamples, TrainLoader, choose_caption, decode, epoch_order
+from vlm_core.data.loader import TrainLoader, choose_caption, decode
+from vlm_core.data.order import epoch_order
+from vlm_core.data.samples import ShardSamples
 from vlm_core.data.shards import read_samples
 from vlm_core.errors import BadManifest, CheckpointError, ConfigError, Incompatible, NothingLeft
 

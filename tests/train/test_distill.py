@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tests.data.small_world import make_shards, stage_for
-from vlm_core.data.loader import ShardSamples
+from vlm_core.data.samples import ShardSamples
 from vlm_core.data.shards import read_samples
 from vlm_core.errors import Incompatible
 from vlm_core.models import config as menu

@@ -40,15 +40,20 @@ TABLES: dict[str, pa.Schema] = {
     "captions": CAPTIONS,
     # snapshots: a snapshot is a published shards folder, named by its DVC hash
     "shards": pa.schema([*_texts("shard_md5", "sha256", "relpath", "split"), ("bytes", pa.int64()), ("n_samples", pa.int64())]),
-    "shard_samples": pa.schema([*_texts("shard_md5", "uid", "key"), ("pos", pa.int64()), *_texts("group")]),
+    "shard_samples": pa.schema([*_texts("shard_md5", "uid", "key"), ("pos", pa.int64()), *_texts("group", "jpg_md5", "json_md5", "captions_md5")]),
     "snapshots": pa.schema([*_texts("snapshot_md5", "name"), ("created_at", _TIME), ("n_samples", pa.int64()), *_texts("path")]),
     "snapshot_shards": pa.schema(_texts("snapshot_md5", "shard_md5", "relpath")),
+    "revocations": pa.schema([*_texts("snapshot_md5", "takedown_id"), ("at", _TIME)]),
     "snapshot_generators": pa.schema([*_texts("snapshot_md5", "generator"), ("n_captions", pa.int64())]),
     # models: model_id is the SHA-256 of model.safetensors; snapshot_md5 is what it was trained on: '' for packaged weights, NULL for the `shards` input of its run
-    "models": pa.schema([*_texts("model_id", "name", "role", "recipe", "snapshot_md5", "path"), ("seed", pa.int64())]),
+    "models": pa.schema([*_texts("model_id", "name", "role", "recipe", "snapshot_md5", "path"), ("seed", pa.int64()), ("epochs", pa.float64())]),
     "model_parents": pa.schema(_texts("model_id", "parent_model_id", "relation")),  # relation: initial | teacher | captions | adapted
+    "model_data": pa.schema([*_texts("model_id", "snapshot_md5"), ("weight", pa.float64())]),  # further snapshots that were mixed in
     "metrics": pa.schema([*_texts("model_id", "card_id", "dataset", "metric"), ("value", pa.float64()), ("ci_low", pa.float64()), ("ci_high", pa.float64()), ("seed", pa.int64())]),
     "promotions": pa.schema([*_texts("model_id", "name", "version", "alias", "decision", "reason"), ("at", _TIME)]),
+    # takedowns: what was asked for, and every uid that the catalog then knew it to be
+    "takedowns": pa.schema([*_texts("takedown_id", "kind", "value"), ("radius", pa.int32()), *_texts("reason"), ("at", _TIME)]),
+    "takedown_uids": pa.schema(_texts("takedown_id", "uid")),
 }  # fmt: skip
 
 # Name -> SELECT, in the order in which they need each other. `x_now`: of several runs over the same uid, the one that ended last.
@@ -76,7 +81,8 @@ VIEWS: Mapping[str, str] = {
     # a model stands on its snapshot, its parents, and the models that wrote captions of its snapshot
     "model_snapshot": """SELECT DISTINCT model_id, snapshot_md5 FROM models WHERE snapshot_md5 <> ''
         UNION SELECT m.model_id, i.ref FROM models m JOIN run_inputs i USING (run_id) WHERE i.ref IN (SELECT snapshot_md5 FROM snapshots)
-            AND m.snapshot_md5 IS NULL AND i.name = 'shards'""",
+            AND m.snapshot_md5 IS NULL AND i.name = 'shards'
+        UNION SELECT model_id, snapshot_md5 FROM model_data""",
     "model_links": """SELECT DISTINCT model_id, parent_model_id, relation FROM model_parents
         UNION SELECT s.model_id, w.model_id, 'captions' FROM model_snapshot s JOIN snapshot_generators g USING (snapshot_md5)
             JOIN models w ON w.model_id = g.generator OR w.name = g.generator""",
@@ -100,22 +106,24 @@ VIEWS: Mapping[str, str] = {
 }  # fmt: skip
 
 
-def append(root: Path, table: str, rows: pa.Table, run_id: str) -> Path:
+def append(root: Path, table: str, rows: pa.Table | pa.RecordBatchReader, run_id: str) -> Path:
     """Write a fragment: whole or absent, never changed again. Raises SchemaMismatch for an unknown table or one without its key."""
     if table not in TABLES:
         raise SchemaMismatch(f"Found the catalog table {table!r}, expected a known one; {did_you_mean(table, TABLES)}")
-    key = TABLES[table].names[0]
-    if key not in rows.column_names:
-        raise SchemaMismatch(f"Found no column {key!r} in rows for the catalog table {table!r} ({', '.join(rows.column_names)}), expected it; add it.")
-    if "run_id" not in rows.column_names:
-        rows = rows.append_column("run_id", pa.array([run_id] * rows.num_rows, pa.string()))
+    key, names = TABLES[table].names[0], rows.schema.names
+    if key not in names:
+        raise SchemaMismatch(f"Found no column {key!r} in rows for the catalog table {table!r} ({', '.join(names)}), expected it; add it.")
+    parts = [rows] if isinstance(rows, pa.Table) else (pa.Table.from_batches([batch]) for batch in rows)
+    schema = rows.schema if "run_id" in names else rows.schema.append(pa.field("run_id", _TEXT))
     folder = root / table
     folder.mkdir(parents=True, exist_ok=True)
     part = len(list(folder.glob(f"{run_id}-*.parquet")))
     path = folder / f"{run_id}-{part}.parquet"
     tmp = folder / f".{path.name}.tmp"  # the dot keeps it out of every *.parquet
     with tmp.open("wb") as stream:
-        pq.write_table(rows, stream, compression="zstd")
+        with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
+            for some in parts:
+                writer.write_table(some if "run_id" in names else some.append_column("run_id", pa.repeat(run_id, len(some))))
         stream.flush()
         os.fsync(stream.fileno())
     tmp.rename(path)

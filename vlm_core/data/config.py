@@ -35,24 +35,52 @@ class OpenClipScorer(Config):
     workers: int = Field(2, ge=0, le=64, description="processes that decode pictures")
 
 
-ScorerConfig = Annotated[OfflineScorer | OpenClipScorer, Field(discriminator="kind")]
+class ModelScorer(Config):
+    """A model that this platform trained: a data filtering network (arXiv 2309.17425)."""
+
+    kind: Literal["model"] = "model"
+    model: str = Field("", description="registered NAME@ALIAS or NAME:VERSION; empty: the folder given as the input scorer")
+    unchecked: bool = Field(False, description="use it although its training data cannot be compared with the test sets; off: the inputs trained_on and eval_sets are required")
+
+
+ScorerConfig = Annotated[OfflineScorer | OpenClipScorer | ModelScorer, Field(discriminator="kind")]
+
+
+class TextMask(Config):
+    """T-MARS (arXiv 2307.03132): scores each picture once more with its lettering painted over."""
+
+    letters: int = Field(3, ge=2, le=20, description="letters in a row that count as text")
 
 
 class Embed(Config):
     """Pictures and texts to embeddings in clip-retrieval's layout, and an index to search them."""
 
     scorer: ScorerConfig = Field(default=OfflineScorer(), description="whose embeddings")
+    text_mask: TextMask | None = Field(default=None, description="score the pictures without their lettering, too")
     index_memory: str = Field("4G", pattern=r"^\d+[MG]$", description="memory that the index may take when it serves")
     python: str = Field("", description="interpreter that runs clip-retrieval; empty: this one")
 
+    @property
+    def reads_the_world(self) -> bool:
+        return isinstance(self.scorer, ModelScorer) and bool(self.scorer.model)  # an alias may point elsewhere tomorrow
+
 
 class Shard(Config):
-    """Tar shards and their split."""
+    """Shards and their split."""
 
+    format: Literal["tar", "parquet"] = Field("tar", description="tar: WebDataset, for training; parquet: for tools that read tables. The loader reads both")
+    grow: bool = Field(True, description="take over the shards in the output folder whose samples are the same; off: mix and lay out everything afresh")
     seed: int = Field(0, ge=0, description="seed of the order of samples and of the split")
     held_out: float = Field(0.15, gt=0, lt=1, description="share of groups that no model is trained on")
     samples_per_shard: int = Field(10_000, ge=1, description="samples in one tar at most")
     shard_mb: int = Field(256, ge=1, description="size of one tar at most, in MB")
+
+
+class Mixed(Config):
+    """A further snapshot that training reads."""
+
+    shards: str = Field(description="folder made by 'vlm shard'")
+    weight: float = Field(1.0, gt=0, description="how often a sample is drawn from it, next to weight 1 of the main snapshot")
 
 
 class Loader(Config):
@@ -62,6 +90,8 @@ class Loader(Config):
     workers: int = Field(0, ge=0, le=64, description="reading processes per rank; 0 reads in the training process")
     shuffle_window: int = Field(16, ge=1, description="shards whose samples are mixed with each other; as many as there are mixes all")
     cache_mb: int = Field(0, ge=0, description="decoded pictures kept in memory per process, in MB; for sets that fit")
+    verify: bool = Field(False, description="compare the MD5 of every picture and record that is read with the index")
+    mix: dict[str, Mixed] = Field(default={}, description="further snapshots by a name of yours, each with its weight; what one holds out no one is trained on")
     caption_weights: dict[str, float] = Field(
         default={}, description="how often a caption is chosen, by origin (alt, rewritten, ...); an origin not named weighs 1"
     )

@@ -1,6 +1,7 @@
 """Shards -> batches, in an order that is a pure function of (seed, epoch), whatever the number of ranks and reading processes.
 
     samples = ShardSamples(shards_dir, "train")                       random access through index.parquet; len(), .uids, .sample(row)
+    samples = training_samples(shards_dir, Loader(mix=..))            the same over several snapshots, mixed by weight
     loader = TrainLoader(samples, Loader(batch_size=128), transform, seed=0, rank=0, world=1, steps=None)
     for batch in loader: ...                                          one epoch; or `steps` steps across epochs, if given
     loader.state_dict() -> {"step": ..}; loader.load_state_dict(..)   exact resume, also with another number of ranks
@@ -14,14 +15,11 @@ epoch that do not fill a step are left out (others in each epoch). Crops and cap
 
 import hashlib
 import io
-import json
 import math
-import os
 from bisect import bisect
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
-from pathlib import Path
 from random import Random
 from typing import Any, TypedDict
 
@@ -35,11 +33,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vlm_core.data.augment import Transform
 from vlm_core.data.config import Loader
-from vlm_core.data.shards import Sample, read_index, read_manifest
+from vlm_core.data.samples import Samples
 from vlm_core.data.text_rules import count_words
-from vlm_core.errors import BadManifest, CheckpointError, Incompatible, NothingLeft, VlmError
-
-OPEN_FILES = 64
+from vlm_core.errors import BadManifest, CheckpointError, Incompatible, VlmError
 
 
 class Batch(TypedDict):
@@ -48,80 +44,6 @@ class Batch(TypedDict):
     uids: list[str]
     origins: list[str]
     rows: Tensor
-
-
-class ShardSamples:
-    """Random access to the samples of one split. Rows are in stored order."""
-
-    def __init__(self, shards_dir: Path, split: str = "train") -> None:
-        self._open: dict[str, int] = {}
-        self.shards_dir, self.split = shards_dir, split
-        self.digest = read_manifest(shards_dir)["index"]["md5"]
-        index = read_index(shards_dir, split)
-        if not len(index):
-            raise NothingLeft(f"Found no sample in the {split!r} split of {shards_dir}, expected some; choose train or heldout.")
-        names = index["shard"].to_pylist()
-        self.shards = list(dict.fromkeys(names))
-        self.uids: list[str] = index["uid"].to_pylist()
-        number = {name: place for place, name in enumerate(self.shards)}
-        self.shard_of = np.array([number[name] for name in names], np.int32)
-        self._places = np.stack([index[name].to_numpy() for name in ("jpg_offset", "jpg_size", "json_offset", "json_size")], 1)
-
-    def __len__(self) -> int:
-        return len(self.uids)
-
-    def jpeg(self, row: int) -> bytes:
-        return self._read(row, *self._places[row, :2])
-
-    def record(self, row: int) -> dict[str, Any]:
-        try:
-            record: dict[str, Any] = json.loads(self._read(row, *self._places[row, 2:]))
-            return record
-        except ValueError as error:
-            raise BadManifest(
-                f"Found a record that cannot be read, sample {self.uids[row]} of {self.shards_dir} ({error}), expected JSON; make the shards again."
-            ) from None
-
-    def sample(self, row: int) -> Sample:
-        return Sample(self.uids[row], self.jpeg(row), self.record(row))
-
-    def _read(self, row: int, offset: int, size: int) -> bytes:
-        name = self.shards[self.shard_of[row]]
-        if name not in self._open:
-            if len(self._open) >= OPEN_FILES:
-                os.close(self._open.pop(next(iter(self._open))))
-            try:
-                self._open[name] = os.open(self.shards_dir / name, os.O_RDONLY)
-            except OSError as error:
-                raise BadManifest(
-                    f"Found a shard that cannot be opened at {self.shards_dir / name} ({error.strerror}), expected it to be there; make the shards again."
-                ) from None
-        data = os.pread(self._open[name], size, offset)  # no shared position: forked processes may use the same descriptor
-        if len(data) != size:
-            raise BadManifest(
-                f"Found {self.shards_dir / name} cut off at sample {self.uids[row]} ({len(data)} of {size} bytes), expected a whole tar; make the shards again."
-            )
-        return data
-
-    def close(self) -> None:
-        while self._open:
-            os.close(self._open.popitem()[1])
-
-    def __del__(self) -> None:
-        self.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # a spawned process opens its own
-
-
-# ---------------------------------------------------------------- pure rules
-
-
-def epoch_order(shard_of: NDArray[np.int32], seed: int, epoch: int, window: int) -> NDArray[np.int64]:
-    """Every row once: shards in random order, samples mixed within each run of `window` shards."""
-    random = np.random.default_rng([seed, epoch])
-    place = random.permutation(int(shard_of.max()) + 1)
-    return np.lexsort((random.random(len(shard_of)), place[shard_of] // window)).astype(np.int64)
 
 
 def choose_caption(record: dict[str, Any], weights: Mapping[str, float], seed: int, epoch: int) -> tuple[str, str]:
@@ -164,22 +86,22 @@ def _uniform(text: str) -> float:
 class _Reader(Dataset[Batch | VlmError]):
     """What a reading process does: (rows, epoch) -> one batch, or the error that its parent shall raise (torch would wrap it in a traceback)."""
 
-    def __init__(self, samples: ShardSamples, config: Loader, transform: Transform, seed: int) -> None:
+    def __init__(self, samples: Samples, config: Loader, transform: Transform, seed: int) -> None:
         self.samples, self.config, self.transform, self.seed = samples, config, transform, seed
         # a crop takes at least this share of the shorter side, so that a picture decoded at min_side is never enlarged
         self.min_side = math.ceil(transform.size_px / math.sqrt(transform.crop_scale_min / transform.crop_ratio_max))
         self.cache: dict[int, Tensor] = {}
         self.free = config.cache_mb * 10**6
 
-    def __getitem__(self, part: tuple[NDArray[np.int64], int]) -> Batch | VlmError:
+    def __getitem__(self, part: tuple[NDArray[np.int64], NDArray[np.int64]]) -> Batch | VlmError:
         try:
             return self.batch(*part)
         except VlmError as error:
             return error
 
-    def batch(self, rows: NDArray[np.int64], epoch: int) -> Batch:
+    def batch(self, rows: NDArray[np.int64], epochs: NDArray[np.int64]) -> Batch:
         images, texts, origins = [], [], []
-        for row in rows.tolist():
+        for row, epoch in zip(rows.tolist(), epochs.tolist(), strict=True):
             uid, record = self.samples.uids[row], self.samples.record(row)
             images.append(self.transform.train_square(self.picture(row), Random(f"crop/{self.seed}/{epoch}/{uid}")))
             text, origin = choose_caption(record, self.config.caption_weights, self.seed, epoch)
@@ -208,11 +130,12 @@ class TrainLoader:
     """See the top of this file. Lightning keeps its place in checkpoints, as it has state_dict and load_state_dict."""
 
     def __init__(
-        self, samples: ShardSamples, config: Loader, transform: Transform, *, seed: int = 0, rank: int = 0, world: int = 1, steps: int | None = None
+        self, samples: Samples, config: Loader, transform: Transform, *, seed: int = 0, rank: int = 0, world: int = 1, steps: int | None = None
     ) -> None:
         if config.batch_size % world:
             raise Incompatible(f"Found batch_size {config.batch_size} for {world} ranks, expected a multiple of {world}; change batch_size.")
-        self.steps_per_epoch = len(samples) // config.batch_size
+        self.order = samples.order(config.batch_size, seed, config.shuffle_window)
+        self.steps_per_epoch = self.order.steps_per_epoch
         if not self.steps_per_epoch:
             raise Incompatible(
                 f"Found {len(samples)} training samples for batch_size {config.batch_size} ({config.batch_size // world} on each of {world} ranks), expected at least one batch on every rank; lower batch_size."
@@ -221,7 +144,6 @@ class TrainLoader:
         self.rank, self.world, self.steps, self.step = rank, world, steps, 0
         self.mixture: Counter[str] = Counter()  # captions seen so far on this rank, by origin
         self._reader = _Reader(samples, config, transform, seed)
-        self._order = (-1, np.empty(0, np.int64))  # of the epoch last asked for
 
     @property
     def epoch(self) -> int:
@@ -230,18 +152,15 @@ class TrainLoader:
     def __len__(self) -> int:
         return self.steps_per_epoch if self.steps is None else self.steps
 
-    def rows_of(self, step: int) -> NDArray[np.int64]:
-        """The rows that this rank reads at a global step."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self.samples.shard_of, self.seed, epoch, self.config.shuffle_window))
-        mine = self.config.batch_size // self.world
-        begin = place * self.config.batch_size + self.rank * mine
-        return self._order[1][begin : begin + mine]
+    def part_of(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The rows that this rank reads at a global step, and the pass of each over its snapshot."""
+        mine = slice(self.rank * self.config.batch_size // self.world, (self.rank + 1) * self.config.batch_size // self.world)
+        rows, epochs = self.order.part(step)
+        return rows[mine], epochs[mine]
 
     def __iter__(self) -> Iterator[Batch]:
         end = (self.epoch + 1) * self.steps_per_epoch if self.steps is None else self.steps
-        parts = ((self.rows_of(step), step // self.steps_per_epoch) for step in range(self.step, end))
+        parts = (self.part_of(step) for step in range(self.step, end))
         generator = torch.Generator()  # its own: drawing from the global one would change dropout on resume
         workers = self.config.workers
         for batch in DataLoader(

@@ -1,22 +1,22 @@
-"""Kept samples -> WebDataset tars with reproducible bytes, a manifest, an index, and a split that no group crosses. And the way back.
+"""Kept samples -> shards with reproducible bytes, a manifest, an index, and a split that no group crosses. And the way back.
 
-    OUT/train-00000.tar ..      <key>.jpg + <key>.json, in one seeded random order
+    OUT/train-00000.tar ..      <key>.jpg + <key>.json, in one seeded random order; or train-00000.parquet with the same (`format`)
     OUT/heldout-00000.tar ..
-    OUT/index.parquet           uid, split, shard, key, pos, group, and where the bytes of each sample lie
-    OUT/manifest.json           name, md5, sha256, bytes, samples of every tar; split; totals
+    OUT/index.parquet           uid, split, shard, key, pos, group, where the bytes of each sample lie, and their MD5
+    OUT/manifest.json           name, md5, sha256, bytes, samples of every shard; settings; totals; the snapshot that this one grew out of
 
-The bytes depend on the samples and on the settings only. Which split a sample is in depends on its group and the seed only, so it survives
-new data; the order depends on its uid and the seed only.
+The bytes of a first snapshot depend on the samples and the settings only. A later one grows out of what lies in OUT (`growth.py`): shards whose samples
+are the same stay as they are, so that a small change makes a small difference; `grow: false` lays everything out afresh.
 """
 
 import hashlib
 import json
+import os
+import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
-from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +26,14 @@ import pyarrow.parquet as pq
 
 from vlm_core import stage as stages
 from vlm_core.config import canonical_json
+from vlm_core.data import growth
 from vlm_core.data.config import Shard
+from vlm_core.data.growth import Last, Payload
 from vlm_core.data.pictures import contact_sheet
 from vlm_core.data.records import RECORD, Row, join_records, read_table
 from vlm_core.data.sample import ORIGINS
-from vlm_core.data.tar import Member, TarWriter, members, read_member
+from vlm_core.data.shard_files import read_shard, stored_bytes, write_shard
+from vlm_core.data.stored import Pictures
 from vlm_core.errors import BadManifest, MissingInput, NothingLeft
 from vlm_core.stage import Report, Stage
 
@@ -38,6 +41,7 @@ SPLITS = ("train", "heldout")
 INDEX = pa.schema([
     ("uid", pa.string()), ("split", pa.string()), ("shard", pa.string()), ("key", pa.string()), ("pos", pa.int64()), ("group", pa.string()),
     ("jpg_offset", pa.int64()), ("jpg_size", pa.int64()), ("json_offset", pa.int64()), ("json_size", pa.int64()),
+    ("jpg_md5", pa.string()), ("json_md5", pa.string()),
 ])  # fmt: skip
 
 
@@ -52,131 +56,166 @@ class Sample(NamedTuple):
 
 def shard(config: Shard, stage: Stage) -> Report:
     """`vlm shard`: join what the stages before said about the kept samples, and write it."""
-    records = join_records(stage)
-    where = _find_pictures(stage.input("images"), {record["uid"] for record in records})
-    tars, rows = list[_Tar](), list[Row]()
-    for split in SPLITS:
-        chosen = [record for record in records if split_of(record["group"], config) == split]
-        if not chosen:
-            groups = len({record["group"] for record in records})
-            raise NothingLeft(
-                f"Found no sample for the {split} split ({len(records)} samples in {groups} groups, held_out {config.held_out}), expected some in each; change held_out or seed."
-            )
-        chosen.sort(key=lambda record: _hash(config.seed, record["uid"]))
-        tars += _write_split(split, chosen, where, config, stage, rows)
-    _write_tables(config, stage.out, rows, tars)
-    stage.progress("published bytes", sum(tar.writer.bytes for tar in tars))
-    with ExitStack() as files:
-        stream = files.enter_context((stage.out / tars[0].name).open("rb"))
-        captions = {record["uid"]: record["caption"] for record in records}
-        first = [row for row in rows[:24] if row["shard"] == tars[0].name]
-        contact_sheet(
-            ((read_member(stream, Member("", row["jpg_offset"], row["jpg_size"])), captions[row["uid"]]) for row in first), stage.pictures / "samples.png"
-        )
-    return _report(stage.out, records, rows, tars)
+    records = {record["uid"]: record for record in join_records(stage)}
+    pictures = _pictures(stage.input("images"), records.keys())
+    settings = config.model_dump(mode="json", exclude={"grow"})
+    last = growth.last_snapshot(stage.final, settings) if config.grow else None
+    placed = growth.settle(list(records.values()), last, lambda group: split_of(group, config))
+    _check_splits(placed, records, config)
+    payloads, sizes = _payloads(records, pictures, stage)
+    plan = growth.plan(payloads, placed, last)
+    done = _Shards(stage, config, records, pictures, payloads, last)
+    for name in plan.stays:
+        done.take_over(name)
+    for name, uids in plan.again.items():
+        done.write(name, uids)
+    for split, uids in plan.fresh.items():
+        for name, part in _cut(split, uids, sizes, config, last):
+            done.write(name, part)
+    done.finish()
+    contact_sheet(((pictures.read(row["uid"]), records[row["uid"]]["caption"]) for row in done.rows[:24]), stage.pictures / "samples.png")
+    return _report(done, growth.changes(payloads, placed, last) if last else {}, plan)
 
 
 def split_of(group: str, config: Shard) -> str:
-    """train or heldout: a pure function of the group and the seed."""
+    """train or heldout: a pure function of the group and the seed, for a group that no snapshot knows yet."""
     return "heldout" if int(_hash(config.seed, f"split {group}")[:13], 16) / 16**13 < config.held_out else "train"
 
 
 # ---------------------------------------------------------------- writing
 
 
-@dataclass
-class _Tar:
-    """A tar being filled."""
-
-    split: str
-    writer: TarWriter
-    uids: list[str] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        return self.writer.path.name
-
-
-def _write_split(split: str, records: list[Row], where: dict[str, tuple[Path, Member]], config: Shard, stage: Stage, rows: list[Row]) -> list[_Tar]:
-    tars = list[_Tar]()
-    with ExitStack() as files:
-        open_tar = cache(lambda path: files.enter_context(path.open("rb")))
-        for done, record in enumerate(records, 1):
-            path, member = where[record["uid"]]
-            if not tars or len(tars[-1].uids) >= config.samples_per_shard or tars[-1].writer.bytes + member.size > config.shard_mb * 10**6:
-                if tars:
-                    tars[-1].writer.close()
-                tars.append(_Tar(split, files.enter_context(TarWriter(stage.out / f"{split}-{len(tars):05d}.tar"))))
-            tar, pos = tars[-1], len(tars[-1].uids)
-            key = f"{len(tars) - 1:05d}{pos:07d}"
-            jpg = tar.writer.add(f"{key}.jpg", read_member(open_tar(path), member))
-            text = tar.writer.add(f"{key}.json", canonical_json(record).encode())
-            rows.append({
-                "uid": record["uid"], "split": split, "shard": tar.name, "key": key, "pos": pos, "group": record["group"],
-                "jpg_offset": jpg.offset, "jpg_size": jpg.size, "json_offset": text.offset, "json_size": text.size,
-            })  # fmt: skip
-            tar.uids.append(record["uid"])
-            stage.progress(f"{split} samples", done, len(records))
-    return tars
-
-
-def _find_pictures(images: Path, wanted: set[str]) -> dict[str, tuple[Path, Member]]:
-    """uid -> tar and place of its picture. Raises BadManifest for a tar that cannot be read, naming it."""
-    where: dict[str, tuple[Path, Member]] = {}
-    for path in sorted(images.glob("*.tar")):
-        for member in members(path):
-            uid, _, ending = member.name.rpartition(".")
-            if ending == "jpg" and uid in wanted:
-                where[uid] = (path, member)
-    if missing := sorted(wanted - where.keys()):
+def _pictures(images: Path, wanted: Collection[str]) -> Pictures:
+    """Raises BadManifest for a tar that cannot be read, naming it, and for a kept sample without picture."""
+    pictures = Pictures(images)
+    if missing := sorted(set(wanted) - pictures.places.keys()):
         raise BadManifest(f"Found no picture of {len(missing)} kept samples in {images} (the first is {missing[0]}), expected all; run the download again.")
-    return where
+    return pictures
 
 
-def _write_tables(config: Shard, out: Path, rows: list[Row], tars: list[_Tar]) -> None:
-    pq.write_table(pa.Table.from_pylist(rows, INDEX), out / "index.parquet", compression="zstd")
-    manifest = {
-        "format": 1,
-        "members": ["<key>.jpg", "<key>.json"],
-        "record": list(RECORD),
-        "split": {"by": "group", "seed": config.seed, "held_out": config.held_out},
-        "shards": [
-            {"name": t.name, "split": t.split, "samples": len(t.uids), "bytes": t.writer.bytes, "md5": t.writer.md5, "sha256": t.writer.sha256} for t in tars
-        ],
-        "index": {"name": "index.parquet", "md5": stages.file_md5(out / "index.parquet")},
-        "totals": {split: sum(len(t.uids) for t in tars if t.split == split) for split in SPLITS},
-    }
-    stages.write_json(out / "manifest.json", manifest)
+def _check_splits(placed: dict[str, str], records: dict[str, Row], config: Shard) -> None:
+    for split in SPLITS:
+        if split not in placed.values():
+            groups = len({record["group"] for record in records.values()})
+            raise NothingLeft(
+                f"Found no sample for the {split} split ({len(records)} samples in {groups} groups, held_out {config.held_out}), expected some in each; change held_out or seed."
+            )
 
 
-def _report(out: Path, records: list[Row], rows: list[Row], tars: list[_Tar]) -> Report:
-    captions = [caption for record in records for caption in record["captions"]]
-    origins, sources = Counter(c["origin"] for c in captions), Counter((r["source"], r["lang"]) for r in records)
-    splits = Counter(row["split"] for row in rows)
-    mb = sum(t.writer.bytes for t in tars) / 1e6
+def _payloads(records: dict[str, Row], pictures: Pictures, stage: Stage) -> tuple[dict[str, Payload], dict[str, tuple[int, int]]]:
+    """Digests and sizes of what is going to be stored of each sample."""
+    payloads, sizes = dict[str, Payload](), dict[str, tuple[int, int]]()
+    for done, (uid, record) in enumerate(records.items(), 1):
+        jpeg, text = pictures.read(uid), canonical_json(record).encode()
+        payloads[uid], sizes[uid] = Payload(_md5(jpeg), _md5(text)), (len(jpeg), len(text))
+        stage.progress("samples looked at", done, len(records))
+    return payloads, sizes
+
+
+def _cut(split: str, uids: list[str], sizes: dict[str, tuple[int, int]], config: Shard, last: Last | None) -> Iterator[tuple[str, list[str]]]:
+    """New shards, numbered behind the old ones; each is closed when it is full by number or by size."""
+    old = [entry["name"] for entry in last.manifest["shards"]] if last else []
+    number = 1 + max((int(name.partition("-")[2].partition(".")[0]) for name in old if name.startswith(f"{split}-")), default=-1)
+    part, size = list[str](), 0
+    for uid in sorted(uids, key=lambda uid: _hash(config.seed, uid)):
+        if part and (len(part) >= config.samples_per_shard or size + sizes[uid][0] > config.shard_mb * 10**6):
+            yield f"{split}-{number:05d}.{config.format}", part
+            number, part, size = number + 1, [], 0
+        part.append(uid)
+        size += stored_bytes(*sizes[uid])
+    if part:
+        yield f"{split}-{number:05d}.{config.format}", part
+
+
+class _Shards:
+    """The folder being filled."""
+
+    def __init__(self, stage: Stage, config: Shard, records: dict[str, Row], pictures: Pictures, payloads: dict[str, Payload], last: Last | None) -> None:
+        self.stage, self.config, self.records, self.pictures, self.payloads, self.last = stage, config, records, pictures, payloads, last
+        self.entries, self.rows, self.bytes_written = list[Row](), list[Row](), 0
+
+    def take_over(self, name: str) -> None:
+        """A shard of the last snapshot as it is: one more name for the same bytes."""
+        assert self.last is not None
+        _same_file(self.last.folder / name, self.stage.out / name)
+        self.entries.append(next(entry for entry in self.last.manifest["shards"] if entry["name"] == name))
+        self.rows += [row for row in self.last.rows if row["shard"] == name]
+
+    def write(self, name: str, uids: list[str]) -> None:
+        split, _, number = name.partition(".")[0].partition("-")
+        keys = [f"{number}{pos:07d}" for pos in range(len(uids))]
+        parts = ((key, self.pictures.read(uid), canonical_json(self.records[uid]).encode()) for key, uid in zip(keys, uids, strict=True))
+        made = write_shard(self.stage.out / name, parts)
+        self.entries.append({"name": name, "split": split, "samples": len(uids), "bytes": made.bytes, "md5": made.md5, "sha256": made.sha256})
+        for pos, (uid, key, place) in enumerate(zip(uids, keys, made.places, strict=True)):
+            where = {"uid": uid, "split": split, "shard": name, "key": key, "pos": pos, "group": self.records[uid]["group"]}
+            self.rows.append({**where, **place._asdict(), **self.payloads[uid]._asdict()})
+        self.bytes_written += made.bytes
+        self.stage.progress(f"{name}: samples written", len(uids), len(uids))
+
+    def finish(self) -> None:
+        """Index and manifest, in reading order: training first, shards by name."""
+        self.entries.sort(key=lambda entry: (SPLITS.index(entry["split"]), entry["name"]))
+        order = {entry["name"]: place for place, entry in enumerate(self.entries)}
+        self.rows.sort(key=lambda row: (order[row["shard"]], row["pos"]))
+        pq.write_table(pa.Table.from_pylist(self.rows, INDEX), self.stage.out / "index.parquet", compression="zstd")
+        same = self.last is not None and self.last.manifest["shards"] == self.entries
+        manifest = {
+            "format": 1,
+            "members": ["<key>.jpg", "<key>.json"] if self.config.format == "tar" else ["key", "jpg", "json"],
+            "record": list(RECORD),
+            "settings": self.config.model_dump(mode="json", exclude={"grow"}),
+            "split": {"by": "group", "seed": self.config.seed, "held_out": self.config.held_out},
+            "parent": "" if self.last is None else self.last.manifest["parent"] if same else self.last.version,
+            "shards": self.entries,
+            "index": {"name": "index.parquet", "md5": stages.file_md5(self.stage.out / "index.parquet")},
+            "totals": {split: sum(entry["samples"] for entry in self.entries if entry["split"] == split) for split in SPLITS},
+        }
+        stages.write_json(self.stage.out / "manifest.json", manifest)
+
+
+def _same_file(old: Path, new: Path) -> None:
+    try:
+        os.link(old.resolve(), new)  # no bytes are copied; a shard is never changed in place
+    except OSError:
+        shutil.copy2(old, new)
+
+
+def _report(done: _Shards, changed: dict[str, int], plan: growth.Plan) -> Report:
+    captions = [caption for record in done.records.values() for caption in record["captions"]]
+    origins, sources = Counter(c["origin"] for c in captions), Counter((r["source"], r["lang"]) for r in done.records.values())
+    splits, total = Counter(row["split"] for row in done.rows), len(done.rows)
+    mb = sum(entry["bytes"] for entry in done.entries) / 1e6
     return Report(
-        counts={"in": len(records), **splits, "shards": len(tars), **{f"captions.{o}": origins[o] for o in ORIGINS if o in origins}},
-        metrics={"held_out_share": splits["heldout"] / len(rows), "captions_per_sample": len(captions) / len(rows), "mb": mb},
+        counts={
+            "in": total, **{split: splits[split] for split in SPLITS}, "shards": len(done.entries), **({"shards_kept": len(plan.stays)} if changed else {}),
+            **{f"captions.{o}": origins[o] for o in ORIGINS if o in origins},
+        },
+        metrics={"held_out_share": splits["heldout"] / total, "captions_per_sample": len(captions) / total, "mb": mb, "mb_written": done.bytes_written / 1e6},
         tables={
-            "shards": [{"shard": t.name, "samples": len(t.uids), "mb": round(t.writer.bytes / 1e6, 2), "md5": t.writer.md5} for t in tars],
+            "since the last snapshot": [{"samples": name, "number": number} for name, number in changed.items()],
+            "shards": [{"shard": e["name"], "samples": e["samples"], "mb": round(e["bytes"] / 1e6, 2), "md5": e["md5"], "kept": e["name"] in plan.stays} for e in done.entries],
             "sources": [{"source": source, "lang": lang, "samples": n} for (source, lang), n in sorted(sources.items(), key=lambda item: str(item[0]))],
         },
         pictures={"training samples": "samples.png"},
-        catalog=_catalog(out, rows, tars, Counter(c["generator"] for c in captions if c["generator"])),
-    )
+        catalog=_catalog(done, Counter(c["generator"] for c in captions if c["generator"])),
+    )  # fmt: skip
 
 
-def _catalog(out: Path, rows: list[Row], tars: list[_Tar], generators: Counter[str]) -> dict[str, pa.Table]:
-    md5s = {t.name: t.writer.md5 for t in tars}
+def _catalog(done: _Shards, generators: Counter[str]) -> dict[str, pa.Table]:
+    out, entries = done.stage.out, done.entries
+    md5s = {entry["name"]: entry["md5"] for entry in entries}
     snapshot = stages.dir_hash(md5s | {name: stages.file_md5(out / name) for name in ("index.parquet", "manifest.json")})  # what run() will find
+    captions = {uid: _md5(canonical_json(record["captions"]).encode()) for uid, record in done.records.items()}
+    names = ("uid", "key", "pos", "group", "jpg_md5", "json_md5")
     tables: dict[str, list[Row]] = {
         "shards": [
-            {"shard_md5": t.writer.md5, "sha256": t.writer.sha256, "relpath": t.name, "split": t.split, "bytes": t.writer.bytes, "n_samples": len(t.uids)}
-            for t in tars
+            {"shard_md5": e["md5"], "sha256": e["sha256"], "relpath": e["name"], "split": e["split"], "bytes": e["bytes"], "n_samples": e["samples"]}
+            for e in entries
         ],
-        "shard_samples": [{"shard_md5": md5s[row["shard"]], **{name: row[name] for name in ("uid", "key", "pos", "group")}} for row in rows],
-        "snapshots": [{"snapshot_md5": snapshot, "name": f"shards-{snapshot[:8]}", "created_at": datetime.now(UTC), "n_samples": len(rows)}],
-        "snapshot_shards": [{"snapshot_md5": snapshot, "shard_md5": t.writer.md5, "relpath": t.name} for t in tars],
+        "shard_samples": [{"shard_md5": md5s[row["shard"]], **{name: row[name] for name in names}, "captions_md5": captions[row["uid"]]} for row in done.rows],
+        "snapshots": [{"snapshot_md5": snapshot, "name": f"shards-{snapshot[:8]}", "created_at": datetime.now(UTC), "n_samples": len(done.rows)}],
+        "snapshot_shards": [{"snapshot_md5": snapshot, "shard_md5": e["md5"], "relpath": e["name"]} for e in entries],
         "snapshot_generators": [{"snapshot_md5": snapshot, "generator": name, "n_captions": count} for name, count in sorted(generators.items())],
     }
     return {name: pa.Table.from_pylist(table) for name, table in tables.items() if table}
@@ -199,58 +238,54 @@ def read_manifest(shards_dir: Path) -> dict[str, Any]:
         raise BadManifest(f"Found a manifest that cannot be read at {path} ({error!r}), expected JSON made by 'vlm shard'; make the shards again.") from None
 
 
-def read_index(shards_dir: Path, split: str | None = None) -> pa.Table:
-    """index.parquet, in reading order; of one split if asked."""
-    table = read_table(shards_dir / "index.parquet", tuple(INDEX.names))
+def read_index(shards_dir: Path, split: str | None = None, *, verify: bool = False) -> pa.Table:
+    """index.parquet in reading order; of one split if asked, with the MD5s if they are wanted."""
+    table = read_table(shards_dir / "index.parquet", tuple(name for name in INDEX.names if verify or not name.endswith("_md5")))
     return table if split is None else table.filter(pc.equal(table["split"], split))
 
 
 def read_samples(shards_dir: Path, split: str | None = None) -> Iterator[Sample]:
-    """Every sample of a split (or of all) in stored order, straight from the tars. Raises BadManifest."""
+    """Every sample of a split (or of all) in stored order, straight from the shards. Raises BadManifest."""
     for entry in read_manifest(shards_dir)["shards"]:
-        if split not in (None, entry["split"]):
-            continue
-        path = shards_dir / entry["name"]
-        picture: tuple[str, Member] | None = None
-        listed = members(path)
-        first = next(listed, None)
-        with path.open("rb") as stream:
-            for member in [] if first is None else [first, *listed]:
-                key, _, ending = member.name.rpartition(".")
-                if ending == "jpg":
-                    picture = (key, member)
-                elif ending == "json" and picture is not None and picture[0] == key:
-                    record = json.loads(read_member(stream, member))
-                    yield Sample(record["uid"], read_member(stream, picture[1]), record)
-                else:
-                    raise BadManifest(f"Found {member.name!r} out of place in {path}, expected KEY.jpg, then KEY.json; make the shards again.")
+        if split in (None, entry["split"]):
+            for _, jpeg, text in read_shard(shards_dir / entry["name"]):
+                record = json.loads(text)
+                yield Sample(record["uid"], jpeg, record)
 
 
 def verify(shards_dir: Path) -> str:
-    """Recompute every checksum and the promises of the split; gives the data version. Raises BadManifest."""
+    """Read every byte again and check every checksum and the promises of the split; gives the data version. Raises BadManifest."""
     manifest = read_manifest(shards_dir)
+    md5s = {"manifest.json": stages.file_md5(shards_dir / "manifest.json")}
     for entry in [*manifest["shards"], manifest["index"]]:
         path = shards_dir / entry["name"]
-        md5 = stages.file_md5(path) if path.is_file() else "no file"
+        md5s[entry["name"]] = md5 = stages.file_md5(path) if path.is_file() else "no file"
         if md5 != entry["md5"]:
-            raise BadManifest(f"Found {path} with md5 {md5}, expected {entry['md5']} as its manifest says; restore it or make the shards again.")
+            raise BadManifest(f"Found {path} with md5 {md5}, expected {entry['md5']} as its manifest says; run 'vlm shard' again, or restore it.")
         if "sha256" in entry and _sha256(path) != entry["sha256"]:
             raise BadManifest(f"Found {path} with the right md5 and another SHA-256, expected {entry['sha256']}; somebody forged it, do not use it.")
-    named = {entry["name"] for entry in manifest["shards"]} | {"index.parquet", "manifest.json"}
-    if extra := sorted({path.relative_to(shards_dir).as_posix() for path in shards_dir.rglob("*") if path.is_file()} - named):
-        raise BadManifest(f"Found {extra[0]!r} in {shards_dir}, which its manifest does not name, expected {len(named)} files; remove it.")
-    index = read_index(shards_dir).to_pylist()
-    groups = {split: {row["group"] for row in index if row["split"] == split} for split in SPLITS}
+    if extra := sorted({path.relative_to(shards_dir).as_posix() for path in shards_dir.rglob("*") if path.is_file()} - md5s.keys()):
+        raise BadManifest(f"Found {extra[0]!r} in {shards_dir}, which its manifest does not name, expected {len(md5s)} files; remove it.")
+    groups = {split: set(read_index(shards_dir, split)["group"].to_pylist()) for split in SPLITS}
     if shared := sorted(groups["train"] & groups["heldout"]):
         raise BadManifest(f"Found the group {shared[0]!r} in both splits of {shards_dir}, expected it in one; make the shards again.")
-    stored = [(s.uid, s.record["group"]) for s in read_samples(shards_dir)]
-    if stored != [(row["uid"], row["group"]) for row in index] or len({uid for uid, _ in stored}) != len(stored):
+    index = read_index(shards_dir, verify=True).to_pylist()
+    named = ((row["uid"], row["group"], row["jpg_md5"], row["json_md5"]) for row in index)
+    stored = (
+        (record["uid"], record["group"], _md5(jpeg), _md5(text))
+        for entry in manifest["shards"] for _, jpeg, text in read_shard(shards_dir / entry["name"]) for record in [json.loads(text)]
+    )  # fmt: skip
+    if any(a != b for a, b in zip_longest(named, stored)) or len({row["uid"] for row in index}) != len(index):
         raise BadManifest(f"Found an index that does not list the samples of {shards_dir} one by one, expected each once and in order; make the shards again.")
-    return stages.data_version(shards_dir)
+    return stages.dir_hash(md5s)
 
 
 def _hash(seed: int, text: str) -> str:
     return hashlib.sha256(f"{seed}/{text}".encode()).hexdigest()
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlm_core.checkpoint import fill, read_weights, write_weights
-from vlm_core.data.loader import ShardSamples
+from vlm_core.data.samples import Samples, training_samples
 from vlm_core.distill.base import DistillTerm, Embeddings
 from vlm_core.distill.config import Terms
 from vlm_core.models import pretrained
@@ -42,7 +42,7 @@ def distil(config: Distil, stage: Stage) -> Report:
     shards, teacher = stage.input("shards"), stage.input("teacher")
     report = StageReporter(stage)
     settings = {"config": config.student.model_dump(mode="json"), "shards": str(shards), "initial": ""}
-    look_once(teacher, shards, stage.state, report)
+    look_once(teacher, training_samples(shards, config.student.loader), stage.state, report)
     lessons = {"student": {"terms": config.terms.model_dump(mode="json"), "taught": str(stage.state / TAUGHT)}, **({"twin": None} if config.twin else {})}
     for name, lesson in lessons.items():
         folder = stage.state / name
@@ -70,23 +70,24 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter) -> None:
     config = Pretrain.read(settings["config"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        lesson = Teaching(Terms.read(chosen["terms"]), read_weights(Path(chosen["taught"])), captions(Path(settings["shards"])), config.model.width)
+        texts = captions(training_samples(Path(settings["shards"]), config.loader))
+        lesson = Teaching(Terms.read(chosen["terms"]), read_weights(Path(chosen["taught"])), texts, config.model.width)
     train_student(settings, folder, report, lesson)
 
 
 # ---------------------------------------------------------------- the teacher's part
 
 
-def captions(shards: Path) -> dict[str, int]:
+def captions(samples: Samples) -> dict[str, int]:
     """Every caption that training may choose -> its row among the teacher's text embeddings."""
-    return locked.distinct(locked.captions_of(ShardSamples(shards, "train")))
+    return locked.distinct(locked.captions_of(samples))
 
 
-def look_once(teacher: Path, shards: Path, folder: Path, report: Reporter) -> None:
+def look_once(teacher: Path, samples: Samples, folder: Path, report: Reporter) -> None:
     """The teacher's unit embeddings of all pictures (N, D) and captions (T, D), kept in `folder`."""
     if (folder / TAUGHT).exists():
         return
-    model, samples, texts = pretrained.load(teacher), ShardSamples(shards, "train"), list(captions(shards))
+    model, texts = pretrained.load(teacher), list(captions(samples))
     parts = []
     for begin in range(0, len(samples), BATCH):
         pictures = [Image.open(io.BytesIO(samples.jpeg(row))).convert("RGB") for row in range(begin, min(begin + BATCH, len(samples)))]
@@ -159,17 +160,18 @@ def report_on(config: Distil, stage: Stage, shards: Path, names: list[str], teac
         pictures |= {f"loss of the {name}": f"{name}_loss.png", f"nearest captions by the {name}": f"{name}.png"}
     for who, found in seen.items():
         table.append({"model": who, **{key.removeprefix("quick."): round(value, 4) for key, value in found.items()}})
-    counts = {"in": len(ShardSamples(shards, "train")), "steps": int(rows["student"][-1]["step"])}
-    return Report(counts=counts, metrics=metrics, pictures=pictures, tables={"quick numbers on held-out pairs": table}, catalog=catalog(stage, names))
+    counts = {"in": len(training_samples(shards, config.student.loader)), "steps": int(rows["student"][-1]["step"])}
+    known = catalog(stage, names, config.student.fit.epochs)
+    return Report(counts=counts, metrics=metrics, pictures=pictures, tables={"quick numbers on held-out pairs": table}, catalog=known)
 
 
-def catalog(stage: Stage, names: list[str]) -> dict[str, pa.Table]:
+def catalog(stage: Stage, names: list[str], epochs: float) -> dict[str, pa.Table]:
     models, links = list[dict[str, Any]](), list[dict[str, str]]()
     for name in names:
         about = pretrained.read_settings(stage.out / name)
         models.append({
             "model_id": about["weights_sha256"], "name": name, "role": name, "recipe": about["recipe"], "snapshot_md5": about["snapshot_md5"],
-            "path": str(stage.final / name), "seed": about["seed"],
+            "path": str(stage.final / name), "seed": about["seed"], "epochs": float(epochs),
         })  # fmt: skip
         links += [{"model_id": about["weights_sha256"], "parent_model_id": parent["model_id"], "relation": parent["relation"]} for parent in about["parents"]]
     return {"models": pa.Table.from_pylist(models), "model_parents": pa.Table.from_pylist(links)}

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vlm_core.checkpoint import read_weights, write_weights
 from vlm_core.data.augment import Transform
-from vlm_core.data.loader import ShardSamples, TrainLoader, choose_caption
+from vlm_core.data.loader import TrainLoader, choose_caption
+from vlm_core.data.samples import Samples
 from vlm_core.models.tokenizer import Tokenizer, trim
 from vlm_core.models.towers import Headed, TwoTower
 from vlm_core.train.fit import Batch, Reporter
@@ -26,7 +27,7 @@ def is_locked(tower: torch.nn.Module) -> bool:
     return isinstance(tower, Headed) and tower.lock
 
 
-def captions_of(samples: ShardSamples) -> list[dict[str, Any]]:
+def captions_of(samples: Samples) -> list[dict[str, Any]]:
     """What choosing a caption needs of every sample's record, in the order of the rows."""
     return [{name: record[name] for name in ("uid", "caption", "captions")} for record in map(samples.record, range(len(samples)))]
 
@@ -38,7 +39,7 @@ def distinct(records: list[dict[str, Any]]) -> dict[str, int]:
 
 
 @torch.inference_mode()
-def image_features(towers: TwoTower, samples: ShardSamples, transform: Transform, folder: Path, report: Reporter) -> Tensor:
+def image_features(towers: TwoTower, samples: Samples, transform: Transform, folder: Path, report: Reporter) -> Tensor:
     """Trunk features (N, F) of the centre of every picture; kept in `folder` for a resumed run and for other ranks."""
     file = folder / IMAGES
     if not file.exists():
@@ -81,9 +82,9 @@ class LockedLoader:
     def __iter__(self) -> Iterator[Batch]:
         loader = self.loader
         while loader.step < len(self):
-            rows = loader.rows_of(loader.step)
-            epoch = loader.step // loader.steps_per_epoch
-            chosen = [choose_caption(self.records[row], loader.config.caption_weights, loader.seed, epoch) for row in rows.tolist()]
+            rows, epochs = loader.part_of(loader.step)
+            passes = zip(rows.tolist(), epochs.tolist(), strict=True)
+            chosen = [choose_caption(self.records[row], loader.config.caption_weights, loader.seed, epoch) for row, epoch in passes]
             loader.mixture.update(origin for _, origin in chosen)
             loader.step += 1
             lines = [text for text, _ in chosen]

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from vlm_core.checkpoint import fill, read_weights, write_weights
-from vlm_core.data.loader import ShardSamples, TrainLoader
+from vlm_core.data.loader import TrainLoader
+from vlm_core.data.samples import training_samples
 from vlm_core.models import config as models
 from vlm_core.models import packaged, pretrained, tokenizer
 from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import base
-from vlm_core.stage import Report, Stage, write_json
+from vlm_core.stage import Report, Stage, data_version, write_json
 from vlm_core.train import locked, look
 from vlm_core.train.config import Pretrain
 from vlm_core.train.fit import Batch, Loop, Reporter, Row, fit, read_rows
@@ -73,7 +74,7 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
     """Train to the end and leave the weights in `folder`; rank and world come from the launcher's environment."""
     config = Pretrain.read(settings["config"])
     rank, world = int(os.environ.get("RANK", "0")), config.fit.devices
-    samples = ShardSamples(Path(settings["shards"]), "train")
+    samples = training_samples(Path(settings["shards"]), config.loader)
     towers = first_towers(config, settings["initial"])
     objectives, weights = base.build(config.objectives)
     transform = pretrained.pixels_of(config.model.image, config.crop_scale_min)
@@ -126,7 +127,7 @@ def train_locked_first(config: Pretrain, shards: Path, folder: Path, report: Rep
     towers = first_towers(config, "")
     if locked.is_locked(towers.image):
         transform = pretrained.pixels_of(config.model.image, config.crop_scale_min)
-        locked_loader(config, TrainLoader(ShardSamples(shards, "train"), config.loader, transform), towers, folder, report)
+        locked_loader(config, TrainLoader(training_samples(shards, config.loader), config.loader, transform), towers, folder, report)
 
 
 # ---------------------------------------------------------------- what is said about it
@@ -162,7 +163,7 @@ def report_on(config: Pretrain, stage: Stage, shards: Path) -> Report:
         "final_loss": statistics.fmean(row["loss"] for row in last), "pairs_per_s": statistics.median(row["pairs_per_s"] for row in rows),
         **mixture(stage.state), "logit_scale": rows[-1]["scale"], "parameters": float(model.config["parameters"]), **seen,
     }  # fmt: skip
-    counts = {"in": len(ShardSamples(shards, "train")), "steps": int(rows[-1]["step"]), "epochs": config.fit.epochs}
+    counts = {"in": len(training_samples(shards, config.loader)), "steps": int(rows[-1]["step"]), "epochs": config.fit.epochs}
     pictures = {"loss over steps": "loss.png", "nearest captions of held-out pictures": "nearest_captions.png"}
     return Report(counts=counts, metrics=metrics, pictures=pictures, catalog=catalog(stage, model, config))
 
@@ -176,11 +177,13 @@ def mixture(folder: Path) -> dict[str, float]:
 def catalog(stage: Stage, model: pretrained.Vlm, config: Pretrain) -> dict[str, pa.Table]:
     own = {
         "model_id": model.digest, "name": stage.final.name, "role": "pretrained", "recipe": stage.recipe, "snapshot_md5": model.config["snapshot_md5"],
-        "path": str(stage.final), "seed": config.seed,
+        "path": str(stage.final), "seed": config.seed, "epochs": float(config.fit.epochs),
     }  # fmt: skip
     packages = [
-        {**dict.fromkeys(own, ""), "model_id": parent["model_id"], "name": parent["name"], "role": "packaged", "seed": 0}
+        {**dict.fromkeys(own, ""), "model_id": parent["model_id"], "name": parent["name"], "role": "packaged", "seed": 0, "epochs": 0.0}
         for parent in model.config["parents"] if parent["name"]
     ]  # fmt: skip
     links = [{"model_id": model.digest, "parent_model_id": parent["model_id"], "relation": parent["relation"]} for parent in model.config["parents"]]
-    return {"models": pa.Table.from_pylist([own, *packages]), **({"model_parents": pa.Table.from_pylist(links)} if links else {})}
+    mixed = [{"model_id": model.digest, "snapshot_md5": data_version(Path(more.shards)), "weight": more.weight} for more in config.loader.mix.values()]
+    tables = {"models": [own, *packages], "model_parents": links, "model_data": mixed}
+    return {name: pa.Table.from_pylist(rows) for name, rows in tables.items() if rows}

@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lineage": ("why UID | samples MODEL | models --url|--domain|--sha256 | bytes MODEL --out DIR", "vlm_core.data.lineage:main"),
     "rollback": ("point the champion of a registered model back to the version before it", "vlm_core.evaluate.registry:main"),
     "export": ("write a model as an open_clip checkpoint", "vlm_core.models.export:main"),
-    "serve": ("the read-only search service on loopback", "vlm_core.search:main"),
+    "serve": ("the read-only search service on loopback", "vlm_core.search.server:main"),
     "doctor": ("check the environment, and name the fix", "vlm_core.doctor:main"),
 }
 

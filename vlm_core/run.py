@@ -36,18 +36,19 @@ class Verb(NamedTuple):
     recipes: str
     inputs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    obeys: bool = False  # what was taken down counts among its inputs
 
 
 VERBS: dict[str, Verb] = {
     # data, in flow order
     "crawl": Verb("fetch the pages of a site or archive, politely", "vlm_core.data.crawl_config:Crawl", "vlm_core.data.crawl:crawl", "vlm_core.recipes.data"),
-    "extract": Verb("pages -> candidate pairs of picture address and text", "vlm_core.data.crawl_config:Extract", "vlm_core.data.extract:extract", "vlm_core.recipes.data", ("pages",)),
-    "download": Verb("candidate pairs -> pictures, one status for every address", "vlm_core.data.crawl_config:Download", "vlm_core.data.download:download", "vlm_core.recipes.data", ("pairs",)),
+    "extract": Verb("pages -> candidate pairs of picture address and text", "vlm_core.data.crawl_config:Extract", "vlm_core.data.extract:extract", "vlm_core.recipes.data", ("pages",), obeys=True),
+    "download": Verb("candidate pairs -> pictures, one status for every address", "vlm_core.data.crawl_config:Download", "vlm_core.data.download:download", "vlm_core.recipes.data", ("pairs",), obeys=True),
     "embed": Verb("pictures and texts -> embeddings and a search index", "vlm_core.data.config:Embed", "vlm_core.models.embed:embed", "vlm_core.recipes.data", ("images", "pairs"), ("scorer", "trained_on", "eval_sets")),
     "filter": Verb("decide which samples stay, with a reason each", "vlm_core.data.filter_config:Filter", "vlm_core.data.filters:filter_samples", "vlm_core.recipes.data", ("pairs", "images", "embeddings")),
-    "recaption": Verb("let a language model reword captions, within a budget", "vlm_core.data.caption_config:Recaption", "vlm_core.models.rewrite:recaption", "vlm_core.recipes.data", ("filtered", "pairs", "embeddings")),
-    "shard": Verb("kept samples -> reproducible tar shards, split by group", "vlm_core.data.config:Shard", "vlm_core.data.shards:shard", "vlm_core.recipes.data", ("pairs", "images", "filtered", "captions")),
-    "eval-sets": Verb("labelled test sets that share nothing with the training shards", "vlm_core.data.config:EvalSets", "vlm_core.data.eval_sets:eval_sets", "vlm_core.recipes.data", ("shards",)),
+    "recaption": Verb("further captions: reworded, translated, seen, fused; within a budget", "vlm_core.data.caption_config:Recaption", "vlm_core.models.rewrite:recaption", "vlm_core.recipes.data", ("filtered", "pairs", "embeddings"), ("images",)),
+    "shard": Verb("kept samples -> reproducible tar shards, split by group", "vlm_core.data.config:Shard", "vlm_core.data.shards:shard", "vlm_core.recipes.data", ("pairs", "images", "filtered", "captions"), obeys=True),
+    "eval-sets": Verb("labelled test sets that share nothing with the training shards", "vlm_core.data.config:EvalSets", "vlm_core.data.eval_sets:eval_sets", "vlm_core.recipes.data", ("shards",), obeys=True),
     # models
     "pretrain": Verb("shards -> a vision-language model", "vlm_core.train.config:Pretrain", "vlm_core.train.pretrain:pretrain", "vlm_core.recipes.pretrain", ("shards",), ("initial",)),
     "features": Verb("run a model over the test sets once", "vlm_core.models.features_config:Features", "vlm_core.models.features:features", "vlm_core.recipes.transfer", ("model", "eval_sets")),
@@ -131,9 +132,10 @@ def run(verb: str, config: Config, inputs: Mapping[str, Path], out: Path, tracke
             "inputs": {name: str(path) for name, path in inputs.items()},
             "versions": versions,
             "files": files_named(config),
+            "takedowns": takedowns() if what.obeys else "",
         }
         code = stages.code_version(what.function.partition(":")[0], *modules_named(config))
-        spec_hash = hashlib.sha256(canonical_json([verb, spec["config"], versions, spec["files"], code]).encode()).hexdigest()
+        spec_hash = hashlib.sha256(canonical_json([verb, spec["config"], versions, spec["files"], spec["takedowns"], code]).encode()).hexdigest()
         if not (force or config.reads_the_world) and (report := _reusable(record, out, spec_hash)) is not None:
             return report
         return _work(what, verb, config, inputs, out, record, tracker, recipe, spec, spec_hash)
@@ -191,10 +193,18 @@ def _work(
 
 
 def files_named(config: Config) -> dict[str, str]:
-    """MD5 of every file that a setting names: other bytes under the same name are other settings."""
+    """MD5 of every file, or manifest of a folder of shards, that a setting names: other bytes under the same name are other settings."""
     found = {name: value for name, value in config.flat().items() if isinstance(value, str)}
+    found |= {name: manifest for name, value in found.items() if value and os.path.isfile(manifest := os.path.join(value, "manifest.json"))}
     # os.path says no where Path raises: a long list of patterns is no name of a file
     return {name: stages.file_md5(Path(value)) for name, value in found.items() if os.path.isfile(value)}
+
+
+def takedowns() -> str:
+    """Digest of everything that was taken down so far, or ''."""
+    from vlm_core.data.tombstones import load
+
+    return load(stages.home()).digest
 
 
 def modules_named(config: Config) -> list[str]:

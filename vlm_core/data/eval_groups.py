@@ -8,14 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlm_core.data.filter_config import Grouping
+from vlm_core.data import tombstones
 from vlm_core.data.corpus import Corpus, Picture
+from vlm_core.data.filter_config import Grouping
 from vlm_core.data.grouping import group_samples
 from vlm_core.data.perceptual import pdq, phash, to_hex
 from vlm_core.data.picture import Limits, decode
 from vlm_core.data.shards import read_samples
 from vlm_core.data.text_rules import caption_key
-from vlm_core.stage import Stage
+from vlm_core.stage import Stage, home
 
 ANY_SIZE = Limits(max_pixels=10**8, max_decoded_mb=512, min_side=1, max_aspect=0)
 
@@ -60,7 +61,7 @@ def group(looks: Sequence[Look], config: Grouping) -> dict[str, str]:
 def pool(corpus: Corpus, shards: Path, config: Grouping, stage: Stage) -> list[Item]:
     """Every labelled picture of the corpus, sorted by key."""
     pictures = sorted((picture for picture in corpus.pictures if picture.labels), key=lambda picture: picture.key)
-    looks, trained = [], []
+    looks, trained, stones = [], [], tombstones.load(home())
     for done, picture in enumerate(pictures, 1):
         author = picture.author if picture.style == "clipart" else ""  # a photographer or a font is no style
         looks.append(look_at(picture.key, corpus.read(picture.file), picture.captions.get("en", ""), author=author))
@@ -71,7 +72,8 @@ def pool(corpus: Corpus, shards: Path, config: Grouping, stage: Stage) -> list[I
         trained += [first, *(first._replace(uid=f"{first.uid}#{number}", caption=text) for number, text in enumerate(sorted(others)))]
         stage.progress("training samples", done)
     seen = _seen(looks, trained, config)
-    return [Item(picture, look, look.uid in seen) for picture, look in zip(pictures, looks, strict=True)]
+    shown = [not stones.hit({"sha256": look.sha256, "pdq": look.pdq}) for look in looks]
+    return [Item(picture, look, look.uid in seen) for picture, look, stays in zip(pictures, looks, shown, strict=True) if stays]
 
 
 def _seen(looks: list[Look], trained: list[Look], config: Grouping) -> set[str]:

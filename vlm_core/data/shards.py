@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from vlm_core import stage as stages
 from vlm_core.config import canonical_json
-from vlm_core.data import growth
+from vlm_core.data import growth, tombstones
 from vlm_core.data.config import Shard
 from vlm_core.data.growth import Last, Payload
 from vlm_core.data.pictures import contact_sheet
@@ -35,7 +35,7 @@ from vlm_core.data.sample import ORIGINS
 from vlm_core.data.shard_files import read_shard, stored_bytes, write_shard
 from vlm_core.data.stored import Pictures
 from vlm_core.errors import BadManifest, MissingInput, NothingLeft
-from vlm_core.stage import Report, Stage
+from vlm_core.stage import Report, Stage, home
 
 SPLITS = ("train", "heldout")
 INDEX = pa.schema([
@@ -56,7 +56,7 @@ class Sample(NamedTuple):
 
 def shard(config: Shard, stage: Stage) -> Report:
     """`vlm shard`: join what the stages before said about the kept samples, and write it."""
-    records = {record["uid"]: record for record in join_records(stage)}
+    records, refused = _allowed(join_records(stage), stage.input("images"))
     pictures = _pictures(stage.input("images"), records.keys())
     settings = config.model_dump(mode="json", exclude={"grow"})
     last = growth.last_snapshot(stage.final, settings) if config.grow else None
@@ -74,7 +74,18 @@ def shard(config: Shard, stage: Stage) -> Report:
             done.write(name, part)
     done.finish()
     contact_sheet(((pictures.read(row["uid"]), records[row["uid"]]["caption"]) for row in done.rows[:24]), stage.pictures / "samples.png")
-    return _report(done, growth.changes(payloads, placed, last) if last else {}, plan)
+    return _report(done, growth.changes(payloads, placed, last) if last else {}, plan, refused)
+
+
+def _allowed(records: list[Row], images: Path) -> tuple[dict[str, Row], int]:
+    """Records by uid, without what was taken down: the last gate, for inputs that were made before; and how many it held back."""
+    stones = tombstones.load(home())
+    pdqs: dict[str, str] = {}
+    if stones.pdqs:
+        status = read_table(images / "status.parquet", ("uid", "pdq"))
+        pdqs = dict(zip(status["uid"].to_pylist(), status["pdq"].to_pylist(), strict=True))
+    allowed = {record["uid"]: record for record in records if not stones.hit({**record, "pdq": pdqs.get(record["uid"])})}
+    return allowed, len(records) - len(allowed)
 
 
 def split_of(group: str, config: Shard) -> str:
@@ -181,14 +192,14 @@ def _same_file(old: Path, new: Path) -> None:
         shutil.copy2(old, new)
 
 
-def _report(done: _Shards, changed: dict[str, int], plan: growth.Plan) -> Report:
+def _report(done: _Shards, changed: dict[str, int], plan: growth.Plan, refused: int) -> Report:
     captions = [caption for record in done.records.values() for caption in record["captions"]]
     origins, sources = Counter(c["origin"] for c in captions), Counter((r["source"], r["lang"]) for r in done.records.values())
     splits, total = Counter(row["split"] for row in done.rows), len(done.rows)
     mb = sum(entry["bytes"] for entry in done.entries) / 1e6
     return Report(
         counts={
-            "in": total, **{split: splits[split] for split in SPLITS}, "shards": len(done.entries), **({"shards_kept": len(plan.stays)} if changed else {}),
+            "in": total + refused, **({"dropped.taken_down": refused} if refused else {}), **{split: splits[split] for split in SPLITS}, "shards": len(done.entries), **({"shards_kept": len(plan.stays)} if changed else {}),
             **{f"captions.{o}": origins[o] for o in ORIGINS if o in origins},
         },
         metrics={"held_out_share": splits["heldout"] / total, "captions_per_sample": len(captions) / total, "mb": mb, "mb_written": done.bytes_written / 1e6},

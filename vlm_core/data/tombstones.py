@@ -48,7 +48,7 @@ class Tombstones:
     def _address(self, row: Row) -> str:
         if not (self.urls or self.domains):
             return ""
-        addresses = [str(row.get(name) or "") for name in ADDRESSES] + [str(page) for page in row.get("pages") or ()]
+        addresses = [str(row.get(name) or "") for name in ADDRESSES] + [str(page["page_url"] or "") for page in row.get("pages") or ()]
         return next((found for address in addresses if address and (found := self.address(address))), "")
 
     def address(self, url: str) -> str:

@@ -12,20 +12,17 @@ from PIL import Image
 
 from tests.data.filter_world import World, encoded, picture
 from vlm_core import run as runner
-from vlm_core.data import filters, rules
+from vlm_core.data import filters, look_rules, rules
 from vlm_core.data.catalog import open_catalog
+from vlm_core.data.cut_config import Cut, Hype, NegClipLoss, NormSim
 from vlm_core.data.decisions import REASONS, Trail, Verdict, first_reason
 from vlm_core.data.filter_config import (
     Balance,
-    Cut,
     ExactDuplicates,
     Filter,
-    Hype,
     ImageRules,
     LanguageRule,
     NearDuplicates,
-    NegClipLoss,
-    NormSim,
     Personal,
     Rights,
     Safety,
@@ -249,7 +246,7 @@ def test_the_safety_gate_drops_above_its_limit_and_looks_at_equal_pictures_once(
         world.add(f"copy {i}", i)
     pool = load_pool(*world.write(tmp_path / "in").values())
     stub = StubScorer(said.__getitem__)
-    verdict = rules.safety(Safety(max_score=0.8), pool, np.arange(len(pool)), scorer=stub)
+    verdict = look_rules.safety(Safety(max_score=0.8), pool, np.arange(len(pool)), scorer=stub)
     by_caption = dict(zip(pool.caption.tolist(), verdict.reason.tolist(), strict=True))
     for i, score in enumerate([*scores, *scores[:5]]):
         assert by_caption[f"caption {i}" if i < 75 else f"copy {i - 75}"] == ("unsafe" if score > 0.8 else "")

@@ -111,23 +111,56 @@ def test_a_pattern_that_is_none_is_refused_in_one_sentence() -> None:
         text_rules.matching(["x"], ["("])
 
 
-PERSONAL = {
-    "email": ["Jakob [chaosinfaith@hotmail.com]", "write to a.b-c+d@mail.example.co.kr now", "ann [at] example.org"],
-    "url": ["see https://example.org/x?y", "www.example.org", "from example.com", "shop.example.co.uk/sale"],
-    "phone": ["call +49 30 1234 5678", "(030) 123-45-67 89", "555 123 4567", "010-1234-5678"],
-    "": ["meet me @ noon", "a dog.", "version 2.0.1", "10 20 30", "1990 - 1995 2001 2005", "2004-08-25 23:29", "on 12.05.2004", "6 x 4 cm", "U.S. flag", "node.js logo", "100 000 000 stars"],
-}  # fmt: skip
+def test_shares_of_digits_and_punctuation_by_hand() -> None:
+    assert text_rules.digit_share("ab 12 3") == 3 / 5
+    assert text_rules.digit_share("!?") == 0
+    assert text_rules.punctuation_share("a-b !!") == 3 / 5
+    assert text_rules.punctuation_share("고양이 🐈") == 1 / 4
+    assert text_rules.punctuation_share(" ") == 0
 
 
-@pytest.mark.parametrize("kind", PERSONAL)
-def test_personal_data_is_found_and_dates_and_numbers_are_not(kind: str) -> None:
-    assert text_rules.personal(PERSONAL[kind]).tolist() == [kind] * len(PERSONAL[kind])
+@pytest.mark.parametrize(("text", "words", "pairs"), [
+    ("a dog and a cat", 1 / 5, 0.0),
+    ("buy now buy now buy now", 4 / 6, 3 / 5),
+    ("Dog dog DOG", 2 / 3, 1 / 2),
+    ("dog", 0.0, 0.0),
+    ("", 0.0, 0.0),
+])  # fmt: skip
+def test_repetition_is_the_share_of_runs_that_stood_before(text: str, words: float, pairs: float) -> None:
+    assert text_rules.repeated_share(text) == pytest.approx(words)
+    assert text_rules.repeated_share(text, 2) == pytest.approx(pairs)
 
 
-def test_a_kind_of_personal_data_that_is_switched_off_is_not_looked_for() -> None:
-    text = ["ann@example.org", "www.example.org", "555 123 4567"]
-    assert text_rules.personal(text, url=False).tolist() == ["email", "", "phone"]
-    assert text_rules.personal(text, email=False, url=False, phone=False).tolist() == ["", "", ""]
+def test_markup_is_what_cleaning_once_leaves() -> None:
+    for raw in ("Tom &amp;amp; Jerry", "a &amp;#39;quoted&amp;#39; word", "a <b>bold</b> cat", "line<br/>break", "&lt;a href=x&gt;link&lt;/a&gt;"):
+        assert text_rules.has_markup(text_rules.clean(raw)), raw
+    for raw in ("Tom &amp; Jerry", "R&B; soul", "a < b", "I <3 cats", "x&y", "5 > 3"):
+        assert not text_rules.has_markup(text_rules.clean(raw)), raw
+
+
+WORDS = text_rules.read_words(["# things", "dog", "Great White Shark  # a fish", "", "fox", "knife", "bus", "house"])
+
+
+def test_a_list_holds_words_and_phrases_with_the_number_of_their_line() -> None:
+    assert WORDS == {"dog": 2, "great white shark": 3, "fox": 5, "knife": 6, "bus": 7, "house": 8}
+    assert text_rules.longest_phrase(WORDS) == 3
+
+
+@pytest.mark.parametrize(("text", "exact", "plural"), [
+    ("A DOG!", "dog", "dog"),
+    ("hotdog stand", "", ""),
+    ("the great-white shark", "great white shark", "great white shark"),
+    ("two great white sharks", "", "great white shark"),
+    ("foxes, knives and buses", "", "fox"),
+    ("knives", "", "knife"),
+    ("buses", "", "bus"),
+    ("houses", "", "house"),
+    ("white shark", "", ""),
+    ("", "", ""),
+])  # fmt: skip
+def test_listed_phrases_are_found_by_whole_words(text: str, exact: str, plural: str) -> None:
+    assert text_rules.listed_phrase(text, WORDS, 3) == exact
+    assert text_rules.listed_phrase(text, WORDS, 3, plurals=True) == plural
 
 
 def test_a_picture_without_size_is_refused_and_divides_nothing_by_zero() -> None:

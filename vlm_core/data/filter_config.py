@@ -1,10 +1,12 @@
 """Settings of filter: the menu of rules. Torch-free."""
 
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from vlm_core.config import Config
+from vlm_core.data.cut_config import Cut
+from vlm_core.errors import did_you_mean
 
 
 class Rights(Config):
@@ -24,6 +26,34 @@ class TextRules(Config):
     min_chars: int = Field(2, ge=0, description="fewest characters")
     max_words: int = Field(256, ge=1, description="most words")
     by_script: bool = Field(True, description="count words of unspaced scripts by their length, and wide characters twice; off: as DataComp does")
+
+
+class Quality(Config):
+    """Captions that are hardly language; CC12M allows a fifth of the words to be repetitions."""
+
+    max_digits: float = Field(0.5, ge=0, le=1, description="share of digits among letters and digits at most")
+    max_punctuation: float = Field(0.3, ge=0, le=1, description="share of punctuation and symbols among all characters but spaces at most")
+    max_repeated_words: float = Field(0.5, ge=0, le=1, description="share of words that stood before in the caption at most")
+    ngram: int = Field(2, ge=2, le=10, description="words in a run that is looked for again")
+    max_repeated_ngrams: float = Field(0.3, ge=0, le=1, description="share of such runs that stood before in the caption at most")
+    markup: bool = Field(True, description="drop captions in which HTML entities or tags are left after one unescaping")
+
+
+class BlockedWords(Config):
+    """Words that no caption may hold, such as profanity; the list is yours."""
+
+    file: str = Field(description="text file, one word or phrase a line; # begins a comment")
+
+
+class Vocabulary(Config):
+    """Text-based filter: keeps captions that name a thing of a vocabulary (DataComp's takes the classes of ImageNet-21k)."""
+
+    file: str = Field("", description="text file, one word or phrase a line; empty: the names of the 1,000 ImageNet classes, from their package")
+    languages: list[str] = Field(default=["en"], description="ISO 639-1 codes that the vocabulary is written in; empty: any")
+    others: Literal["drop", "keep"] = Field("drop", description="what happens to captions in other languages")
+    mode: Literal["fixed", "reference"] = Field(
+        "fixed", description="letters of any case, phrases and English plurals; or words between white space exactly as they stand, as DataComp does"
+    )
 
 
 class Titles(Config):
@@ -47,6 +77,10 @@ class Personal(Config):
     email: bool = Field(True, description="drop captions with an e-mail address")
     url: bool = Field(True, description="drop captions with a web address")
     phone: bool = Field(True, description="drop captions with a telephone number")
+    iban: bool = Field(True, description="drop captions with an international bank account number whose check digits are right")
+    card: bool = Field(True, description="drop captions with a payment card number (right length, first digit and Luhn check digit)")
+    ip_address: bool = Field(True, description="drop captions with an IPv4 or IPv6 address")
+    national_id: bool = Field(True, description="drop captions with a personal number of the US, Korea, France, Spain, China or Brazil")
 
 
 class ImageRules(Config):
@@ -54,11 +88,28 @@ class ImageRules(Config):
 
     min_side: int = Field(32, ge=1, description="shortest side, in pixels")
     max_aspect: float = Field(3.0, ge=1, description="longer side / shorter side at most")
+    min_bytes: int = Field(0, ge=0, description="size of the file as fetched at least, in bytes; LAION takes 5,000")
+    formats: list[str] = Field(default=[], description="file formats that stay, such as jpeg or png; empty: all. CC3M and CC12M take jpeg only")
+
+
+class Domains(Config):
+    """Which sites a picture may come from. A name stands for itself and everything below it."""
+
+    only: list[str] = Field(default=[], description="hosts or domains that stay; empty: all but those of never")
+    never: list[str] = Field(default=[], description="hosts or domains that are refused")
+
+
+class DomainCap(Config):
+    """No registrable domain fills more than its share of the set; which samples stay depends on uid and seed only."""
+
+    max_samples: int = Field(10_000, ge=1, description="samples of one registrable domain at most")
+    seed: int = Field(0, ge=0, description="seed of the draw")
 
 
 class LanguageRule(Config):
     """Identifies the language; drops a caption only when it is long and both detectors are sure that it is none of those wanted."""
 
+    who: Literal["detectors", "page"] = Field("detectors", description="who says which language it is; page: what the table says is taken as it is")
     wanted: list[str] = Field(default=[], description="ISO 639-1 codes that stay; empty: every language stays, and its name is recorded")
     min_confidence: float = Field(0.8, ge=0, le=1, description="probability from which a detector is believed")
     long_chars: int = Field(25, ge=20, description="length from which a caption can be identified, in characters (wide ones count twice)")
@@ -98,56 +149,22 @@ class Safety(Config):
     max_score: float = Field(0.8, gt=0, le=1, description="pictures that score higher are dropped")
 
 
-class ClipScore(Config):
-    """Cosine of the image and text embedding."""
+class Faces(Config):
+    """Finds faces (OpenCV's frontal and profile cascades), counts them and keeps their places, so that shards can be written with faces blurred."""
 
-    kind: Literal["clip_score"] = "clip_score"
-
-
-class NegClipLoss(Config):
-    """CLIP score less how well image and text fit everything else (arXiv 2405.19547)."""
-
-    kind: Literal["neg_clip_loss"] = "neg_clip_loss"
-    temperature: float = Field(0.01, gt=0, description="of the softmax; the scorer's own: 0.01 for OpenAI's models")
-    batch: int = Field(32_768, ge=2, description="samples compared with each other")
-    repeats: int = Field(10, ge=1, description="random batchings that are averaged")
-    seed: int = Field(0, ge=0, description="seed of the batchings")
+    max_faces: int | None = Field(None, ge=0, description="pictures with more faces are dropped; none: they are only counted")
+    min_share: float = Field(0.08, gt=0, le=1, description="smallest face that is looked for, as a share of the picture's shorter side")
+    neighbours: int = Field(5, ge=1, le=50, description="overlapping hits that make a face: fewer find more faces, and more that are none")
 
 
-class NormSim(Config):
-    """p-norm of the cosines with target images (arXiv 2405.19547)."""
+class Hook(Config):
+    """A score that somebody else's model gave (watermark, aesthetics), from a Parquet file, with limits on both sides."""
 
-    kind: Literal["norm_sim"] = "norm_sim"
-    targets: str = Field(description="file of target image embeddings of the same scorer, .npy (T, D)")
-    p: Literal["2", "inf"] = Field("inf", description="norm over the targets")
-
-
-class Hype(Config):
-    """HYPE (ICLR 2024): hyperbolic closeness and specificity; the embeddings must be a hyperbolic model's tangent vectors."""
-
-    kind: Literal["hype"] = "hype"
-    image_references: str = Field(description="file of reference image embeddings, .npy (M, D)")
-    text_references: str = Field(description="file of reference text embeddings, .npy (M, D)")
-    curvature: float = Field(1.0, gt=0, description="of the hyperbolic space")
-
-
-ScoreConfig = Annotated[ClipScore | NegClipLoss | NormSim | Hype, Field(discriminator="kind")]
-
-
-class Cut(Config):
-    """Keeps the best share by a score, or what reaches a threshold. A threshold belongs to one scorer; a fraction fits all."""
-
-    score: ScoreConfig = Field(default=ClipScore(), description="what is ranked")
-    fraction: float | None = Field(0.3, gt=0, le=1, description="share that stays; none: use the threshold")
-    threshold: float | None = Field(None, description="score that must be reached; none: use the fraction")
-    within: Literal["language", "all"] = Field("language", description="rank inside each language, or all together")
-    mode: Literal["fixed", "reference"] = Field("fixed", description="exactly int(N f) with ties by uid, or DataComp's one more and all ties")
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> Self:
-        if (self.fraction is None) == (self.threshold is None):
-            raise ValueError(f"Found fraction {self.fraction} and threshold {self.threshold}, expected exactly one of them; set the other to null.")
-        return self
+    file: str = Field(description="Parquet file with uid and the score")
+    column: str = Field("score", description="column of the score")
+    min_score: float | None = Field(None, description="score that must be reached; none: no lower limit")
+    max_score: float | None = Field(None, description="score that must not be exceeded; none: no upper limit")
+    missing: Literal["keep", "drop"] = Field("keep", description="what happens to samples without a score")
 
 
 class Targets(Config):
@@ -180,21 +197,51 @@ class Grouping(Config):
 
 
 class Filter(Config):
-    """Which samples stay: rules run in this order, and a sample's first drop ends its trail. A rule left out does not run."""
+    """Which samples stay: rules run in this order or in that of `order`, and a sample's first drop ends its trail. A rule left out does not run."""
 
     rights: Rights | None = Field(default=None, description="licence and opt-out of the page")
+    domains: Domains | None = Field(default=None, description="sites that pictures may come from")
     text: TextRules | None = Field(default=None, description="length of the caption")
+    quality: Quality | None = Field(default=None, description="captions that are hardly language")
     titles: Titles | None = Field(default=None, description="captions that say nothing")
+    blocked_words: BlockedWords | None = Field(default=None, description="words that no caption may hold")
     personal: Personal | None = Field(default=None, description="personal data in captions")
     image: ImageRules | None = Field(default=None, description="size of the picture")
     language: LanguageRule | None = Field(default=None, description="language of the caption")
+    vocabulary: Vocabulary | None = Field(default=None, description="captions that name a thing of a vocabulary")
     exact_duplicates: ExactDuplicates | None = Field(default=None, description="equal pictures")
     near_duplicates: NearDuplicates | None = Field(default=None, description="pictures that look alike")
     semantic_duplicates: SemanticDuplicates | None = Field(default=None, description="pictures that mean the same")
     safety: Safety | None = Field(default=None, description="unsafe pictures")
+    faces: Faces | None = Field(default=None, description="faces in pictures")
+    watermark: Hook | None = Field(default=None, description="limits on an outside watermark score")
+    aesthetic: Hook | None = Field(default=None, description="limits on an outside score of beauty")
     targets: Targets | None = Field(default=None, description="clusters of target images")
     cut: Cut | None = Field(default=None, description="the best share by a score")
     second_cut: Cut | None = Field(default=None, description="another share of what the first cut leaves")
+    domain_cap: DomainCap | None = Field(default=None, description="most samples of one domain")
     balance: Balance | None = Field(default=None, description="balance over entries, last because it counts what survived")
     group: Grouping = Field(default=Grouping(), description="groups for the split")
     truth: str = Field("", description="JSON lines that say what is dirty, to measure the rules; empty: not measured")
+    order: list[str] = Field(default=[], description="the rules that are set, each once, in the order in which they run; empty: the order of this form")
+
+    def chosen(self) -> list[str]:
+        """The rules that run, in their order."""
+        return self.order or [name for name in self.menu() if getattr(self, name) is not None]
+
+    @classmethod
+    def menu(cls) -> list[str]:
+        """Every rule, in the order of the fields."""
+        return [name for name, field in cls.model_fields.items() if field.default is None]
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Self:
+        chosen = [name for name in self.menu() if getattr(self, name) is not None]
+        for name in self.order:
+            if name not in chosen:
+                raise ValueError(f"Found the rule {name!r} in order, expected one that is set; {did_you_mean(name, chosen)}")
+        if twice := sorted({name for name in self.order if self.order.count(name) > 1}):
+            raise ValueError(f"Found the rule {twice[0]!r} twice in order, expected each rule once; name it once.")
+        if missing := [name for name in chosen if self.order and name not in self.order]:
+            raise ValueError(f"Found an order without {', '.join(missing)}, expected every rule that is set; add it, or set it to null.")
+        return self

@@ -1,21 +1,25 @@
 """`vlm filter`: which samples stay, with a decision per sample and rule.
 
-Rules run in the order of `RULES`, which is the order of the fields of `Filter`; each sees only what the ones before it left. Decisions, kept samples and
+Rules run in the order of the fields of `Filter`, or in that of its setting `order`; each sees only what the ones before it left. Decisions, kept samples and
 their groups are the output; docs/filters.md lists what each rule drops and where it comes from.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm_core.data import filter_report, pool_rules, rules
-from vlm_core.data.filter_config import Filter
+from vlm_core.data import cuts, filter_report, look_rules, pool_rules, rules
+from vlm_core.data.blocks import pieces
 from vlm_core.data.decisions import Trail, Verdict
+from vlm_core.data.filter_config import Filter
 from vlm_core.data.grouping import group_samples
 from vlm_core.data.pool import Column, Pool, load_pool
+from vlm_core.data.sample import DECISIONS
 from vlm_core.errors import ConfigError
 from vlm_core.stage import Report, Stage
 
@@ -23,61 +27,88 @@ from vlm_core.stage import Report, Stage
 RULES: dict[str, Callable[[Any, Pool, Column], Verdict]] = {
     "downloaded": rules.downloaded,
     "rights": rules.rights,
+    "domains": rules.domains,
     "text": rules.text,
+    "quality": rules.quality,
     "titles": rules.titles,
+    "blocked_words": rules.blocked_words,
     "personal": rules.personal,
     "image": rules.image,
     "language": rules.languages,
+    "vocabulary": rules.vocabulary,
     "exact_duplicates": pool_rules.exact_duplicates,
     "near_duplicates": pool_rules.near_duplicates,
     "semantic_duplicates": pool_rules.semantic_duplicates,
-    "safety": rules.safety,
+    "safety": look_rules.safety,
+    "faces": look_rules.faces,
+    "watermark": cuts.watermark,
+    "aesthetic": cuts.aesthetic,
     "targets": pool_rules.targets,
-    "cut": pool_rules.cut,
-    "second_cut": pool_rules.cut,
+    "cut": cuts.cut,
+    "second_cut": cuts.cut,
+    "domain_cap": cuts.domain_cap,
     "balance": pool_rules.balance,
 }
 
-# filtered/kept.parquet, sorted by uid. `copies` are the uids that went because this sample stayed for them: their captions describe it, too.
+# filtered/kept.parquet, sorted by uid. `faces` are boxes in shares of the picture, null when nobody looked. `copies` are the uids that went because this sample stayed for them: their captions describe it, too.
 KEPT = pa.schema([
     ("uid", pa.string()), ("caption", pa.string()), ("lang", pa.string()), ("clip_score", pa.float64()), ("group", pa.string()), ("copies", pa.list_(pa.string())),
+    ("faces", pa.list_(pa.list_(pa.float32()))),
 ])  # fmt: skip
+
+
+# Rules whose verdict on a sample depends on that sample only: they run block by block, so that any number of rows passes through.
+ROW_WISE = frozenset({"downloaded", "rights", "domains", "text", "quality", "blocked_words", "personal", "image", "language", "vocabulary"})
 
 
 def filter_samples(config: Filter, stage: Stage) -> Report:
     """The verb. Raises NothingLeft, naming the rule, when a rule leaves no sample."""
-    pool = load_pool(stage.input("pairs"), stage.input("images"), stage.input("embeddings"))
+    pool = load_pool(stage.input("pairs"), stage.input("images"), stage.input("embeddings"), stage.state)
     if not len(pool):
         raise ConfigError(f"Found no candidate pair in {stage.input('pairs')}, expected at least one; extract again.")
-    trail = judge(config, pool, stage.progress)
+    trail = judge(config, pool, stage.progress, stage.state)
+    path = stage.out / "decisions.parquet"
+    write_decisions(trail, path)
     kept = kept_table(config, pool, trail.rows)
-    decisions = trail.decisions()
-    pq.write_table(decisions, stage.out / "decisions.parquet", compression="zstd")
     pq.write_table(kept, stage.out / "kept.parquet", compression="zstd")
-    counts = trail.counts()
+    decisions = pq.ParquetFile(path)
     return Report(
-        counts=counts,
+        counts=trail.counts(),
         metrics=filter_report.metrics(pool, trail, kept),
-        tables=filter_report.tables(config, pool, trail, decisions),
-        pictures=filter_report.pictures(pool, trail, decisions, stage.pictures),
-        catalog={"decisions": decisions},
+        tables=filter_report.tables(config, pool, trail, path),
+        pictures=filter_report.pictures(pool, trail, path, stage.pictures),
+        catalog={"decisions": pa.RecordBatchReader.from_batches(decisions.schema_arrow, decisions.iter_batches())},
     )
 
 
-def judge(config: Filter, pool: Pool, progress: Callable[..., None] = lambda *_, **__: None) -> Trail:
-    """Run the rules that the settings name over all rows of the pool."""
-    trail = Trail(pool.uid.tolist())
-    for name, section in _chosen(config):
-        progress(f"{name}: looking at", len(trail.rows), len(trail.rows))
-        trail.add(name, RULES[name](section, pool, trail.rows))
+def write_decisions(trail: Trail, path: Path) -> None:
+    with pq.ParquetWriter(path, DECISIONS, compression="zstd") as writer:
+        for table in trail.tables():
+            writer.write_table(table)
+
+
+def judge(config: Filter, pool: Pool, progress: Callable[..., None] = lambda *_, **__: None, scratch: Path | None = None) -> Trail:
+    """Run the rules that the settings name over all rows of the pool; row-wise ones that follow each other look at one block after the other."""
+    trail = Trail(pool.uid, scratch)
+    for alone, named in groupby(_chosen(config), lambda item: item[0] in ROW_WISE):
+        group = list(named)
+        if alone:
+            with trail.segment():
+                for rows in pieces(trail.rows):
+                    progress(", ".join(name for name, _ in group) + ": looking at", int(rows[-1]) + 1, len(pool))
+                    for name, section in group:
+                        rows = trail.look(name, rows, RULES[name](section, pool, rows)) if len(rows) else rows
+            continue
+        for name, section in group:
+            progress(f"{name}: looking at", len(trail.rows), len(trail.rows))
+            trail.add(name, RULES[name](section, pool, trail.rows))
     return trail
 
 
 def _chosen(config: Filter) -> Iterator[tuple[str, Any]]:
     yield "downloaded", None
-    for name in RULES:
-        if getattr(config, name, None) is not None:
-            yield name, getattr(config, name)
+    for name in config.chosen():
+        yield name, getattr(config, name)
 
 
 def kept_table(config: Filter, pool: Pool, rows: Column) -> pa.Table:
@@ -97,6 +128,7 @@ def kept_table(config: Filter, pool: Pool, rows: Column) -> pa.Table:
             "uid": uids, "caption": pool.raw[rows].tolist(), "lang": pool.lang[rows].tolist(),
             "clip_score": pa.array(np.round(pool.clip[rows], 6), pa.float64(), from_pandas=True),
             "group": group_samples(uids, caption, sha256, phash, pdq, quality, credit, config.group), "copies": [copies[uid] for uid in uids],
+            "faces": [pool.faces.get(uid) for uid in uids],
         },
         schema=KEPT,
     )  # fmt: skip

@@ -1,11 +1,12 @@
 """The candidates of one filter run as columns: pairs joined with downloads and embeddings, rows sorted by uid.
 
-Embeddings stay in their files (memory-mapped); pictures are streamed from the tars when a rule wants to look at them.
+The joined table lies in blocks (`vlm_core.data.blocks`), in a file when there is a folder for it: a column is read where a rule looks at it, so rows cost
+no memory but what a rule itself holds. Embeddings stay in their files (memory-mapped); pictures are streamed from the tars.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from vlm_core.data.blocks import BLOCK, Blocks, ByUid, Stored
 from vlm_core.data.language import page_code
 from vlm_core.data.scores import clip_score
 from vlm_core.data.tar import read_tar
@@ -24,36 +27,50 @@ from vlm_core.data.text_rules import clean
 from vlm_core.errors import BadManifest, MissingInput, SchemaMismatch
 
 Column = NDArray[Any]
-BLOCK = 65_536
+
+_TEXTS = ("uid", "caption", "source", "url", "licence", "credit", "page_optout", "status", "sha256", "phash", "pdq", "mime")
+_NUMBERS = ("bytes", "pdq_quality", "original_width", "original_height")
+_PAIRS = ("uid", "caption", "captions", "lang", "source", "url", "licence", "credit", "page_optout")
+_DOWNLOADS = ("uid", "status", "sha256", "phash", "pdq", "mime", *_NUMBERS)
+_SCHEMA = pa.schema([
+    *((name, pa.string()) for name in _TEXTS), *((name, pa.int64()) for name in _NUMBERS),
+    ("others", pa.list_(pa.string())), ("emb_row", pa.int64()), ("clip", pa.float64()), ("masked_clip", pa.float64()),
+])  # fmt: skip
 
 
 @dataclass
 class Pool:
     """One row per candidate pair; a text that is not known is '', a number 0, a score NaN."""
 
-    uid: Column
-    raw: Column  # the caption as found
-    caption: Column  # cleaned
-    texts: Column  # all captions of the pair, one per line
+    uid: Stored
+    raw: Stored  # the caption as found
+    caption: Stored  # cleaned
+    texts: Stored  # all captions of the pair, cleaned, one per line
     lang: Column  # as the page says; the language rule replaces it
-    url: Column
-    licence: Column
-    credit: Column
-    page_optout: Column
-    status: Column
-    sha256: Column
-    phash: Column
-    pdq: Column
-    pdq_quality: Column
-    width: Column  # as fetched, before any resizing
-    height: Column
+    source: Stored
+    url: Stored
+    licence: Stored
+    credit: Stored
+    page_optout: Stored
+    status: Stored
+    sha256: Stored
+    phash: Stored
+    pdq: Stored
+    pdq_quality: Stored
+    bytes: Stored  # of the file as fetched, as are its type and size
+    mime: Stored
+    width: Stored  # before any resizing
+    height: Stored
     images: Path
     image_emb: Column  # (E, D) in its file
     text_emb: Column
-    emb_row: Column  # row of the sample in the two, -1 when it has none
+    emb_row: Stored  # row of the sample in the two, -1 when it has none
+    clip: Stored
+    masked_clip: Stored  # of the picture with its text masked; NaN where nobody masked it
     scorer: str  # name and version of what made the embeddings
-    clip: Column = field(default_factory=lambda: np.zeros(0))
     copy_of: dict[str, str] = field(default_factory=dict)  # uid that went -> uid that stayed for it
+    same_picture: set[str] = field(default_factory=set)  # those of them that went as exact copies
+    faces: dict[str, Any] = field(default_factory=dict)  # uid -> boxes, in shares of the picture
 
     def __len__(self) -> int:
         return len(self.uid)
@@ -91,44 +108,89 @@ def thumbnail(jpeg: bytes, side: int) -> Column:
         return np.asarray(picture.convert("RGB").resize((side, side), Image.Resampling.BOX), np.float32)
 
 
-def load_pool(pairs: Path, images: Path, embeddings: Path) -> Pool:
-    """Read and join the three inputs. Raises MissingInput, SchemaMismatch, BadManifest."""
-    table = _read(
-        pairs / "pairs.parquet" if pairs.is_dir() else pairs,
-        ("uid", "caption", "captions", "lang", "url", "licence", "credit", "page_optout"),
-        "candidate pairs",
-    )
-    wanted = ("uid", "status", "sha256", "phash", "pdq", "pdq_quality", "original_width", "original_height")
-    status = _read(images / "status.parquet", wanted, "downloads")
-    data = table.to_pandas().merge(status.to_pandas(), on="uid", how="left", validate="one_to_one").sort_values("uid", ignore_index=True)
-    text = {name: data[name].fillna("").to_numpy(object) for name in ("uid", "url", "licence", "credit", "page_optout", "status", "sha256", "phash", "pdq")}
-    number = {name: data[name].fillna(0).to_numpy(np.int64) for name in ("pdq_quality", "original_width", "original_height")}
-    raw = data["caption"].fillna("").to_numpy(object)
-    image_emb, text_emb, emb_uids, scorer = load_embeddings(embeddings)
-    where = {uid: row for row, uid in enumerate(emb_uids)}
-    pool = Pool(
-        raw=raw, caption=_object([clean(t) for t in raw]), texts=_object([_all_texts(*pair) for pair in zip(raw, data["captions"], strict=True)]), lang=_object([page_code(t) for t in data["lang"].fillna("")]), images=images,
-        width=number["original_width"], height=number["original_height"], pdq_quality=number["pdq_quality"],
-        image_emb=image_emb, text_emb=text_emb, emb_row=np.array([where.get(uid, -1) for uid in text["uid"]], np.int64), scorer=scorer, **text,
+def load_pool(pairs: Path, images: Path, embeddings: Path, scratch: Path | None = None) -> Pool:
+    """Read and join the three inputs. With a scratch folder the join lies there, else in memory. Raises MissingInput, SchemaMismatch, BadManifest."""
+    candidates = ByUid([pairs / "pairs.parquet" if pairs.is_dir() else pairs], _PAIRS, "candidate pairs")
+    downloads = ByUid([images / "status.parquet"], _DOWNLOADS, "downloads")
+    image_emb, text_emb, metadata, scorer = _open_embeddings(embeddings)
+    embedded = ByUid(metadata, ("uid",), "embeddings", optional=("masked_clip",))
+    langs = [np.zeros(0, dtype=object)]
+    with Blocks(_SCHEMA, scratch / "pool.arrow" if scratch else None) as blocks:
+        for table in candidates:
+            uids = table["uid"].combine_chunks()
+            vectors = embedded.match(uids)
+            where = pc.fill_null(vectors["row"].cast(pa.int64()), -1).to_numpy()
+            scores = {"emb_row": where, "clip": _clip_scores(image_emb, text_emb, where), "masked_clip": pc.fill_null(vectors["masked_clip"].cast(pa.float64()), np.nan)}
+            langs.append(_page_langs(table["lang"].cast(pa.string())))
+            blocks.add(_joined(table, downloads.match(uids), scores))
+    columns = {name: Stored(blocks, name) for name in _SCHEMA.names if name not in {"caption", "others", "original_width", "original_height"}}
+    return Pool(
+        raw=Stored(blocks, "caption"), caption=Stored(blocks, "caption", derive=clean_all), texts=Stored(blocks, "caption", "others", derive=_all_texts),
+        width=Stored(blocks, "original_width"), height=Stored(blocks, "original_height"), lang=np.concatenate(langs), images=images,
+        image_emb=image_emb, text_emb=text_emb, scorer=scorer, **columns,
     )  # fmt: skip
-    pool.clip = _clip_scores(pool)
-    return pool
+
+
+def _joined(pairs: pa.Table, downloads: pa.Table, scores: dict[str, Any]) -> pa.Table:
+    columns: dict[str, Any] = {"others": _other_texts(pairs["captions"].combine_chunks()), **scores}
+    for name in (*_TEXTS, *_NUMBERS):
+        kind, source = _SCHEMA.field(name).type, pairs if name in _PAIRS else downloads
+        columns[name] = pc.fill_null(source[name].cast(kind), "" if pa.types.is_string(kind) else 0)
+    return pa.table({name: columns[name] for name in _SCHEMA.names}, schema=_SCHEMA)
+
+
+def _other_texts(captions: pa.Array) -> pa.Array:
+    """list<struct<text, ..>> -> list<string>."""
+    lengths = pc.fill_null(pc.list_value_length(captions), 0).to_numpy()
+    texts = pc.fill_null(pc.struct_field(captions.flatten(), "text"), "")
+    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), texts)
+
+
+def _page_langs(declared: pa.ChunkedArray) -> Column:
+    """ISO codes; rows of one language share one object."""
+    known = pc.fill_null(declared, "").combine_chunks().dictionary_encode()
+    codes = np.array([page_code(text) for text in known.dictionary.to_pylist()], dtype=object)
+    found: Column = codes[known.indices.to_numpy()]
+    return found
+
+
+def clean_all(texts: pa.Array) -> list[str]:
+    """`clean` of every text; most are clean already, and a few vectorised looks find the others."""
+    dirty = pc.or_(pc.or_(pc.match_substring(texts, "&"), pc.invert(pc.string_is_ascii(texts))), pc.match_substring_regex(texts, r"^\s|\s$|\s\s|[^\x20-\x7e]"))
+    out: list[str] = texts.to_pylist()
+    for row in np.flatnonzero(dirty.to_numpy(zero_copy_only=False)).tolist():
+        out[row] = clean(out[row])
+    return out
+
+
+def _all_texts(raw: pa.Array, others: pa.Array) -> list[str]:
+    """Cleaned caption and the others of the pair, each once."""
+    return ["\n".join(dict.fromkeys(clean(text) for text in (first, *more))) for first, more in zip(raw.to_pylist(), others.to_pylist(), strict=True)]
+
+
+# ---------------------------------------------------------------- embeddings
 
 
 def load_embeddings(folder: Path) -> tuple[Column, Column, list[str], str]:
     """(image, text, uid per row, scorer) of a folder in clip-retrieval's layout. Raises MissingInput, SchemaMismatch."""
+    image, text, metadata, scorer = _open_embeddings(folder)
+    return image, text, [uid for file in metadata for uid in pq.read_table(file, columns=["uid"])["uid"].to_pylist()], scorer
+
+
+def _open_embeddings(folder: Path) -> tuple[Column, Column, list[Path], str]:
+    """(image, text, files of metadata, scorer)."""
     image, text = (_stack(folder / part, part) for part in ("img_emb", "text_emb"))
-    files = _numbered(folder / "metadata", "parquet")
-    uids = [uid for file in files for uid in _read(file, ("uid",), "embeddings")["uid"].to_pylist()]
-    if not len(image) == len(text) == len(uids):
+    metadata = _numbered(folder / "metadata", "parquet")
+    rows = sum(pq.read_metadata(file).num_rows for file in metadata)
+    if not len(image) == len(text) == rows:
         raise SchemaMismatch(
-            f"Found {len(image):,} image and {len(text):,} text embeddings for {len(uids):,} rows of metadata in {folder}, expected equal numbers; embed again."
+            f"Found {len(image):,} image and {len(text):,} text embeddings for {rows:,} rows of metadata in {folder}, expected equal numbers; embed again."
         )
     try:
         card = json.loads((folder / "scorer.json").read_text())
     except FileNotFoundError:
         raise MissingInput(f"Found no {folder / 'scorer.json'}, expected the name and version of the scorer; embed again.") from None
-    return image, text, uids, f"{card['scorer']}@{str(card['version'])[:12]}"
+    return image, text, metadata, f"{card['scorer']}@{str(card['version'])[:12]}"
 
 
 def _numbered(folder: Path, suffix: str) -> list[Path]:
@@ -145,34 +207,8 @@ def _stack(folder: Path, stem: str) -> Column:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _read(path: Path, columns: tuple[str, ...], what: str) -> pa.Table:
-    if not path.exists():
-        raise MissingInput(f"Found no file {path}, expected the table of {what}; run the stage that makes it first.")
-    schema = pq.read_schema(path)
-    missing = [name for name in columns if name not in schema.names]
-    if missing:
-        raise SchemaMismatch(f"Found no column {missing[0]!r} in {path} ({', '.join(schema.names)}), expected {', '.join(columns)}; make the table again.")
-    table = pq.read_table(path, columns=list(columns))
-    uids = table["uid"].to_pylist()
-    if len(set(uids)) != len(uids):
-        raise SchemaMismatch(f"Found {len(uids) - len(set(uids)):,} uids twice in {path}, expected every uid once; make the table again.")
-    return table
-
-
-def _all_texts(raw: str, captions: Any) -> str:
-    """Raw caption and the others; pandas gives a list column as arrays, and None for an empty cell."""
-    others = [caption["text"] or "" for caption in (captions if captions is not None else ())]
-    return "\n".join(dict.fromkeys(clean(text) for text in (raw, *others)))
-
-
-def _object(values: list[str]) -> Column:
-    return np.array(values, dtype=object)
-
-
-def _clip_scores(pool: Pool) -> Column:
-    scores = np.full(len(pool), np.nan)
-    rows = np.flatnonzero(pool.emb_row >= 0)
-    for start in range(0, len(rows), BLOCK):
-        part = rows[start : start + BLOCK]
-        scores[part] = clip_score(*pool.embeddings(part))
+def _clip_scores(image_emb: Column, text_emb: Column, emb_row: Column) -> Column:
+    """Cosine per row, NaN without embeddings."""
+    scores, has = np.full(len(emb_row), np.nan), emb_row >= 0
+    scores[has] = clip_score(image_emb[emb_row[has]], text_emb[emb_row[has]])
     return scores

@@ -1,4 +1,4 @@
-"""Rules that compare samples with each other: copies, best shares, clusters, balance. Same form as in `rules`."""
+"""Rules that compare samples with each other: copies, clusters, balance. Same form as in `rules`."""
 
 import hashlib
 from pathlib import Path
@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_core.data import dedup, scores, select
-from vlm_core.data.filter_config import Balance, ClipScore, Cut, ExactDuplicates, Hype, NearDuplicates, NegClipLoss, NormSim, ScoreConfig, SemanticDuplicates, Targets
+from vlm_core.data.cuts import load_targets
+from vlm_core.data.filter_config import Balance, ExactDuplicates, NearDuplicates, SemanticDuplicates, Targets
 from vlm_core.data.decisions import Reason, Verdict, first_reason
 from vlm_core.data.grouping import EMPTY, usable_hashes
 from vlm_core.data.perceptual import parse_hex
@@ -82,7 +83,7 @@ def semantic_duplicates(section: SemanticDuplicates, pool: Pool, rows: Column) -
 
 def targets(section: Targets, pool: Pool, rows: Column) -> Verdict:
     """DataComp's image-based filter; the detail is the cluster."""
-    wanted, digest = _load(section.targets, pool)
+    wanted, digest = load_targets(section.targets, pool)
     has, images = _images(pool, rows)
     centroids = select.kmeans(images, section.clusters, section.iterations, section.seed, section.spherical)
     ids = np.full(len(rows), -1)
@@ -90,39 +91,6 @@ def targets(section: Targets, pool: Pool, rows: Column) -> Verdict:
     keep = select.cluster_filter(ids, np.unique(select.assign_centroids(scores.unit(wanted), centroids)))
     reason = first_reason(len(rows), ("no_embedding", ~has), ("off_target", ~keep))
     return Verdict(reason, detail=[f"cluster {number}" for number in ids], version=f"{pool.scorer} {digest}")
-
-
-def cut(section: Cut, pool: Pool, rows: Column) -> Verdict:
-    """The best share (within each language), or what reaches a threshold."""
-    has = pool.emb_row[rows] >= 0
-    score, version = np.full(len(rows), np.nan), pool.scorer
-    score[has], digest = score_rows(section.score, pool, rows[has])
-    keep, threshold = np.zeros(len(rows), bool), np.full(len(rows), np.nan)
-    if section.threshold is not None:
-        keep, threshold = score >= section.threshold, np.full(len(rows), section.threshold)
-    elif has.any() and section.fraction is not None:
-        within = pool.lang[rows][has].tolist() if section.within == "language" else [""] * int(has.sum())
-        keep[has], threshold[has] = select.keep_top_within(score[has], pool.uid[rows][has].tolist(), within, section.fraction, section.mode)
-    reason = first_reason(len(rows), ("no_embedding", ~has), ("low_score", ~keep))
-    return Verdict(reason, score, threshold, [f"{section.score.kind} in {lang or '?'}" for lang in pool.lang[rows]], f"{version} {digest}".strip())
-
-
-def score_rows(config: ScoreConfig, pool: Pool, rows: Column) -> tuple[Column, str]:
-    """(score per row that has embeddings, digest of other files that went into it)."""
-    match config:
-        case ClipScore():
-            return pool.clip[rows], ""
-        case NegClipLoss():
-            image, text = map(scores.unit, pool.embeddings(rows))
-            return scores.neg_clip_loss_pool(image, text, config.temperature, config.batch, config.repeats, config.seed), ""
-        case NormSim():
-            wanted, digest = _load(config.targets, pool)
-            return scores.norm_sim(scores.unit(pool.embeddings(rows)[0]), scores.unit(wanted), np.inf if config.p == "inf" else 2), digest
-        case Hype():
-            image, text = pool.embeddings(rows)
-            image_ref, one = _load(config.image_references, pool)
-            text_ref, two = _load(config.text_references, pool)
-            return scores.hype_score(image, text, image_ref, text_ref, config.curvature), f"{one} {two}"
 
 
 def balance(section: Balance, pool: Pool, rows: Column) -> Verdict:
@@ -138,16 +106,3 @@ def balance(section: Balance, pool: Pool, rows: Column) -> Verdict:
     draw = select.uniform(pool.uid[rows].tolist(), section.seed)
     reason = first_reason(len(rows), ("no_entry", np.array([not row for row in hits], bool)), ("thinned", draw >= keep_prob))
     return Verdict(reason, keep_prob, draw, version=hashlib.sha256(path.read_bytes()).hexdigest()[:12])
-
-
-def _load(file: str, pool: Pool) -> tuple[Column, str]:
-    """(embeddings of a file, digest of its bytes). Raises MissingInput, SchemaMismatch."""
-    path = Path(file)
-    if not path.is_file():
-        raise MissingInput(f"Found no file {path}, expected embeddings in .npy; give the path of an array (rows, {pool.image_emb.shape[1]}).")
-    rows = np.asarray(np.load(path), np.float32)
-    if rows.ndim != 2 or rows.shape[1] != pool.image_emb.shape[1]:
-        raise SchemaMismatch(
-            f"Found an array of shape {rows.shape} in {path}, expected (rows, {pool.image_emb.shape[1]}) as {pool.scorer} makes them; embed the targets with the same scorer."
-        )
-    return rows, hashlib.sha256(path.read_bytes()).hexdigest()[:12]

@@ -9,10 +9,12 @@ Sources: methods/data.md 4; mlfoundations/datacomp baselines/apply_filter.py. Ch
 import html
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import regex
 from numpy.typing import NDArray
 
@@ -32,12 +34,7 @@ _SPACE = re.compile(r"\s+")
 _PICTURE = r"\.(?:jpe?g|png|gif|webp|svg|bmp|tiff?|heic|avif)"
 _CAMERA = r"(?:img|dsc[fn]?|dcim|p|pict?|image|photo|screenshot|scan|mvi|gopr|vid|wp|capture)"
 FILE_NAME = re.compile(rf"^(?:\S+{_PICTURE}|{_CAMERA}[ _-]?\d[\d _-]*(?:{_PICTURE})?|[0-9a-f]{{16,}}|[\d _.-]+)$", re.IGNORECASE)
-
-EMAIL = re.compile(r"[\w.+-]+\s?(?:@|\[at\]|\(at\))\s?[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}", re.IGNORECASE)
-URL = re.compile(r"(?:https?://|ftp://|www\.)\S+|\b[\w-]+\.(?:com|org|net|info|biz|co\.uk|edu|gov)\b(?:/\S*)?", re.IGNORECASE)
-PHONE = re.compile(r"(?<![\w.])(?:\+\d{1,3}[\s.-]?)?(?:\(\d{1,4}\)[\s.-]?)?\d{2,4}(?:[\s.-]\d{2,4}){2,4}(?![\w.])")
-_THOUSANDS = re.compile(r"\d{1,3}(?:[ .]\d{3})+")
-_YEARS = re.compile(r"(?<!\d)(?:1[5-9]|20)\d\d(?!\d)")
+_MARKUP = re.compile(r"&(?:[a-z]{2,8}|#\d{2,6}|#x[0-9a-f]{2,5});|</?[a-z][a-z0-9]*(?:\s[^<>]*)?/?>", re.IGNORECASE)
 
 
 def clean(text: str) -> str:
@@ -65,6 +62,14 @@ def count_words(text: str, by_script: bool = True) -> int:
 def count_chars(text: str, by_script: bool = True) -> int:
     """Characters; a wide one (East Asian Width W or F) counts as two."""
     return len(text) + (sum(unicodedata.east_asian_width(char) in "WF" for char in text) if by_script else 0)
+
+
+def plain_counts(text: pa.Array) -> tuple[Mask, Mask]:
+    """(words, characters) as `len(t.split())` and `len(t)` count them, vectorised. Arrow knows the same white space, but leaves empty words in runs of it."""
+    words = pc.utf8_split_whitespace(text)
+    ends = np.concatenate([[0], np.cumsum(pc.list_value_length(words).to_numpy(zero_copy_only=False))])
+    filled = np.concatenate([[0], np.cumsum(pc.binary_length(words.flatten()).to_numpy(zero_copy_only=False) > 0)])
+    return np.diff(filled[ends]), pc.utf8_length(text).to_numpy(zero_copy_only=False)
 
 
 def basic_rules(text: Sequence[str], lang: Sequence[str], width: NDArray[Any], height: NDArray[Any]) -> Mask:
@@ -100,20 +105,65 @@ def matching(text: Sequence[str], patterns: Sequence[str]) -> Mask:
     return np.array([any(p.fullmatch(t) for p in compiled) for t in text], bool)
 
 
-def personal(text: Sequence[str], email: bool = True, url: bool = True, phone: bool = True) -> NDArray[Any]:
-    """Per caption the first kind of personal data or address in it: 'email', 'url', 'phone' or ''."""
-
-    def kind(t: str) -> str:
-        if email and EMAIL.search(t):
-            return "email"
-        if url and URL.search(t):
-            return "url"
-        found = PHONE.search(t) if phone else None
-        return "phone" if found and _is_phone(found.group()) else ""
-
-    return np.array([kind(t) for t in text], dtype=object)
+def digit_share(text: str) -> float:
+    """Digits among letters and digits."""
+    digits = sum(map(str.isdigit, text))
+    return digits / max(digits + sum(map(str.isalpha, text)), 1)
 
 
-def _is_phone(digits: str) -> bool:
-    """A date, years in a row and a number with separated thousands are not telephone numbers."""
-    return sum(map(str.isdigit, digits)) >= 8 and not _YEARS.search(digits) and not _THOUSANDS.fullmatch(digits)
+def punctuation_share(text: str) -> float:
+    """Punctuation and symbols among all characters but spaces."""
+    shown = [char for char in text if not char.isspace()]
+    return sum(unicodedata.category(char)[0] in "PS" for char in shown) / max(len(shown), 1)
+
+
+def repeated_share(text: str, n: int = 1) -> float:
+    """Share of the runs of n words that stood before in the caption: 0 when all differ. Words are runs of letters and digits, case folded."""
+    words = caption_key(text).split()
+    runs = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def has_markup(text: str) -> bool:
+    """An HTML entity or a tag; in a cleaned caption the rest of one that was escaped twice."""
+    return bool(_MARKUP.search(text))
+
+
+# ---- lists of words
+
+
+def read_words(lines: Iterable[str]) -> dict[str, int]:
+    """Key of each word or phrase -> number of its line; what follows a # and empty lines say nothing."""
+    found: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        phrase = line.partition("#")[0].strip()
+        if phrase:
+            found.setdefault(caption_key(phrase), number)
+    return found
+
+
+def longest_phrase(words: Iterable[str]) -> int:
+    """Words in the longest phrase of a list."""
+    return max((len(word.split()) for word in words), default=0)
+
+
+def listed_phrase(text: str, words: Container[str], longest: int, plurals: bool = False) -> str:
+    """The first phrase of a list in a caption, by whole words, longer ones first; '' when there is none. `plurals`: its last word may be an English plural."""
+    tokens = caption_key(text).split()
+    for start in range(len(tokens)):
+        for end in range(min(start + longest, len(tokens)), start, -1):
+            *before, last = tokens[start:end]
+            for form in singulars(last) if plurals else (last,):
+                if (phrase := " ".join([*before, form])) in words:
+                    return phrase
+    return ""
+
+
+def singulars(word: str) -> Iterator[str]:
+    """The word, and what it may be the regular English plural of."""
+    yield word
+    if word.endswith("s") and not word.endswith("ss") and len(word) > 3:
+        yield word[:-1]
+        for ending, single in (("es", ""), ("ies", "y"), ("ves", "f"), ("ves", "fe")):
+            if word.endswith(ending):
+                yield word.removesuffix(ending) + single

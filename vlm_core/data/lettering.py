@@ -1,0 +1,136 @@
+"""Lettering in pictures: where it is, and the picture without it (T-MARS, arXiv 2307.03132).
+
+`TextDetector` is the seam. `Strokes` needs no weights: OpenCV alone finds lines of small shapes with strokes of one width. It knows letters by their looks,
+reads none, and overlooks single letters, handwriting, lettering larger than a third of the picture and text on busy ground; a detector network fits behind
+the same protocol. Source: methods/data.md 9.
+"""
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]  # (H, W, 3), RGB
+
+
+class Area(NamedTuple):
+    """Pixels from (left, top) up to but without (right, bottom)."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+class TextDetector(Protocol):
+    version: str
+
+    def boxes(self, image_HW3: Pixels) -> list[Area]: ...
+
+
+class Shape(NamedTuple):
+    """A connected component that may be a letter: its box and the mean width of its strokes."""
+
+    area: Area
+    stroke: float
+
+    @property
+    def height(self) -> int:
+        return self.area.bottom - self.area.top
+
+    @property
+    def width(self) -> int:
+        return self.area.right - self.area.left
+
+
+class Strokes:
+    """Letter-like components (stroke width nearly constant) that stand in lines of at least `letters`."""
+
+    version = "opencv strokes 1"
+
+    def __init__(self, letters: int = 3) -> None:
+        self.letters = letters
+
+    def boxes(self, image_HW3: Pixels) -> list[Area]:
+        """Boxes of lines of text, from the top. Both dark on light and light on dark are looked at."""
+        import cv2
+
+        grey = cv2.cvtColor(image_HW3, cv2.COLOR_RGB2GRAY)
+        scale = max(1, round(256 / min(grey.shape)))  # letters of a few pixels have no stroke to measure
+        grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC) if scale > 1 else grey
+        window = max(15, min(grey.shape) // 8) | 1
+        found: list[Area] = []
+        for side in (grey, 255 - grey):
+            ink = cv2.adaptiveThreshold(side, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY_INV, window, 18)
+            found += [line for line in lines_of(letter_shapes(ink), self.letters)]
+        height, width = image_HW3.shape[:2]
+        small = [Area(a.left // scale, a.top // scale, min(-(-a.right // scale), width), min(-(-a.bottom // scale), height)) for a in found]
+        return sorted(set(small), key=lambda area: (area.top, area.left))
+
+
+def letter_shapes(ink_HW: Pixels) -> list[Shape]:
+    """Components of the size and solidity of a letter whose strokes are of nearly one width."""
+    import cv2
+
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(ink_HW, connectivity=8)
+    depth = cv2.distanceTransform(ink_HW, cv2.DIST_L2, 3)
+    tallest, shapes = ink_HW.shape[0] / 3, []
+    for number in range(1, count):
+        left, top, width, height, size = stats[number].tolist()
+        if not (6 <= height <= tallest and 1 <= width <= 4 * height and 0.12 <= size / (width * height) <= 0.95):
+            continue
+        inside = np.where(labels[top : top + height, left : left + width] == number, depth[top : top + height, left : left + width], 0)
+        ridge = inside[(inside == cv2.dilate(inside, np.ones((3, 3)))) & (inside > 0)]
+        if ridge.std() <= 0.5 * ridge.mean() and 2 * ridge.mean() <= 0.5 * height:
+            shapes.append(Shape(Area(left, top, left + width, top + height), 2 * float(ridge.mean())))
+    return shapes
+
+
+def lines_of(shapes: list[Shape], letters: int) -> list[Area]:
+    """Runs of shapes beside each other with like heights and strokes, at least `letters` long, as one box each."""
+    order = sorted(shapes, key=lambda shape: (shape.area.left, shape.area.top))
+    runs: list[list[Shape]] = []
+    for shape in order:
+        run = next((run for run in runs if _continues(run[-1], shape)), None)
+        if run is None:
+            runs.append([shape])
+        else:
+            run.append(shape)
+    out = []
+    for run in runs:
+        if len(run) >= letters:
+            sides = np.array([shape.area for shape in run])
+            margin = max(2, round(0.2 * float(np.median([shape.height for shape in run]))))
+            left, top = np.maximum(sides[:, :2].min(0) - margin, 0).tolist()
+            right, bottom = (sides[:, 2:].max(0) + margin).tolist()
+            out.append(Area(left, top, right, bottom))
+    return out
+
+
+def _continues(last: Shape, shape: Shape) -> bool:
+    """The next letter of a line: close by, on one line, of like size and stroke."""
+    tall = max(last.height, shape.height)
+    gap = shape.area.left - last.area.right
+    shared = min(last.area.bottom, shape.area.bottom) - max(last.area.top, shape.area.top)
+    stroke = max(last.stroke, shape.stroke) / min(last.stroke, shape.stroke)
+    return -0.3 * tall <= gap <= 1.2 * tall and shared >= 0.4 * min(last.height, shape.height) and tall <= 2.2 * min(last.height, shape.height) and stroke <= 2.2
+
+
+def painted_over(image_HW3: Pixels, boxes: list[Area], ring: int = 3) -> Pixels:
+    """The picture with each box filled with the mean colour of the ring around it; other pixels stay as they are."""
+    height, width = image_HW3.shape[:2]
+    text_HW = mask_of(boxes, height, width)
+    out = image_HW3.copy()
+    for left, top, right, bottom in boxes:
+        rows, columns = slice(max(top - ring, 0), min(bottom + ring, height)), slice(max(left - ring, 0), min(right + ring, width))
+        around: NDArray[Any] = image_HW3[rows, columns][~text_HW[rows, columns]]
+        out[top:bottom, left:right] = np.rint((around if len(around) else image_HW3.reshape(-1, 3)).mean(0))
+    return out
+
+
+def mask_of(boxes: list[Area], height: int, width: int) -> NDArray[np.bool_]:
+    """Which pixels lie in a box; its mean is the share of the picture that is text."""
+    mask_HW = np.zeros((height, width), bool)
+    for left, top, right, bottom in boxes:
+        mask_HW[top:bottom, left:right] = True
+    return mask_HW

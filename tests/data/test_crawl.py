@@ -241,6 +241,6 @@ def test_a_table_is_passed_on_as_a_version_of_its_own(tmp_path):
     file = tmp_path / "list.csv"
     file.write_text("url,caption\nhttp://a.org/1.jpg,a fox\n")
     report = run("crawl", Crawl(source=Table(path=str(file))), {}, tmp_path / "pages")
-    assert (tmp_path / "pages" / "table.csv").read_bytes() == file.read_bytes()
+    assert (tmp_path / "pages" / "tables" / "list.csv").read_bytes() == file.read_bytes()
     assert run("extract", Extract(), {"pages": tmp_path / "pages"}, tmp_path / "pairs").counts["pairs"] == 1
     assert report.data_version.endswith(".dir")

@@ -31,35 +31,64 @@ class DemoWeb(Config):
     corpus: str = Field("infra/demo/corpus.tar", description="tar of the embedded corpus")
 
 
+class Budget(Config):
+    """How much of one host is read."""
+
+    max_pages: int = Field(10_000, ge=1, description="pages of this host read at most")
+    max_depth: int = Field(20, ge=0, description="links followed at most to reach a page of this host")
+
+
 class Site(Config):
     """Sites on the web, breadth first from their start pages."""
 
     kind: Literal["site"] = "site"
     start_urls: list[str] = Field(default=[], description="pages to begin with")
     stay_on: list[str] = Field(default=[], description="hosts that links may lead to; empty: the hosts of the start pages")
+    budgets: dict[str, Budget] = Field(default={}, description="limits of single hosts, by name; '*' stands for every host that is not named")
 
 
 class Warc(Config):
     """Pages from a web archive."""
 
     kind: Literal["warc"] = "warc"
-    path: str = Field("", description="WARC or WARC.gz file, or a folder of them")
+    path: str = Field("", description="WARC or WARC.gz file, a folder of them, or an fsspec URL of either (s3://bucket/folder)")
 
 
 class Table(Config):
-    """No pages: a list of picture addresses and captions, passed on to extract."""
+    """No pages: lists of picture addresses and captions, passed on to extract."""
 
     kind: Literal["table"] = "table"
-    path: str = Field("", description="parquet, csv, tsv, json or jsonl file")
+    path: str = Field(
+        "", description="csv, tsv, json, jsonl, parquet or WAT file, as it is or as .gz, .bz2, .zst; a folder of them; or an fsspec URL (s3://bucket/folder)"
+    )
 
 
-PageSource = Annotated[DemoWeb | Site | Warc | Table, Field(discriminator="kind")]
+class Folder(Config):
+    """Pictures on this machine, each with its text beside it: fox.jpg with fox.txt or fox.json, or a table of captions."""
+
+    kind: Literal["folder"] = "folder"
+    path: str = Field("", description="the folder; its sub-folders are read too")
+    name: str = Field("", pattern=r"^[a-z0-9.-]*$", description="what its addresses begin with (local://NAME/...), part of every uid; empty: the folder's name")
+    captions: str = Field("", description="table inside the folder (csv, tsv, json, jsonl, parquet) with a row per picture; empty: texts lie beside the pictures")
+    file_column: str = Field("file_name", description="column of that table: picture, relative to the folder")
+    caption_column: str = Field("text", description="column of that table: caption")
+
+
+class WebDataset(Config):
+    """Tars of pictures with .txt or .json of the same name, as img2dataset and DataComp write them."""
+
+    kind: Literal["webdataset"] = "webdataset"
+    path: str = Field("", description="tar, or a folder of them")
+    name: str = Field("", pattern=r"^[a-z0-9.-]*$", description="what addresses begin with (local://NAME/...) where the tar tells none; empty: the folder's name")
+
+
+PageSource = Annotated[DemoWeb | Site | Warc | Table | Folder | WebDataset, Field(discriminator="kind")]
 
 
 class Crawl(Config):
-    """Pages of a site, of an archive, or none (a table of addresses needs no pages)."""
+    """Pages of a site or an archive; or what needs no pages: tables of addresses, pictures on this machine."""
 
-    source: PageSource = Field(default=DemoWeb(), description="where pages come from")
+    source: PageSource = Field(default=DemoWeb(), description="where pages, addresses or pictures come from")
     network: Network = Field(default=Network(), description="how we behave on other people's servers")
     max_pages: int = Field(10_000, ge=1, description="pages read at most")
     max_depth: int = Field(20, ge=0, description="links followed from a start page at most")
@@ -77,7 +106,10 @@ class Crawl(Config):
 class Columns(Config):
     """Which columns of a table mean what. Empty names are looked up in the preset."""
 
-    preset: Literal["auto", "plain", "laion", "datacomp", "cc3m"] = Field("auto", description="column names of a known collection; auto: by the names found")
+    preset: Literal["auto", "plain", "laion", "datacomp", "cc3m", "cc12m", "redcaps"] = Field(
+        "auto", description="column names of a known collection; auto: by the names found"
+    )
+    header: bool = Field(True, description="the first line of csv and tsv names the columns; off: they are called 0, 1, ...; cc3m and cc12m have none")
     url: str = Field("", description="address of the picture")
     caption: str = Field("", description="raw caption")
     lang: str = Field("", description="language of the caption")
@@ -87,13 +119,16 @@ class Columns(Config):
 
 
 class Extract(Config):
-    """Pages or tables to candidate pairs."""
+    """Pages, tables and pictures on this machine to candidate pairs, each once."""
 
     network_agent: str = Field("VLMPlatformBot", description="product token that opt-outs in pages may name")
-    columns: Columns = Field(default=Columns(), description="how to read a table; pages need none")
+    columns: Columns = Field(default=Columns(), description="how to read tables; pages need none")
+    columns_of: dict[str, Columns] = Field(default={}, description="how to read the tables of a further batch, by the batch's name")
     figcaptions: bool = Field(True, description="figcaption is a further caption, or the raw one where alt is empty")
     titles: bool = Field(True, description="the title attribute is a further caption")
+    open_graph: bool = Field(True, description="og:image with og:image:alt, og:description or og:title is a pair too")
     max_caption_chars: int = Field(2_000, ge=1, description="longer captions are cut, in characters")
+    max_pages_per_pair: int = Field(1_000, ge=1, description="places that are remembered for one pair; further ones are only counted")
 
 
 class Fetch(Config):

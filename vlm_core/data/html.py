@@ -1,7 +1,7 @@
 """One HTML page -> its pictures with their texts. Pure.
 
 Read: `<img alt src srcset data-src title>`, `<picture><source srcset>`, `figcaption`, schema.org licence and credit, `lang` of the nearest element,
-`<base href>`, `<title>`, robots metas, links. Source: `methods/data.md` 1.
+`<base href>`, `<title>`, `<link rel=canonical>`, og:image, robots metas, links. Source: `methods/data.md` 1.
 """
 
 import html
@@ -37,6 +37,8 @@ class Page(NamedTuple):
     metas: list[tuple[str, str]]  # name, content
     lang: str
     title: str
+    canonical: str  # the address that the page gives as its own; '' when it gives none
+    shared: tuple[str, str]  # og:image and its text: what stands for the page where it is shared
 
 
 def decode_html(body: bytes, content_type: str) -> str:
@@ -72,7 +74,19 @@ def read_page(text: str, url: str) -> Page:
     pictures = [found for image in tree.css("img") if (found := _picture(image, base, lang, page_licence)) is not None]
     metas = [((meta.attributes.get("name") or "").strip().lower(), meta.attributes.get("content") or "") for meta in tree.css("meta[name]")]
     title = tree.css_first("title")
-    return Page(pictures, list(_links(tree, base, metas)), metas, lang, clean_text(title.text() if title else ""))
+    canonical = _absolute(base, _first(tree, "link[rel~=canonical][href]", "href"))
+    return Page(pictures, list(_links(tree, base, metas)), metas, lang, clean_text(title.text() if title else ""), canonical, _shared(tree, base))
+
+
+def _shared(tree: LexborHTMLParser, base: str) -> tuple[str, str]:
+    """The first og:image, absolute, and the text nearest to it: its alt text, else the page's description, else its title."""
+
+    def said(name: str) -> str:
+        return _first(tree, f'meta[property="{name}"]', "content")
+
+    address = said("og:image") or said("og:image:url") or said("og:image:secure_url")
+    text = said("og:image:alt") or said("og:description") or said("og:title")
+    return ("", "") if not address or _inline(address) else (_absolute(base, address) or address, clean_text(text))
 
 
 def _picture(image: LexborNode, base: str, page_lang: str, page_licence: str) -> Picture | None:

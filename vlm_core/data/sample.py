@@ -23,16 +23,19 @@ STATUSES: tuple[str, ...] = get_args(Status)
 RETRYABLE: frozenset[str] = frozenset({"dns_timeout", "connect_timeout", "http_429", "http_5xx", "deadline"})
 
 # Where a caption comes from.
-Origin = Literal["alt", "figcaption", "title", "table", "rewritten", "synthetic"]
+Origin = Literal["alt", "figcaption", "title", "og", "table", "rewritten", "synthetic"]
 ORIGINS: tuple[str, ...] = get_args(Origin)
 
 CAPTION = pa.struct([("text", pa.string()), ("origin", pa.string()), ("lang", pa.string())])
 
-# candidate_pairs/pairs.parquet, sorted by uid; captions[0] is the raw one that the uid is made of.
+# Where a pair was seen: its page, and the file, site or batch with the row, record or member in it.
+SEEN = pa.struct([("page_url", pa.string()), ("source", pa.string()), ("place", pa.string())])
+
+# candidate_pairs/pairs.parquet, sorted by uid; captions[0] is the raw one that the uid is made of; page_url and source are those of pages[0].
 PAIRS = pa.schema([
     ("uid", pa.string()), ("url", pa.string()), ("page_url", pa.string()), ("source", pa.string()),
     ("caption", pa.string()), ("lang", pa.string()), ("captions", pa.list_(CAPTION)),
-    ("licence", pa.string()), ("credit", pa.string()), ("page_optout", pa.string()),
+    ("licence", pa.string()), ("credit", pa.string()), ("page_optout", pa.string()), ("pages", pa.list_(SEEN)),
 ])  # fmt: skip
 
 # images/status.parquet, sorted by uid, one row per candidate pair. Pictures lie in images/NNNNN.tar as <uid>.jpg + <uid>.json.

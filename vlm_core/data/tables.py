@@ -1,67 +1,91 @@
-"""Lists of picture addresses and captions: parquet, csv, tsv, json, jsonl with the column names of whoever made them, and Common Crawl's WAT files."""
+"""Lists of picture addresses and captions -> pairs: csv, tsv, json, jsonl, parquet with the column names of whoever made them, and Common Crawl's WAT.
 
+Rows stream, so memory does not grow with the file. A row that cannot be read is counted by its reason and the next one is read.
+"""
+
+import shutil
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from vlm_core.data import rows as readers
 from vlm_core.data.crawl_config import Columns, Extract
 from vlm_core.data.html import clean_text
-from vlm_core.data.pairs import Pair, make_pair
+from vlm_core.data.pairs import Pair, Seen, make_pair
+from vlm_core.data.places import places
 from vlm_core.data.wat import extract_links
 from vlm_core.errors import BadManifest, MissingInput, SchemaMismatch, did_you_mean
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-SUFFIXES = (".parquet", ".csv", ".tsv", ".json", ".jsonl", ".wat", ".wat.gz")
+FOLDER = "tables"  # of the output of 'vlm crawl'
+PATTERN = rf"\.({'|'.join(readers.FORMATS)})({'|'.join(readers.PACKED).replace('.', chr(92) + '.')})?$"
+WHAT = f"table ({', '.join(readers.FORMATS)}; as it is or {', '.join(readers.PACKED)})"
 FIELDS = ("url", "caption", "lang", "page_url", "licence", "credit")
-PRESETS: dict[str, dict[str, str]] = {
-    "plain": {"url": "url", "caption": "caption", "lang": "lang", "page_url": "page_url", "licence": "licence", "credit": "credit"},
-    "laion": {"url": "URL", "caption": "TEXT", "lang": "LANGUAGE", "licence": "LICENSE"},
-    "datacomp": {"url": "url", "caption": "text"},
-    "cc3m": {"url": "1", "caption": "0"},  # a tsv without header: caption, address
+
+
+class Preset(NamedTuple):
+    """Our field -> the column of a known collection; what else is peculiar to it."""
+
+    columns: dict[str, str]
+    header: bool = True
+    site: str = ""  # to which its page addresses are relative
+
+
+PRESETS: dict[str, Preset] = {
+    "plain": Preset({name: name for name in FIELDS}),
+    "laion": Preset({"url": "URL", "caption": "TEXT", "lang": "LANGUAGE", "licence": "LICENSE"}),
+    "datacomp": Preset({"url": "url", "caption": "text"}),
+    "cc3m": Preset({"url": "1", "caption": "0"}, header=False),  # caption, address
+    "cc12m": Preset({"url": "0", "caption": "1"}, header=False),  # address, caption
+    "redcaps": Preset({"url": "url", "caption": "caption", "page_url": "permalink", "credit": "author"}, site="https://www.reddit.com"),
 }
 
 
-def find_table(given: Path) -> Path | None:
-    """The table, when the input is one or is a folder that 'vlm crawl' made of one."""
+def pass_on(path: str, out: Path) -> int:
+    """Copy the tables at a path or fsspec URL, so that what is read is a version of its own; returns their bytes."""
+    size = 0
+    for place in places(path, PATTERN, WHAT):
+        copy = out / FOLDER / place.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with place.open() as source, copy.open("wb") as target:
+            shutil.copyfileobj(source, target, 2**20)
+        size += copy.stat().st_size
+    return size
+
+
+def find_tables(given: Path) -> dict[str, Path]:
+    """Name -> table, when the input is a table or the folder that 'vlm crawl' made of some."""
     if given.is_file():
-        if not given.name.lower().endswith(SUFFIXES):
-            raise MissingInput(f"Found {given}, expected a folder of pages or a table ({', '.join(SUFFIXES)}); give one of them.")
-        return given
-    found = [given / f"table{suffix}" for suffix in SUFFIXES if (given / f"table{suffix}").is_file()]
-    return found[0] if found else None
+        if readers.format_of(given.name) is None:
+            raise MissingInput(f"Found {given}, expected a folder of pages or a {WHAT}; give one of them.")
+        return {given.name: given}
+    folder = given / FOLDER
+    return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
-def read_pairs(file: Path, config: Extract, dropped: Counter[str]) -> Iterator[Pair]:
-    """The pairs of a table. Raises SchemaMismatch when the address or the caption cannot be found."""
-    if file.name.lower().endswith((".wat", ".wat.gz")):
-        yield from _wat_pairs(file, config, dropped)
-        return
-    columns: dict[str, str] = {}
-    row_number = 0
-    for rows in _batches(file, config.columns.preset == "cc3m"):
-        columns = columns or choose_columns([str(name) for name in rows.column_names], config.columns, file)
-        for row in rows.select(list(dict.fromkeys(columns.values()))).to_pylist():
-            row_number += 1
-            values = {field: clean_text(str(row[name])) if row[name] is not None else "" for field, name in columns.items()}
-            pair = make_pair(
-                str(row[columns["url"]] or ""), [(values["caption"], "table")], values.get("lang", ""), config, dropped,
-                page_url=values.get("page_url", ""), source=f"table:{row_number - 1}",
-                licence=values.get("licence", ""), credit=values.get("credit", ""), page_optout="",
-            )  # fmt: skip
-            if pair is not None:
+def read_pairs(tables: dict[str, Path], columns: Columns, batch: str, config: Extract, dropped: Counter[str]) -> Iterator[Pair]:
+    """The pairs of all tables, in order.
+
+    Raises SchemaMismatch when the address or the caption cannot be found, BadManifest when nothing at all can be read.
+    """
+    read = 0
+    for name, file in tables.items():
+        trouble = Counter[str]()
+        found = _wat_pairs(file, batch + f"wat:{name}", config, dropped, trouble) if readers.format_of(name) == "wat" else \
+            _table_pairs(file, columns, batch + f"table:{name}", config, dropped, trouble)  # fmt: skip
+        for pair in found:
+            read += 1
+            if pair:
                 yield pair
+        dropped.update(trouble)
+        if trouble[readers.DAMAGED] and not read and len(tables) == 1:
+            raise BadManifest(f"Found a table that cannot be read at {file}, expected {PurePosixPath(name).suffix[1:]}; write it again.")
 
 
 def choose_columns(names: list[str], wanted: Columns, file: Path) -> dict[str, str]:
     """Our field -> the table's column. Named columns must exist; those of a preset may be missing, except address and caption."""
-    presets = PRESETS if wanted.preset == "auto" else {wanted.preset: PRESETS[wanted.preset]}
-    known = next((found for found in presets.values() if {found["url"], found["caption"]} <= set(names)), {})
+    presets = PRESETS.values() if wanted.preset == "auto" else [PRESETS[wanted.preset]]
+    known = next((preset.columns for preset in presets if {preset.columns["url"], preset.columns["caption"]} <= set(names)), {})
     chosen = {field: known[field] for field in FIELDS if known.get(field) in names}
     for field in FIELDS:
         name = getattr(wanted, field)
@@ -75,39 +99,23 @@ def choose_columns(names: list[str], wanted: Columns, file: Path) -> dict[str, s
     return chosen
 
 
-def _batches(file: Path, headless: bool) -> Iterator[pa.Table]:
-    try:
-        if file.suffix.lower() == ".parquet":
-            for batch in pq.ParquetFile(file).iter_batches(65_536):
-                yield pa.Table.from_batches([batch])
-            return
-        for frame in _frames(file, headless):
-            yield pa.Table.from_pandas(frame.rename(columns=str), preserve_index=False)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise BadManifest(f"Found a table that cannot be read at {file} ({str(error)[:200]}), expected {file.suffix[1:]}; write it again.") from None
+def _table_pairs(file: Path, columns: Columns, source: str, config: Extract, dropped: Counter[str], trouble: Counter[str]) -> Iterator[Pair | None]:
+    preset = PRESETS.get(columns.preset, PRESETS["plain"])
+    for place, row in readers.read(file, columns.header and preset.header, lambda names: choose_columns(names, columns, file), trouble):
+        texts = row.pop("caption")
+        words = {field: clean_text(_text(value)) for field, value in row.items() if field != "url"}
+        page = words.pop("page_url", "")
+        page = preset.site + page if page.startswith("/") else page
+        captions = [(clean_text(_text(text)), "table") for text in (texts if isinstance(texts, list) else [texts])]
+        yield make_pair(_text(row["url"]), captions, words.pop("lang", ""), config, dropped, Seen(page, source, str(place)), **words)
 
 
-def _frames(file: Path, headless: bool) -> "Iterator[pd.DataFrame]":
-    import pandas as pd
-
-    suffix = file.suffix.lower()
-    if suffix in {".csv", ".tsv"}:
-        separator = "," if suffix == ".csv" else "\t"
-        with pd.read_csv(file, sep=separator, header=None if headless else "infer", chunksize=65_536, dtype=str, keep_default_na=False) as reader:
-            yield from reader
-    elif suffix == ".jsonl":
-        with pd.read_json(file, lines=True, chunksize=65_536, dtype=False) as reader:
-            yield from reader
-    else:
-        yield pd.read_json(file, dtype=False)
+def _text(value: Any) -> str:
+    """'' for null and for a NaN."""
+    return str(value) if value is not None and value == value else ""  # noqa: PLR0124
 
 
-def _wat_pairs(file: Path, config: Extract, dropped: Counter[str]) -> Iterator[Pair]:
+def _wat_pairs(file: Path, source: str, config: Extract, dropped: Counter[str], trouble: Counter[str]) -> Iterator[Pair | None]:
     with file.open("rb") as stream:
-        for link in extract_links(stream):
-            pair = make_pair(
-                link.url, [(clean_text(link.alt), "alt")], "", config, dropped,
-                page_url=link.page, source=f"wat:{file.name}", licence="", credit="", page_optout="",
-            )  # fmt: skip
-            if pair is not None:
-                yield pair
+        for link in extract_links(stream, trouble=trouble):
+            yield make_pair(link.url, [(clean_text(link.alt), "alt")], "", config, dropped, Seen(link.page, source, str(link.offset)))

@@ -4,10 +4,15 @@ Checked by golden `data/wat_extract`.
 """
 
 import hashlib
-import json
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal, NamedTuple
 from urllib.parse import urldefrag, urljoin, urlsplit
+
+import orjson
+
+RECORD_BYTES = 64 * 2**20  # of one record's JSON; Common Crawl's are smaller by far
 
 
 class Link(NamedTuple):
@@ -16,6 +21,7 @@ class Link(NamedTuple):
     url: str
     alt: str
     page: str
+    offset: int = 0  # of its record in the archive
 
     @property
     def md5(self) -> str:
@@ -23,44 +29,63 @@ class Link(NamedTuple):
         return hashlib.md5((self.alt + self.url).encode(), usedforsecurity=False).hexdigest()
 
 
-def extract_links(stream: BinaryIO, doc_type: Literal["image", "image_only"] = "image", strict: bool = True) -> Iterator[Link]:
+def extract_links(
+    stream: BinaryIO, doc_type: Literal["image", "image_only"] = "image", strict: bool = True, trouble: Counter[str] | None = None
+) -> Iterator[Link]:
     """The picture links of a WAT stream, in order, duplicates included. A broken record is skipped; what came before broken gzip is kept.
 
     Args:
         stream: the file, gzipped or not.
         doc_type: `image` wants an alt text, `image_only` does not.
         strict: refuse hosts that are none and empty addresses, and drop fragments; off: as cc2dataset does.
+        trouble: counts `broken_record` and `damaged_archive` (the rest of it was not read).
     """
     from warcio.archiveiterator import ArchiveIterator
     from warcio.exceptions import ArchiveLoadFailed
 
+    trouble = Counter[str]() if trouble is None else trouble
     try:
-        for record in ArchiveIterator(stream):
-            if record.rec_type == "metadata":
-                body = record.content_stream().read()
-                if b"IMG@/src" in body:  # three times faster than parsing every record
-                    yield from _links(body, doc_type, strict)
-    except (ArchiveLoadFailed, EOFError, OSError):
-        return
+        records = ArchiveIterator(stream)
+        for record in records:
+            if record.rec_type != "metadata":
+                continue
+            body = record.content_stream().read(RECORD_BYTES)
+            if b"IMG@/src" not in body:  # a search costs a hundredth of parsing
+                continue
+            found = _envelope(body)  # None also for one that is cut off at RECORD_BYTES
+            if found is None:
+                trouble["broken_record"] += 1
+            else:
+                offset = records.get_record_offset()
+                yield from (Link(url, alt, page, offset) for url, alt, page in _links(*found, doc_type, strict))
+    except (ArchiveLoadFailed, EOFError, OSError, zlib.error):
+        trouble["damaged_archive"] += 1
 
 
-def _links(body: bytes, doc_type: str, strict: bool) -> Iterator[Link]:
+def _envelope(body: bytes) -> tuple[str, str, list[Any]] | None:
+    """(page, base address, links) of a record; None when it is not what it should be."""
     try:
-        envelope = json.loads(body)["Envelope"]
+        envelope = orjson.loads(body)["Envelope"]
         found: dict[str, Any] = envelope["Payload-Metadata"]["HTTP-Response-Metadata"]["HTML-Metadata"]
         links, page = found["Links"], str(envelope["WARC-Header-Metadata"]["WARC-Target-URI"])
-    except (ValueError, KeyError, TypeError):
-        return
-    base = _join(page, str(found.get("Head", {}).get("Base", "")))
+        return page, str((found.get("Head") or {}).get("Base", "")), links if isinstance(links, list) else []
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _links(page: str, base: str, links: list[Any], doc_type: str, strict: bool) -> Iterator[tuple[str, str, str]]:
+    base = _join(page, base)
     for link in links:
+        if not isinstance(link, dict) or link.get("path") != "IMG@/src":
+            continue
         alt, address = str(link.get("alt") or ""), str(link.get("url") or "")
-        if link.get("path") != "IMG@/src" or (doc_type == "image" and not alt) or (strict and not address.strip()):
+        if (doc_type == "image" and not alt) or (strict and not address.strip()):
             continue
         url = address if address.startswith(("http://", "https://")) else _join(base, address)
         if strict:
             url = _valid(url)
         if url.startswith(("http://", "https://")):
-            yield Link(url, alt, page)
+            yield url, alt, page
 
 
 def _join(base: str, address: str) -> str:

@@ -63,7 +63,7 @@ class Web:
         return sum(asked == path for _, asked in self.asked)
 
     def network(self, *names: str, **more: object) -> Network:
-        settings = {"rate_per_s": 5000.0, "burst": 100, "connections_per_host": 8, "tdmrep": False, "contact": "mailto:t@example.org", **more}
+        settings = {"rate_per_s": 5000.0, "burst": 100, "connections_per_host": 8, "optouts": {"tdmrep": False, "ai_txt": False}, "contact": "mailto:t@example.org", **more}
         return Network(hosts=dict.fromkeys(names or ("a.test",), self.address), **settings)
 
 

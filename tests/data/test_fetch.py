@@ -5,6 +5,10 @@ import random
 import socket
 import threading
 import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from functools import partial
+from multiprocessing import get_context
 
 import pytest
 from hypothesis import given
@@ -15,7 +19,7 @@ from tests.data.loopback import QUICK, body, bomb, encoded, moved, png, web
 from vlm_core.data.address import FetchFailed, Guard, canonical_host, is_public
 from vlm_core.data.crawl_config import Fetch
 from vlm_core.data.fetch import Fetcher
-from vlm_core.data.politeness import Politeness, domain_of, retry_after_s
+from vlm_core.data.politeness import Later, Politeness, Sites, domain_of, retry_after_s
 
 PORTS = [80, 443]
 
@@ -206,19 +210,6 @@ def test_nobody_listening_is_connect_refused_and_an_unknown_name_is_nxdomain(get
         assert get(site, "http://no-such-name.invalid/p").status in {"dns_nxdomain", "dns_timeout"}
 
 
-def test_a_failure_that_may_pass_is_tried_again_and_a_lasting_one_is_not(get):
-    calls = []
-
-    def flaky(request):
-        calls.append(1)
-        body(png())(request) if len(calls) == 3 else body(b"busy", status=503, Retry_After="0")(request)
-
-    with web({"/flaky": flaky}) as site:
-        result = get(site, "/flaky", Fetch(retries=3, retry_wait_s=0.01))
-        assert (result.status, result.attempts) == ("ok", 3)
-        assert get(site, "/gone", Fetch(retries=3, retry_wait_s=0.01)).attempts == 1
-
-
 def test_connections_are_kept_and_one_that_the_server_closed_is_replaced(get, tmp_path):
     places = set()
 
@@ -277,8 +268,10 @@ def test_robots_txt_is_asked_for_once_per_origin_also_by_many_threads_and_by_the
 def test_tdmrep_json_reserves_by_the_longest_location(get):
     rules = body(b'[{"location": "/", "tdm-reservation": 1}, {"location": "/open/", "tdm-reservation": 0}]', "application/json")
     with web({"/.well-known/tdmrep.json": rules, "/open/p": body(png()), "/p": body(png())}) as site:
-        assert get(site, "/p", tdmrep=True).status == "robots_denied"
-        assert get(site, "/open/p", tdmrep=True).status == "ok"
+        denied = get(site, "/p", optouts={"ai_txt": False})
+        assert (denied.status, denied.rights_rule, denied.rights_evidence) == ("robots_denied", "tdm-reservation", "tdmrep.json reserves /")
+        assert get(site, "/open/p", optouts={"ai_txt": False}).status == "ok"
+        assert get(site, "/p", optouts={"tdmrep": False}).status == "ok"
 
 
 # ---------------------------------------------------------------- politeness
@@ -312,7 +305,7 @@ def test_a_host_has_at_most_its_connections_and_hosts_of_one_owner_share_them():
     assert domain_of("a.b.example.co.uk") == "example.co.uk"
 
 
-def test_retry_after_is_obeyed_and_a_long_one_ends_the_visit_at_once(get):
+def test_retry_after_is_obeyed_and_a_long_one_ends_the_visit_at_once(tmp_path):
     calls = []
 
     def busy_once(request):
@@ -320,25 +313,32 @@ def test_retry_after_is_obeyed_and_a_long_one_ends_the_visit_at_once(get):
         body(png())(request) if len(calls) > 1 else body(b"", status=429, Retry_After="1")(request)
 
     with web({"/p": busy_once, "/q": body(b"", status=429, Retry_After="3600")}) as site:
-        assert get(site, "/p", Fetch(retries=1, retry_wait_s=0.01)).status == "ok"
+        fetcher = Fetcher(site.network(), QUICK)
+        fetch = partial(fetcher.fetch, into=tmp_path / "x")
+        first = fetch("http://a.test/p")
+        assert (first.status, first.pause_s) == ("http_429", 1.0)
+        assert fetch("http://a.test/p").status == "ok"
         assert calls[1] - calls[0] >= 0.99
+        assert fetch("http://a.test/q").pause_s == 3600
         begin = time.monotonic()
-        assert get(site, "/q", Fetch(retries=3, retry_wait_s=0.01)).status == "http_429"
+        assert fetch("http://a.test/q").status == "http_429"
         assert (site.count("/q"), time.monotonic() - begin < 1) == (1, True)
+        fetcher.close()
 
 
 def test_retry_after_may_be_a_date():
     assert retry_after_s("7") == 7
     assert retry_after_s("Wed, 01 Jan 2020 00:00:00 GMT") == 0
     assert retry_after_s("soon") is None
+    assert 95 < retry_after_s(format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)) <= 100
 
 
 def test_a_dead_host_is_left_alone_after_five_failures_and_its_neighbours_are_not():
     now = [0.0]
     polite = Politeness(1e6, 100, 2, 5, clock=lambda: now[0])
 
-    def visit(host):
-        with polite.turn(host):
+    def visit(host, patience_s=float("inf")):
+        with polite.turn(host, patience_s):
             return "asked"
 
     for _ in range(5):
@@ -347,9 +347,86 @@ def test_a_dead_host_is_left_alone_after_five_failures_and_its_neighbours_are_no
     with pytest.raises(FetchFailed, match="^connection refused$") as caught:
         visit("a.example.org")
     assert caught.value.status == "connect_refused"
+    with pytest.raises(Later):
+        visit("a.example.org", 10.0)
     assert visit("b.example.org") == "asked"
     now[0] = 61.0
+    assert visit("a.example.org") == "asked", "one may try again after a minute"
+    with pytest.raises(FetchFailed):
+        visit("a.example.org")
+    polite.settled("a.example.org")
     assert visit("a.example.org") == "asked"
+
+
+def test_the_rate_is_halved_by_every_429_and_comes_back_slowly():
+    now = [0.0]
+    polite = Politeness(rate_per_s=10, burst=1, connections=1, max_quiet_s=5, clock=lambda: now[0])
+
+    def gap():
+        begin = polite._reserve("example.org", float("inf"))
+        polite.sites._rows["open"] = 0
+        after = polite._reserve("example.org", float("inf"))
+        polite.sites._rows["open"] = 0
+        now[0] = after + 100
+        return after - begin
+
+    assert gap() == pytest.approx(0.1)
+    polite.answered("example.org", 429, "0")
+    assert gap() == pytest.approx(0.2)
+    polite.answered("example.org", 503, "0")
+    assert gap() == pytest.approx(0.4)
+    for _ in range(7):
+        polite.answered("example.org", 200, None)
+    assert gap() == pytest.approx(0.4 * 0.9**7)
+
+
+def _ask_often(file, host, stamps):
+    polite = Politeness(100, 1, 2, 5, Sites(file))
+    for _ in range(10):
+        with polite.turn(host):
+            stamps.put(time.monotonic())
+            time.sleep(0.002)
+
+
+def test_the_rate_and_the_connections_of_a_domain_are_shared_by_processes(tmp_path):
+    Sites.create(tmp_path / "sites", 10)
+    context = get_context("fork")
+    stamps = context.Queue()
+    workers = [context.Process(target=_ask_often, args=(tmp_path / "sites", f"{n}.example.org", stamps)) for n in range(4)]
+    for worker in workers:
+        worker.start()
+    times = sorted(stamps.get(timeout=20) for _ in range(40))
+    for worker in workers:
+        worker.join()
+    assert times[-1] - times[0] >= 39 / 100 - 0.02, "four processes together asked faster than the rate of the domain"
+
+
+def test_an_impatient_request_is_put_off_instead_of_waiting_and_takes_no_token():
+    now = [0.0]
+    polite = Politeness(1.0, 2, 1, 60, clock=lambda: now[0])
+    polite._reserve("example.org", 0.5)
+    polite.sites._rows["open"] = 0
+    polite._reserve("example.org", 0.5)
+    polite.sites._rows["open"] = 0
+    for _ in range(3):
+        with pytest.raises(Later):
+            polite._reserve("example.org", 0.5)
+    now[0] = 1.0
+    assert polite._reserve("example.org", 0.5) == pytest.approx(1.0)
+    with pytest.raises(Later):
+        polite._reserve("example.org", 0.0)  # its one connection is taken
+
+
+def test_a_table_of_sites_keeps_every_name_apart_until_it_is_full():
+    sites = Sites(None, slots=64)
+    for n in range(64):
+        with sites.row(f"{n}.org") as row:
+            row["failures"] = n
+    for n in range(64):
+        with sites.row(f"{n}.org") as row:
+            assert row["failures"] == n
+    with pytest.raises(RuntimeError, match="full"), sites.row("one.more"):
+        pass
 
 
 def test_a_full_disk_is_not_blamed_on_the_server(tmp_path):

@@ -31,9 +31,8 @@ def test_we_deny_everything_that_img2dataset_denies(headers, with_token):
 def test_x_robots_tag_is_read_as_site_software_writes_it(headers, denied):
     decision = headers_decision(headers, [], "VLMPlatformBot")
     assert decision.allowed is not denied
-    assert (decision.rule, all(header in decision.evidence for header in headers)) == (
-        ("x-robots-tag", True) if denied else ("", decision.evidence in headers or not headers or not headers[0])
-    )
+    assert decision.rule == ("x-robots-tag" if denied else "")
+    assert decision.evidence == " | ".join(f"X-Robots-Tag: {header}" for header in headers if header)
 
 
 def test_a_tdm_reservation_denies_and_its_absence_does_not():

@@ -100,10 +100,11 @@ def canonical_host(host: str) -> str:
 
 
 Resolver = Callable[[str, float], list[str]]
+KEEP_S, KEEP_SILENCE_S = 300.0, 30.0  # an answer of the name servers, also "no such name"; their silence
 
 
 def resolve_names() -> Resolver:
-    """A resolver with a time limit and a cache (answers 5 minutes, failures too)."""
+    """A resolver with a time limit, at most 16 questions at once, and a cache for this process."""
     pool = concurrent.futures.ThreadPoolExecutor(16, thread_name_prefix="dns")
     cache: dict[str, tuple[float, list[str] | FetchFailed]] = {}
     lock = threading.Lock()
@@ -114,7 +115,8 @@ def resolve_names() -> Resolver:
         if until < time.monotonic():
             known = _look_up(pool, host, timeout_s)
             with lock:
-                cache[host] = (time.monotonic() + 300, known)
+                silent = isinstance(known, FetchFailed) and known.status == "dns_timeout"
+                cache[host] = (time.monotonic() + (KEEP_SILENCE_S if silent else KEEP_S), known)
         if isinstance(known, FetchFailed):
             raise FetchFailed(known.status, known.detail)
         return known

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vlm_core.data.address import FetchFailed, Target
+from vlm_core.data.outage import NO_ROUTE
 
 CHUNK = 64 * 1024
 OURS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.ENOMEM}
@@ -45,14 +46,18 @@ class _Stream(io.RawIOBase):
 
 
 class Limits:
-    """Seconds: for connecting, for one read, and the moment when all of it must be over."""
+    """Seconds: for connecting, for one read, and for all exchanges of a visit together."""
 
     def __init__(self, connect_s: float, read_s: float, total_s: float) -> None:
-        self.connect_s, self.read_s, self.total_s = connect_s, read_s, total_s
+        self.connect_s, self.read_s, self.total_s, self.spent_s = connect_s, read_s, total_s, 0.0
         self.start()
 
     def start(self) -> None:
-        self.end = time.monotonic() + self.total_s
+        self.end = time.monotonic() + self.total_s - self.spent_s
+
+    def stop(self) -> None:
+        """What follows until the next start does not count."""
+        self.spent_s = self.total_s - (self.end - time.monotonic())
 
     def left(self, most: float | None = None) -> float:
         left = self.end - time.monotonic()
@@ -173,6 +178,7 @@ class Connections:
                 raise  # a full disk here is no failure of theirs
             raise _failure(error) from None
         finally:
+            limits.stop()
             if response is not None:
                 response.close()
             if connection is not None:
@@ -234,4 +240,6 @@ def _failure(error: Exception) -> FetchFailed:
         return FetchFailed("connect_refused", "connection refused")
     if isinstance(error, ConnectionError | http.client.HTTPException | ValueError):
         return FetchFailed("http_5xx", f"broken reply ({type(error).__name__})")
+    if isinstance(error, OSError) and error.errno in {errno.ENETUNREACH, errno.ENETDOWN}:
+        return FetchFailed("connect_refused", NO_ROUTE)
     return FetchFailed("connect_refused", os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__)

@@ -2,9 +2,23 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from vlm_core.config import Config
+from vlm_core.errors import did_you_mean
+
+
+class OptOuts(Config):
+    """Which opt-outs bind. What a channel said is recorded with the picture also where it does not bind."""
+
+    robots_txt: bool = Field(True, description="robots.txt of the picture's origin (RFC 9309)")
+    ai_txt: bool = Field(True, description="/ai.txt of the origin (Spawning): rules by file type")
+    tdmrep: bool = Field(True, description="/.well-known/tdmrep.json of the origin (TDM Reservation Protocol)")
+    x_robots_tag: bool = Field(True, description="X-Robots-Tag headers")
+    tdm_header: bool = Field(True, description="TDM-Reservation header")
+    page_tags: bool = Field(True, description="robots and tdm-reservation meta tags and headers of the page that shows the picture")
+    c2pa: bool = Field(True, description="training and data mining assertion inside the picture (C2PA, CAWG)")
+    directives: list[str] = Field(default=["noai", "noimageai", "noindex", "noimageindex", "none", "noml"], description="words of X-Robots-Tag that deny")
 
 
 class Network(Config):
@@ -16,12 +30,13 @@ class Network(Config):
     ports: list[int] = Field(default=[80, 443, 8080, 8443], description="ports that an address may name")
     rate_per_s: float = Field(1.0, gt=0, description="requests per second to one registrable domain")
     burst: int = Field(5, ge=1, description="requests that may come at once after a pause")
-    connections_per_host: int = Field(2, ge=1, le=64, description="connections to one registrable domain at once, per process")
+    connections_per_host: int = Field(2, ge=1, le=64, description="connections to one registrable domain at once, all processes together")
+    patience_s: float = Field(10.0, ge=0, description="an address whose site has no turn within this time comes later in the run, in seconds")
     max_quiet_s: float = Field(60.0, gt=0, description="a host that asks for a longer pause (Retry-After) is left alone, in seconds")
     dns_timeout_s: float = Field(5.0, gt=0, description="for a name, in seconds")
     connect_timeout_s: float = Field(5.0, gt=0, description="for a connection, in seconds")
     read_timeout_s: float = Field(10.0, gt=0, description="for the next bytes, in seconds")
-    tdmrep: bool = Field(True, description="ask each origin for /.well-known/tdmrep.json and obey it")
+    optouts: OptOuts = Field(default=OptOuts(), description="which opt-outs bind")
 
 
 class DemoWeb(Config):
@@ -136,12 +151,22 @@ class Fetch(Config):
 
     max_bytes: int = Field(32 * 2**20, ge=1, description="size as fetched, in bytes")
     deadline_s: float = Field(60.0, gt=0, description="for the whole exchange, redirects included, in seconds")
-    retries: int = Field(2, ge=0, le=10, description="further attempts after a failure that may pass")
-    retry_wait_s: float = Field(1.0, ge=0, description="pause before the first further attempt, doubled each time, in seconds")
+    retries: int = Field(2, ge=0, le=10, description="further passes of one run over what failed in a way that may pass")
+    retry_wait_s: float = Field(1.0, ge=0, description="pause before the first further pass, doubled each time, in seconds")
     max_pixels: int = Field(64_000_000, ge=1, le=89_000_000, description="pixels of the whole picture, from its header")
     max_decoded_mb: int = Field(96, ge=1, description="memory that decoding one picture may take, in MB")
     min_side: int = Field(16, ge=1, description="shortest side, in pixels")
     max_aspect: float = Field(12.0, ge=0, description="longer side / shorter side; 0: any")
+
+
+class HashList(Config):
+    """A list of pictures that must not be kept."""
+
+    kind: Literal["sha256", "md5", "pdq"] = Field("sha256", description="what its lines are, in hex; pdq also finds near copies")
+    path: str = Field(description="text file, one hash a line")
+
+
+RETRY_HOURS = {"dns_timeout": 1.0, "connect_timeout": 1.0, "connect_refused": 6.0, "http_429": 1.0, "http_5xx": 1.0, "deadline": 6.0, "tls_error": 24.0}
 
 
 class Download(Config):
@@ -150,9 +175,16 @@ class Download(Config):
     demo: str = Field("", description="tar of the embedded corpus: serve it on loopback meanwhile; empty: the web itself")
     network: Network = Field(default=Network(), description="how we behave on other people's servers")
     fetch: Fetch = Field(default=Fetch(), description="budgets of one picture")
-    page_optouts: bool = Field(True, description="do not fetch pictures whose page opts out of machine learning")
-    blocked_hashes: str = Field("", description="text file of SHA-256 of pictures that must not be kept; empty: none")
-    placeholder_captions: int = Field(20, ge=2, description="one picture under this many different captions is a placeholder")
+    retry: dict[str, float] = Field(
+        default=RETRY_HOURS,
+        description="status: hours. The next run asks again at once, later ones after these hours, doubled each time; a status that is not named is final",
+    )
+    give_up_after: int = Field(5, ge=1, description="runs in which an address may fail before its failure is final")
+    verify_hash: Literal["drop", "flag", "accept_if_pdq_near"] = Field(
+        "drop", description="bytes that differ from the SHA-256 in the table: drop; keep and say so; keep if they look as its PDQ says"
+    )
+    hash_lists: dict[str, HashList] = Field(default={}, description="lists of pictures that must not be kept, by name; matches are never written to disk")
+    placeholder_captions: int = Field(20, ge=2, description="one picture, or near copies of it, under this many different captions is a placeholder")
     image_size: int = Field(256, ge=16, le=4096, description="side that the resize mode is about, in pixels")
     resize_mode: Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"] = Field("keep_ratio", description="img2dataset's resize mode")
     only_if_bigger: bool = Field(True, description="never enlarge")
@@ -161,3 +193,19 @@ class Download(Config):
     threads: int = Field(16, ge=1, le=1024, description="connections of one process at once")
     shard_size: int = Field(1_000, ge=1, description="pictures in one tar, and in one unit of work of img2dataset")
     python: str = Field("", description="interpreter that runs img2dataset; empty: this one")
+
+    @field_validator("retry")
+    @classmethod
+    def _known_statuses(cls, value: dict[str, float]) -> dict[str, float]:
+        from vlm_core.data.sample import STATUSES  # brings pyarrow
+
+        for name, hours in value.items():
+            if name not in STATUSES or name == "ok":
+                raise ValueError(f"Found the status {name!r} in retry, expected a known failure; {did_you_mean(name, STATUSES)}")
+            if hours < 0:
+                raise ValueError(f"Found {hours} hours for {name!r} in retry, expected 0 or more; change that number.")
+        return value
+
+    @property
+    def reads_the_world(self) -> bool:
+        return not self.demo

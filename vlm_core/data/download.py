@@ -1,58 +1,86 @@
 """Candidate pairs -> pictures, exactly one status for every pair. img2dataset works in a process of its own (`img2dataset_worker`).
 
 OUT: status.parquet (schema DOWNLOADS, sorted by uid) and NNNNN.tar with <uid>.jpg and <uid>.json, sorted by uid, reproducible bytes.
-A run that was killed goes on where it was: addresses that have an answer are not asked again.
+OUT.run/fetch (`ledger`) keeps the state of every address between runs: the next run asks only for what is new, gone or due, also after kill -9.
+OUT says how each address ended, nothing about when and how often it was asked: equal answers, equal bytes.
 """
 
 import contextlib
+import hashlib
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterator
-from datetime import datetime
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm_core.data import demo_web
-from vlm_core.data.charts import bar_chart
+from vlm_core.config import canonical_json
+from vlm_core.data import demo_web, tombstones
 from vlm_core.data.child import run_module
 from vlm_core.data.crawl_config import Download
-from vlm_core.data.ledger import Ledger, name_of
-from vlm_core.data.pictures import contact_sheet
-from vlm_core.data.sample import DOWNLOADS, STATUSES
-from vlm_core.data.tar import TarWriter, members, read_member
-from vlm_core.errors import ConfigError, LaunchError, MissingInput, NothingLeft, SchemaMismatch
-from vlm_core.stage import PACKAGE, Report, Stage, write_json
+from vlm_core.data.download_report import make_report
+from vlm_core.data.hash_lists import HashLists
+from vlm_core.data.ledger import Ledger
+from vlm_core.data.sample import DOWNLOADS
+from vlm_core.data.schedule import passing
+from vlm_core.data.by_address import Stored
+from vlm_core.data.tar import TarWriter
+from vlm_core.data.verify import check_hash, mark_placeholders
+from vlm_core.errors import ConfigError, LaunchError, MissingInput, NothingLeft, SchemaMismatch, ServiceError
+from vlm_core.stage import PACKAGE, Report, Stage, home, write_json
 
 if TYPE_CHECKING:
     from vlm_core.data import img2dataset_worker  # noqa: F401  runs in a process of its own; named here so that its code counts for reuse
 
 Row = dict[str, Any]
-RESTARTS, SHEET = 20, 64
+RESTARTS, LOOK_S = 20, 1.0
+PIXELS = "1"  # raise it when the bytes of stored pictures change: what was fetched before is then fetched again
 FETCHED = ("url", "final_url", "status", "http_status", "detail", "bytes", "sha256", "mime", "phash", "pdq", "pdq_quality", "rights_rule", "rights_evidence")
 
 
 def download(config: Download, stage: Stage) -> Report:
-    """The verb. Raises NothingLeft when not one picture arrives."""
-    pairs = _read_pairs(stage.input("pairs"))
-    ledger = Ledger(stage.state)
+    """The verb. Raises NothingLeft when not one picture arrives, ServiceError when that may be otherwise later."""
+    pairs, begin = _read_pairs(stage.input("pairs")), datetime.now(UTC)
+    lists = HashLists({name: (one.kind, find(one.path)) for name, one in config.hash_lists.items()})
+    ledger = Ledger(stage.state.parent / "fetch")
+    ledger.keep_only(made_by(config))
+    if (stage.state / "passes").exists():  # a crash came before OUT was published
+        shutil.rmtree(ledger.passes, ignore_errors=True)
+        (stage.state / "passes").rename(ledger.passes)
     ledger.prepare()
-    refused = {row["url"]: row["page_optout"] for row in pairs if row["page_optout"] and config.page_optouts}
-    urls = {row["url"] for row in pairs}
-    ledger.write_todo(sorted(urls - refused.keys()))
-    if urls - refused.keys():
+    refused = {row["url"]: row["page_optout"] for row in pairs if row["page_optout"] and config.network.optouts.page_tags}
+    urls = sorted({row["url"] for row in pairs} - refused.keys())
+    stored, state = Stored(stage.final, ledger), ledger.state()
+    stored.look(state)
+    if todo := ledger.due(urls, state, stored, begin, config.retry, config.give_up_after):
         with reachable(config) as reached:
-            write_json(stage.state / "job.json", reached.model_dump(mode="json"))
-            _fetch_all(config, stage, ledger, len(urls - refused.keys()))
-    fetched = _by_url(ledger, urls, refused)
-    _mark_placeholders(pairs, fetched, config.placeholder_captions)
-    rows = _write(pairs, fetched, _Stored(ledger), stage.out, config.shard_size)
-    report = _report(rows, fetched, stage)
+            write_json(ledger.root / "job.json", reached.model_dump(mode="json"))
+            _fetch_all(config, stage, ledger, todo)
+        stored.look(state := ledger.state())
+    records = _answers(urls, state)
+    _mark_taken_down(records)
+    ledger.settle(records, begin.isoformat(timespec="milliseconds"), config.retry, config.give_up_after)
+    fetched = {**{url: dict(record) for url, record in records.items()}, **{url: _refused(url, said) for url, said in refused.items()}}
+    _block(fetched, lists)
+    mark_placeholders(pairs, fetched, config.placeholder_captions)
+    rows = _write(pairs, fetched, stored, stage.out, config)
+    report = make_report(rows, fetched, len(todo), stage)
     report.metrics["worker_peak_mb"] = ledger.peak_memory_mb()
+    ledger.passes.rename(stage.state / "passes")  # the state folder goes when OUT is published, and not before
     return report
+
+
+def made_by(config: Download) -> str:
+    """Digest of the settings that decide what an address gives; with others, every address is asked again."""
+    fetch = config.fetch.model_dump(exclude={"retries", "retry_wait_s"})
+    picture = config.model_dump(include={"image_size", "resize_mode", "only_if_bigger", "jpeg_quality", "demo"})
+    network = {"agent": config.network.agent, "optouts": config.network.optouts.model_dump()}
+    return hashlib.sha256(canonical_json([PIXELS, fetch, picture, network]).encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -84,34 +112,45 @@ def _read_pairs(folder: Path) -> list[Row]:
     file = folder / "pairs.parquet" if folder.is_dir() else folder
     if not file.is_file():
         raise MissingInput(f"Found no {file}, expected the table of candidate pairs; run 'vlm extract' first.")
-    columns = ["uid", "url", "caption", "page_optout", "lang", "source", "page_url"]
-    missing = [name for name in columns if name not in pq.read_schema(file).names]
+    columns, there = ["uid", "url", "caption", "page_optout", "lang", "source", "page_url"], pq.read_schema(file).names
+    missing = [name for name in columns if name not in there]
     if missing:
         raise SchemaMismatch(f"Found no column {missing[0]!r} in {file}, expected the table that 'vlm extract' writes; run it first.")
-    rows: list[Row] = pq.read_table(file, columns=columns).sort_by("uid").to_pylist()
+    hashes = [name for name in ("sha256", "pdq") if name in there]
+    rows: list[Row] = pq.read_table(file, columns=[*columns, *hashes]).sort_by("uid").to_pylist()
     if not rows:
         raise NothingLeft(f"Found no candidate pair in {file}, expected at least one; look at the reasons in the report of 'vlm extract'.")
     return rows
 
 
-def _fetch_all(config: Download, stage: Stage, ledger: Ledger, total: int) -> None:
-    log = stage.state.parent / "img2dataset.log"
+def _fetch_all(config: Download, stage: Stage, ledger: Ledger, todo: list[str]) -> None:
+    log, before = stage.state.parent / "img2dataset.log", set(ledger.passes.iterdir())
     log.unlink(missing_ok=True)
-
-    said = -1
+    said, looked, left = -1, 0.0, todo
 
     def watch() -> None:
-        nonlocal said
-        done = sum(_count(file) for file in ledger.shards.glob("*_stats.json"))
+        nonlocal said, looked
+        if time.monotonic() - looked < LOOK_S:
+            return
+        looked = time.monotonic()
+        done = sum(_count(file) for file in ledger.passes.glob("*/*_stats.json") if file.parent not in before)
         if done != said:
             said = done
-            stage.progress("addresses done", done, total)
+            stage.progress("addresses done", min(done, len(todo)), len(todo))
 
     for _ in range(RESTARTS):
-        status = run_module("vlm_core.data.img2dataset_worker", stage.state / "job.json", log, config.python, watch, may_crash=True)
+        ledger.write_todo(left)
+        status = run_module("vlm_core.data.img2dataset_worker", ledger.root / "job.json", log, config.python, watch, may_crash=True)
+        if why := ledger.stopped():
+            raise ServiceError(
+                f"Found our own network at fault ({why}), expected answers from the sites; what was fetched is kept: run the same command again "
+                f"once name servers and network work (a proxy is not used)."
+            )
         if status == 0:
             return
         ledger.blame()
+        answered = {event["url"] for event in ledger.events(sorted(set(ledger.passes.iterdir()) - before))}
+        left = [url for url in todo if url not in answered]
     raise LaunchError(f"Found the downloader killed {RESTARTS} times, expected it to end by itself; is there enough memory? Read {log}.")
 
 
@@ -122,57 +161,46 @@ def _count(stats: Path) -> int:
         return 0  # being written
 
 
-def _by_url(ledger: Ledger, urls: set[str], refused: dict[str, str]) -> dict[str, Row]:
-    found: dict[str, Row] = {record["url"]: record for record in ledger.records()}
-    for url, optout in refused.items():
-        found[url] = {"url": url, "status": "optout_header", "detail": "its page opts out", "rights_rule": "page", "rights_evidence": optout}
-    missing = sorted(urls - found.keys())
+def _answers(urls: list[str], state: Mapping[str, Row]) -> dict[str, Row]:
+    missing = [url for url in urls if url not in state]
     if missing:
         raise LaunchError(f"Found no answer for {len(missing)} addresses (the first is {missing[0]}), expected one each; run the same command again.")
-    return found
+    return {url: state[url] for url in urls}
 
 
-def _mark_placeholders(pairs: list[Row], fetched: dict[str, Row], most: int) -> None:
-    """Equal bytes under many different captions are no picture of any of them."""
-    captions: dict[str, set[str]] = defaultdict(set)
-    for row in pairs:
-        record = fetched[row["url"]]
-        if record["status"] == "ok":
-            captions[record["sha256"]].add(row["caption"])
+def _refused(url: str, said: str) -> Row:
+    return {"url": url, "status": "optout_header", "detail": "its page opts out", "rights_rule": "page", "rights_evidence": said}
+
+
+def _mark_taken_down(records: Mapping[str, Row]) -> None:
+    """A picture that was taken down does not come back under another address; what it looked like is not kept either."""
+    stones = tombstones.load(home())
+    for record in records.values() if stones else ():
+        if record["status"] == "ok" and (takedown := stones.hit(record)):
+            record.update(status="taken_down", detail=f"takedown {takedown}", sha256="", phash="", pdq="", pdq_quality=None)
+
+
+def _block(fetched: Mapping[str, Row], lists: HashLists) -> None:
+    """Lists grow: what was fetched before is looked up again."""
     for record in fetched.values():
-        many = len(captions.get(record.get("sha256", ""), ()))
-        if record["status"] == "ok" and many >= most:
-            record.update(status="placeholder", detail=f"one picture under {many} captions")
+        found = lists.blocked(record["sha256"], "", record["pdq"]) if record["status"] == "ok" else None
+        if found is not None:
+            record.update(status="blocked_hash", detail=f"its bytes are on the list {found!r}", sha256="", phash="", pdq="", pdq_quality=None)
 
 
-class _Stored:
-    """Where img2dataset put each picture."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.places: dict[str, tuple[Path, Any]] = {}
-        for table in sorted(ledger.shards.glob("*.parquet")):
-            rows = pq.read_table(table, columns=["key", "url", "status"]).to_pylist()
-            urls = {f"{row['key']}.jpg": row["url"] for row in rows if row["status"] == "success"}
-            tar = table.with_suffix(".tar")
-            self.places.update({urls[member.name]: (tar, member) for member in members(tar) if member.name in urls})
-
-    def read(self, url: str) -> bytes:
-        tar, member = self.places[url]
-        with tar.open("rb") as stream:
-            return read_member(stream, member)
-
-
-def _write(pairs: list[Row], fetched: dict[str, Row], stored: _Stored, out: Path, shard_size: int) -> list[Row]:
+def _write(pairs: list[Row], fetched: Mapping[str, Row], stored: Stored, out: Path, config: Download) -> list[Row]:
     """Tars and status table; one row per pair."""
-    rows = [_status(row, fetched[row["url"]]) for row in pairs]
+    rows = [_status(row, check_hash(row, fetched[row["url"]], config.verify_hash)) for row in pairs]
     good = [(row, pair) for row, pair in zip(rows, pairs, strict=True) if row["status"] == "ok"]
     if not good:
-        counts = Counter(row["status"] for row in rows)
-        raise NothingLeft(f"Found no picture among {len(rows)} pairs ({dict(counts.most_common(5))}), expected at least one; look at the statuses.")
-    for begin in range(0, len(good), shard_size):
-        name = f"{begin // shard_size:05d}.tar"
+        said = dict(Counter(row["status"] for row in rows).most_common(5))
+        if all(passing(record, config.retry) for record in fetched.values()):
+            raise ServiceError(f"Found no picture among {len(rows)} pairs ({said}), expected at least one; all of that may pass: run the same command later.")
+        raise NothingLeft(f"Found no picture among {len(rows)} pairs ({said}), expected at least one; look at the statuses.")
+    for begin in range(0, len(good), config.shard_size):
+        name = f"{begin // config.shard_size:05d}.tar"
         with TarWriter(out / name) as tar:
-            for row, pair in good[begin : begin + shard_size]:
+            for row, pair in good[begin : begin + config.shard_size]:
                 tar.add(f"{row['uid']}.jpg", stored.read(row["url"]))
                 tar.add(f"{row['uid']}.json", _sidecar(row, pair))
                 row["shard"] = name
@@ -192,40 +220,3 @@ def _sidecar(row: Row, pair: Row) -> bytes:
     names = ("uid", "url", "sha256", "mime", "width", "height", "original_width", "original_height", "phash", "pdq", "pdq_quality")
     more = {name: pair[name] for name in ("caption", "lang", "page_url", "source")}
     return json.dumps({**{name: row[name] for name in names}, **more}, sort_keys=True, ensure_ascii=False).encode()
-
-
-def _report(rows: list[Row], fetched: dict[str, Row], stage: Stage) -> Report:
-    counts, hosts = Counter(row["status"] for row in rows), defaultdict[str, Counter[str]](Counter)
-    for row in rows:
-        hosts[_host(row["url"])][row["status"]] += 1
-    order = [status for status in STATUSES if counts[status]]
-    bar_chart({status: counts[status] for status in order}, "pairs by status", stage.pictures / "statuses.png")
-    contact_sheet(_sample(rows, stage.out), stage.pictures / "downloaded.png")
-    times = [fetched[row["url"]].get("fetched_at") for row in rows]
-    stamps = pa.array([datetime.fromisoformat(text) if text else None for text in times], pa.timestamp("us", tz="UTC"))
-    table = pa.Table.from_pylist(rows, schema=DOWNLOADS).append_column("fetched_at", stamps)
-    return Report(
-        counts={"in": len(rows), "ok": counts["ok"], **{f"failed.{status}": counts[status] for status in order if status != "ok"}},
-        metrics={"ok_share": counts["ok"] / len(rows), "fetched_mb": sum(record.get("bytes") or 0 for record in fetched.values()) / 1e6},
-        tables={"status per host": [{"host": host, "pairs": found.total(), **{s: found[s] for s in order}} for host, found in sorted(hosts.items())]},
-        pictures={"downloaded": "downloaded.png", "statuses": "statuses.png"},
-        catalog={"downloads": table},
-    )
-
-
-def _sample(rows: list[Row], out: Path) -> list[tuple[bytes, str]]:
-    """Pictures for the contact sheet: the same ones every time, spread over hosts."""
-    chosen = sorted((row for row in rows if row["status"] == "ok"), key=lambda row: name_of(row["url"]))[:SHEET]
-    wanted = {f"{row['uid']}.jpg": row for row in chosen}
-    found = []
-    for shard in sorted({row["shard"] for row in chosen}):
-        with (out / shard).open("rb") as stream:
-            found += [(read_member(stream, member), _host(wanted[member.name]["url"])) for member in members(out / shard) if member.name in wanted]
-    return found
-
-
-def _host(url: str) -> str:
-    try:
-        return urlsplit(url).hostname or ""
-    except ValueError:
-        return ""

@@ -1,33 +1,35 @@
 """One hardened client: an address in, bytes on disk and exactly one status out.
 
-Address guard, robots.txt and politeness on every hop, opt-out headers before the body, a byte budget and a deadline for the whole exchange,
+Address guard, the origin's rules and politeness on every hop, opt-out headers before the body, a byte budget and a deadline for the whole exchange,
 and the picture's header checked before anything decodes it. Source: `methods/data.md` 2, 14; PLATFORM 10.1 F12, 10.2 A1-A3, A11.
 """
 
+import contextlib
 import hashlib
-import json
-import random
+import io
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 from vlm_core.data import rights
 from vlm_core.data.address import FetchFailed, Guard, Target
-from vlm_core.data.crawl_config import Fetch, Network
+from vlm_core.data.c2pa import c2pa_decision
 from vlm_core.data.connection import Connections, Limits, Reply
+from vlm_core.data.crawl_config import Fetch, Network
+from vlm_core.data.origins import Origins
 from vlm_core.data.picture import Limits as PictureLimits
 from vlm_core.data.picture import probe
-from vlm_core.data.politeness import Politeness
+from vlm_core.data.politeness import Politeness, Sites, retry_after_s
 from vlm_core.data.rights import ALLOWED, Rights
-from vlm_core.data.sample import RETRYABLE
 
 REDIRECTS, HOPS = {301, 302, 303, 307, 308}, 5
-TDMREP = "/.well-known/tdmrep.json"
+SMALL, LARGE_MB = 2**20, 64  # bodies up to SMALL bytes wait for no room; larger ones share LARGE_MB of a process
+Blocked = Callable[[str, io.BytesIO], str | None]  # (address, its bytes)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,9 @@ class Fetched:
     height: int = 0
     rights_rule: str = ""
     rights_evidence: str = ""
+    passing: bool = False  # a refusal for now: the origin's rules could not be read
+    pause_s: float = 0.0  # Retry-After
+    ms: int = 0
     attempts: int = 1
     fetched_at: str = ""
 
@@ -54,9 +59,17 @@ class Fetched:
 
 
 class _Denied(FetchFailed):
-    def __init__(self, status: Any, decision: Rights) -> None:
+    def __init__(self, status: Any, decision: Rights, passing: bool = False) -> None:
         super().__init__(status, decision.evidence)
-        self.decision = decision
+        self.decision, self.passing = decision, passing
+
+
+class _Visit:
+    """What was learnt on the way to one address."""
+
+    def __init__(self, url: str, limits: Limits) -> None:
+        self.hops, self.limits, self.said, self.pause_s = [url], limits, "", 0.0
+        self.room = contextlib.ExitStack()  # memory that a large body was given
 
 
 def user_agent(network: Network) -> str:
@@ -74,95 +87,107 @@ class Fetcher:
     Args:
         network: how we behave on other people's servers.
         fetch: budgets of one picture.
-        processes: how many processes share the rate of a host.
-        memory: folder in which robots.txt files are remembered for this run; None keeps them in the process.
-        blocked: SHA-256 of bytes that must not be kept.
+        memory: folder in which the rules of origins are remembered; None keeps them in the process.
+        blocked: the name of a list that these bytes are on, or None; asked before anything is written to disk.
+        sites: what all processes know about the sites; None: this process alone.
     """
 
-    def __init__(self, network: Network, fetch: Fetch, processes: int = 1, memory: Path | None = None, blocked: Collection[str] = ()) -> None:
-        self.network, self.settings, self.blocked = network, fetch, frozenset(blocked)
+    def __init__(self, network: Network, fetch: Fetch, memory: Path | None = None, blocked: Blocked | None = None, sites: Sites | None = None) -> None:
+        self.network, self.settings, self.blocked = network, fetch, blocked
         self.guard = make_guard(network)
         self.connections = Connections(network.connections_per_host)
-        self.politeness = Politeness(network.rate_per_s / processes, network.burst, network.connections_per_host, network.max_quiet_s)
+        self.politeness = Politeness(network.rate_per_s, network.burst, network.connections_per_host, network.max_quiet_s, sites)
         self.headers = {"User-Agent": user_agent(network), "Accept": "image/avif,image/webp,image/*,*/*;q=0.1", "Accept-Encoding": "identity"}
         self.picture_limits = PictureLimits(fetch.max_pixels, fetch.max_decoded_mb, fetch.min_side, fetch.max_aspect)
-        self._robots = Robots(self, memory)
+        self.patience_s = float("inf")  # wait so long for a site's turn
+        self._room = threading.BoundedSemaphore(max(1, LARGE_MB * 2**20 // fetch.max_bytes))
+        self._origins = Origins(self, memory)
 
     def fetch(self, url: str, into: Path) -> Fetched:
-        """Fetch a picture into a file. The file exists afterwards if and only if the status is ok."""
+        """Ask once for a picture. The file exists afterwards if and only if the status is ok. Raises Later when nothing was asked."""
         into.unlink(missing_ok=True)
-        result = Fetched(url, "deadline")
-        for attempt in range(1, self.settings.retries + 2):
-            result = replace(self._once(url, into), attempts=attempt)
-            if result.status not in RETRYABLE or attempt > self.settings.retries:
-                break
-            time.sleep(random.uniform(0.5, 1.0) * min(8.0, self.settings.retry_wait_s * 2 ** (attempt - 1)))
-        return replace(result, fetched_at=datetime.now(UTC).isoformat(timespec="milliseconds"))
-
-    def _once(self, url: str, into: Path) -> Fetched:
-        part, hops = into.with_name(into.name + ".part"), [url]
+        visit, begin = _Visit(url, self.limits()), time.monotonic()
         try:
-            return self._follow(url, part, into, hops)
+            with visit.room:
+                result = self._follow(visit, into)
         except FetchFailed as failed:
-            decision = failed.decision if isinstance(failed, _Denied) else ALLOWED
-            final = hops[-1] if len(hops) > 1 else ""
-            return Fetched(url, failed.status, failed.detail, final, failed.http_status, rights_rule=decision.rule, rights_evidence=decision.evidence)
-        finally:
-            part.unlink(missing_ok=True)
+            denied = failed if isinstance(failed, _Denied) else None
+            rule, said = (denied.decision.rule, denied.decision.evidence) if denied else ("", visit.said)
+            final = visit.hops[-1] if len(visit.hops) > 1 else ""
+            result = Fetched(url, failed.status, failed.detail, final, failed.http_status, rights_rule=rule, rights_evidence=said)
+            result = replace(result, passing=bool(denied and denied.passing))
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        return replace(result, pause_s=visit.pause_s, ms=round(1000 * (time.monotonic() - begin)), fetched_at=at)
 
-    def _follow(self, url: str, part: Path, into: Path, hops: list[str]) -> Fetched:
-        limits = self._limits()
+    def _follow(self, visit: _Visit, into: Path) -> Fetched:
+        hops = visit.hops
         while True:
             target = self.guard.check(hops[-1], self.network.dns_timeout_s)
-            decision = self._robots.decide(target)
+            decision, passing = self._origins.decide(target)
             if not decision.allowed:
-                raise _Denied("robots_denied", decision)
-            with self.politeness.turn(target.host):
-                moved = self._ask(target, limits, part)
-            if moved is None:
-                return self._accept(url, target, part, into, len(hops) > 1)
-            if len(hops) > HOPS or moved in hops:
+                raise _Denied("robots_denied", decision, passing)
+            with self.politeness.turn(target.host, self.patience_s):
+                answer = self._ask(target, visit)
+            if not isinstance(answer, str):
+                return self._accept(visit, target, answer, into)
+            if len(hops) > HOPS or answer in hops:
                 raise FetchFailed("redirect_loop", f"{len(hops)} redirects")
-            hops.append(moved)
+            hops.append(answer)
 
-    def _limits(self) -> Limits:
+    def limits(self) -> Limits:
+        """The time that one exchange may take, with all its redirects; waiting for turns does not count."""
         return Limits(self.network.connect_timeout_s, self.network.read_timeout_s, self.settings.deadline_s)
 
-    def _ask(self, target: Target, limits: Limits, part: Path) -> str | None:
-        """Save the body of a 200 into `part`, or give the address of a redirect. Raises FetchFailed."""
+    def _ask(self, target: Target, visit: _Visit) -> io.BytesIO | str:
+        """The body of a 200, or the address of a redirect. Raises FetchFailed."""
         try:
-            with self.connections.get(target, self.headers, limits) as reply:
-                self.politeness.answered(target.host, reply.status, reply.headers.get("Retry-After"))
-                decision = rights.headers_decision(reply.all("X-Robots-Tag"), reply.all("TDM-Reservation"), self.network.agent)
+            with self.connections.get(target, self.headers, visit.limits) as reply:
+                asked = reply.headers.get("Retry-After")
+                self.politeness.answered(target.host, reply.status, asked)
+                visit.pause_s = (retry_after_s(asked) or 0.0) if reply.status in {429, 503} else 0.0
+                decision = rights.headers_decision(reply.all("X-Robots-Tag"), reply.all("TDM-Reservation"), self.network.agent, self.network.optouts)
                 if not decision.allowed:
                     raise _Denied("optout_header", decision)
-                if reply.status in REDIRECTS and reply.headers.get("Location"):
-                    return _join(target.url, str(reply.headers["Location"]))
-                _refuse_other_than_200(reply)
-                with part.open("wb") as stream:
-                    for chunk in reply.chunks(self.settings.max_bytes):
-                        stream.write(chunk)
-                return None
+                visit.said = decision.evidence
+                moved = reply.headers.get("Location") if reply.status in REDIRECTS else None
+                if not moved:
+                    _refuse_other_than_200(reply)
+                answer = _join(target.url, str(moved)) if moved else self._read(reply, visit)
         except FetchFailed as failed:
             self.politeness.failed(target.host, failed)
             raise
+        self.politeness.settled(target.host)
+        return answer
 
-    def _accept(self, url: str, target: Target, part: Path, into: Path, moved: bool) -> Fetched:
-        with part.open("rb") as stream:
-            digest, size = hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell()
-            if digest in self.blocked:
-                raise FetchFailed("blocked_hash", "its bytes are on the list of blocked hashes", 200)
-            try:
-                header = probe(stream, self.picture_limits)
-            except FetchFailed as failed:
-                failed.http_status = 200
-                raise
-        part.rename(into)
-        return Fetched(url, "ok", "", target.url if moved else "", 200, size, digest, header.mime, header.width, header.height)
+    def _read(self, reply: Reply, visit: _Visit) -> io.BytesIO:
+        body, small = io.BytesIO(), True
+        for chunk in reply.chunks(self.settings.max_bytes):
+            body.write(chunk)
+            if small and body.tell() > SMALL:
+                visit.room.enter_context(self._room)
+                small = False
+        return body
+
+    def _accept(self, visit: _Visit, target: Target, body: io.BytesIO, into: Path) -> Fetched:
+        listed = self.blocked(visit.hops[0], body) if self.blocked else None
+        if listed is not None:
+            raise FetchFailed("blocked_hash", f"its bytes are on the list {listed!r}", 200)
+        try:
+            header = probe(body, self.picture_limits)
+        except FetchFailed as failed:
+            failed.http_status = 200
+            raise
+        decision = c2pa_decision(body) if self.network.optouts.c2pa else ALLOWED
+        if not decision.allowed:
+            raise _Denied("optout_header", decision)
+        data, final = body.getbuffer(), target.url if len(visit.hops) > 1 else ""
+        into.write_bytes(data)
+        known = {"sha256": hashlib.sha256(data).hexdigest(), "mime": header.mime, "width": header.width, "height": header.height}
+        return Fetched(visit.hops[0], "ok", "", final, 200, len(data), rights_evidence=visit.said, **known)
 
     def get_text(self, target: Target, path: str) -> tuple[int, str]:
         """(status, text) of a small file of an origin, redirects followed under the same guard. Raises FetchFailed."""
-        limits, here = self._limits(), target._replace(url=target.origin + path, path=path)
+        limits, here = self.limits(), target._replace(url=target.origin + path, path=path)
         for _ in range(HOPS + 1):
             with self.connections.get(here, {**self.headers, "Accept": "*/*"}, limits) as reply:
                 if reply.status not in REDIRECTS or not reply.headers.get("Location"):
@@ -173,70 +198,6 @@ class Fetcher:
 
     def close(self) -> None:
         self.connections.close()
-
-
-class Robots:
-    """robots.txt and tdmrep.json of each origin, asked for once per run (also across processes) and remembered."""
-
-    def __init__(self, fetcher: Fetcher, memory: Path | None) -> None:
-        self.fetcher, self.memory = fetcher, memory
-        self._known: dict[str, dict[str, Any]] = {}
-        self._locks: dict[str, threading.Lock] = {}
-        self._lock = threading.Lock()
-
-    def decide(self, target: Target) -> Rights:
-        """May we ask for this target? Raises FetchFailed when its host cannot be reached at all."""
-        network = self.fetcher.network
-        rules = self._rules(target)
-        if rules["unreachable"]:
-            return Rights(False, "robots.txt", f"{target.origin}/robots.txt: {rules['unreachable']}, which counts as a refusal for now")
-        decision = rights.robots_decision(rules["robots"], target.url, network.agent)
-        if decision.allowed and rules["tdm"]:
-            decision = rights.tdmrep_decision(rules["tdm"], urlsplit(target.url).path)
-        return decision
-
-    def _rules(self, target: Target) -> dict[str, Any]:
-        with self._lock:
-            lock = self._locks.setdefault(target.origin, threading.Lock())
-        with lock:
-            if target.origin not in self._known:
-                texts = self._remembered(target)
-                robots = rights.read_robots(texts["robots"])
-                delay = robots.crawl_delay(self.fetcher.network.agent)
-                if delay:
-                    self.fetcher.politeness.crawl_delay(target.host, float(delay))
-                self._known[target.origin] = {"robots": robots, "tdm": rights.read_tdmrep(texts["tdm"]), "unreachable": texts["unreachable"]}
-            return self._known[target.origin]
-
-    def _remembered(self, target: Target) -> dict[str, str]:
-        file = self.memory / f"{hashlib.sha256(target.origin.encode()).hexdigest()[:32]}.json" if self.memory else None
-        if file is not None and file.exists():
-            texts: dict[str, str] = json.loads(file.read_text())
-            return texts
-        texts = self._ask(target)
-        if file is not None and not texts["unreachable"]:
-            part = file.with_name(f"{file.name}.{threading.get_ident()}.part")
-            part.write_text(json.dumps(texts))
-            part.rename(file)
-        return texts
-
-    def _ask(self, target: Target) -> dict[str, str]:
-        """4xx allows everything; 5xx and silence forbid everything for now (RFC 9309 2.3.1)."""
-        texts = {"robots": "", "tdm": "", "unreachable": ""}
-        with self.fetcher.politeness.turn(target.host):
-            try:
-                status, texts["robots"] = self.fetcher.get_text(target, "/robots.txt")
-                if status >= 500 or status == 429:
-                    texts["unreachable"] = f"HTTP {status}"
-                elif self.fetcher.network.tdmrep:
-                    texts["tdm"] = self.fetcher.get_text(target, TDMREP)[1]
-            except FetchFailed as failed:
-                if failed.status in {"deadline", "http_5xx", "redirect_loop"}:
-                    texts["unreachable"] = failed.detail
-                elif failed.status not in {"too_large", "decode_error", "ssrf_blocked", "scheme_blocked"}:
-                    self.fetcher.politeness.failed(target.host, failed)
-                    raise
-        return texts
 
 
 def _join(base: str, location: str) -> str:

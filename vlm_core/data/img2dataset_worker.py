@@ -6,14 +6,18 @@ so that a restart after kill -9 asks only for what is still missing.
 """
 
 import contextlib
+import hashlib
 import importlib
 import io
 import json
 import os
 import resource
 import sys
+import threading
+import time
 import types
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -23,6 +27,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from vlm_core.data import perceptual
@@ -30,8 +36,12 @@ from vlm_core.data.address import FetchFailed
 from vlm_core.data.child import CRASHED
 from vlm_core.data.crawl_config import Download
 from vlm_core.data.fetch import Fetched, Fetcher
+from vlm_core.data.hash_lists import HashLists
 from vlm_core.data.ledger import Ledger
+from vlm_core.data.outage import Outage, of_our_side
 from vlm_core.data.picture import Limits, decode
+from vlm_core.data.politeness import Later, Sites, domain_of
+from vlm_core.data.schedule import host_of, passing
 from vlm_core.stage import die_with_parent, own_peak_mb
 
 
@@ -59,21 +69,60 @@ FLAT = 1.0  # standard deviation of grey levels below which a picture shows noth
 
 
 class Job:
-    """What every process of a job shares. Pickles as the name of its file."""
+    """What every process of a job shares. Pickles as the name of its file and whether this is the first pass."""
 
-    def __init__(self, file: str) -> None:
-        self.file = file
+    def __init__(self, file: str, first: bool = True) -> None:
+        self.file, self.first = file, first
         self.config = Download.read(json.loads(Path(file).read_text()))
         self.ledger = Ledger(Path(file).parent)
         self.limits = Limits(self.config.fetch.max_pixels, self.config.fetch.max_decoded_mb, self.config.fetch.min_side, self.config.fetch.max_aspect)
 
-    def __reduce__(self) -> tuple[type["Job"], tuple[str]]:
-        return Job, (self.file,)
+    def __reduce__(self) -> tuple[type["Job"], tuple[str, bool]]:
+        return Job, (self.file, self.first)
 
-    def fetcher(self) -> Fetcher:
-        config = self.config
-        blocked = Path(config.blocked_hashes).read_text().split() if config.blocked_hashes else []
-        return Fetcher(config.network, config.fetch, config.processes, self.ledger.robots, blocked)
+
+class Client:
+    """One per process: the fetcher with its TLS context and connections, the hash lists, and an eye on our own network."""
+
+    def __init__(self, job: Job) -> None:
+        config, self.ledger, self.limits = job.config, job.ledger, job.limits
+        self.lists = HashLists({name: (one.kind, Path(one.path)) for name, one in config.hash_lists.items()}) if config.hash_lists else None
+        self.kinds = {one.kind for one in config.hash_lists.values()}
+        self.outage, self.decoding = Outage(), threading.Lock()
+        self.fetcher = Fetcher(config.network, config.fetch, self.ledger.origins, self.blocked if self.lists else None, Sites(self.ledger.root / "sites"))
+
+    def fetch(self, url: str) -> Fetched:
+        """Ask for an address, or give what an earlier process learnt. Raises Later."""
+        record = self.ledger.known(url)
+        if record is not None:
+            return record
+        if self.ledger.stopped():
+            raise Later(url)
+        record = self.fetcher.fetch(url, self.ledger.body(url))
+        if why := self.outage.sees(domain_of(host_of(record.url)), record.status, record.detail):
+            self.ledger.stop(why)
+        if of_our_side(record.status, record.detail) and self.ledger.stopped():
+            raise Later(url)
+        self.ledger.finish(record, record.json())
+        return record
+
+    def blocked(self, url: str, body: io.BytesIO) -> str | None:
+        """The name of the list that a picture is on. Nothing of it has been written to disk yet."""
+        assert self.lists is not None
+        data = body.getbuffer()
+        md5 = hashlib.md5(data, usedforsecurity=False).hexdigest() if "md5" in self.kinds else ""
+        found = self.lists.blocked(hashlib.sha256(data).hexdigest(), md5)
+        if found is not None or "pdq" not in self.kinds:
+            return found
+        with self.decoding:
+            self.ledger.mark(url)
+            try:
+                image, _ = decode(body, self.limits, 256)
+            except FetchFailed:
+                return None  # the resizer will say so
+            finally:
+                self.ledger.mark("")
+            return self.lists.blocked("", "", perceptual.to_hex(perceptual.pdq(np.asarray(image.convert("RGB")))[0]))
 
 
 class Stream(io.RawIOBase):
@@ -93,14 +142,16 @@ class Upright(img2dataset.resizer.Resizer):
     """img2dataset's resizer, fed with an upright picture without alpha that was checked before it was decoded; it also takes the hashes."""
 
     job: Job
+    records: dict[str, dict[str, Any]]
 
     def __call__(self, img_stream: Any, blurring_bbox_list: Any = None) -> tuple[Any, ...]:
         if not isinstance(img_stream, Stream):
             return self.resize(img_stream)
-        self.job.ledger.mark(img_stream.record.url)
+        url = img_stream.record.url
+        self.job.ledger.mark(url)
         with img_stream.path.open("rb") as file:
             result = self.resize(file)
-        self.job.ledger.finish(img_stream.record, _record(img_stream.record, *result))
+        self.records[url] = _record(img_stream.record, *result)
         self.job.ledger.mark("")
         return result
 
@@ -128,48 +179,46 @@ def _record(fetched: Fetched, encoded: bytes | None, width: int, height: int, or
         return replace(fetched, status="placeholder", detail="one colour").json()
     bits, quality = perceptual.pdq(rgb)
     looks = {"phash": perceptual.to_hex(perceptual.phash(rgb)), "pdq": perceptual.to_hex(bits), "pdq_quality": quality}
-    return {**fetched.json(), "stored_width": width, "stored_height": height, **looks}
+    return {**fetched.json(), "stored_width": width, "stored_height": height, "stored_bytes": len(encoded), **looks}
 
 
 class Shards(img2dataset.downloader.Downloader):
-    """img2dataset's downloader of one shard; its fetch function looks into the ledger first."""
+    """img2dataset's downloader of one shard; its fetch function looks into the ledger first, and what it finds goes there."""
 
     job: Job
-    fetcher: Fetcher | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "fetcher": None}
 
     def download_shard(self, row: tuple[int, str]) -> None:
         warnings.simplefilter("ignore")
-        shared = _shared_fetcher(self.job)
-        ledger, resizer = self.job.ledger, self.resizer
-        resizer.job = self.job
+        client, ledger, resizer = _client(self.job), self.job.ledger, self.resizer
+        client.fetcher.patience_s = self.job.config.network.patience_s if self.job.first else float("inf")
+        records: dict[str, dict[str, Any]] = {}
+        resizer.job, resizer.records = self.job, records
 
         def fetch(row: tuple[int, str], **_: Any) -> tuple[int, Stream | None, str | None]:
             key, url = row
-            record = ledger.known(url)
-            if record is None:
-                record = shared.fetch(url, ledger.body(url))
-                ledger.finish(record, record.json())
+            try:
+                record = client.fetch(url)
+            except Later:
+                return key, None, "later"
             if record.status != "ok":
+                records[url] = record.json()
                 return key, None, record.status
             return key, Stream(ledger.body(url), record), None
 
         img2dataset.downloader.download_image_with_retry = fetch
         super().download_shard(row)
-        ledger.shard_done(row[0])
+        ledger.shard_done(Path(self.output_folder), row[0], records)
         ledger.note_memory(own_peak_mb())
 
 
-_fetchers: dict[str, Fetcher] = {}
+_clients: dict[str, Client] = {}
 
 
-def _shared_fetcher(job: Job) -> Fetcher:
+def _client(job: Job) -> Client:
     """One client, one TLS context and one set of connections per process."""
-    if job.file not in _fetchers:
-        _fetchers[job.file] = job.fetcher()
-    return _fetchers[job.file]
+    if job.file not in _clients:
+        _clients[job.file] = Client(job)
+    return _clients[job.file]
 
 
 class _NoLogger:
@@ -183,20 +232,28 @@ class _NoLogger:
     def terminate(self) -> None: ...
 
 
-def _distribute(processes: int, downloader: Shards, reader: Iterable[tuple[int, str]], subjob_size: int, max_shard_retry: int) -> None:
-    """img2dataset's place for a distributor. A worker that dies ends the job with CRASHED instead of being waited for."""
-    if processes == 1:
-        for row in reader:
-            _insist(*downloader(row))
-        return
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_limit_memory, initargs=(os.getpid(),))
-    try:
-        for done in as_completed([pool.submit(downloader, row) for row in reader]):
-            _insist(*done.result())
-    except BrokenProcessPool:
-        raise SystemExit(CRASHED) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+class Workers:
+    """img2dataset's place for a distributor. The processes outlive a pass; one that dies ends the job with CRASHED instead of being waited for."""
+
+    def __init__(self, processes: int) -> None:
+        self.pool: ProcessPoolExecutor | None = None
+        if processes > 1:
+            self.pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_limit_memory, initargs=(os.getpid(),))
+
+    def __call__(self, processes: int, downloader: Shards, reader: Iterable[tuple[int, str]], subjob_size: int, max_shard_retry: int) -> None:
+        if self.pool is None:
+            for row in reader:
+                _insist(*downloader(row))
+            return
+        try:
+            for done in as_completed([self.pool.submit(downloader, row) for row in reader]):
+                _insist(*done.result())
+        except BrokenProcessPool:
+            raise SystemExit(CRASHED) from None
+
+    def close(self) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _insist(success: bool, row: tuple[int, str]) -> None:
@@ -220,16 +277,35 @@ def _downloader(job: Job) -> Any:
 
 
 def main(file: str) -> None:
+    """Pass after pass, until every address has an answer and what failed in a way that may pass has been asked as often as the settings say."""
     die_with_parent()
-    job = Job(file)
-    job.ledger.prepare()
-    config = job.config
-    ENGINE.LoggerProcess = _NoLogger
-    ENGINE.Resizer = Upright
+    job, failures = Job(file), Counter[str]()
+    config, ledger = job.config, job.ledger
+    ENGINE.LoggerProcess, ENGINE.Resizer = _NoLogger, Upright
+    ENGINE.multiprocessing_distributor = workers = Workers(config.processes)
+    todo = ledger.read_todo()
+    try:
+        while todo:
+            folder = ledger.new_pass()
+            _run_pass(job, folder, todo)
+            if ledger.stopped():
+                return
+            events = {event["url"]: event for event in ledger.events([folder])}
+            failures.update(url for url, event in events.items() if passing(event, config.retry))
+            todo = [url for url in todo if url not in events or 0 < failures[url] <= config.fetch.retries and passing(events[url], config.retry)]
+            if todo and any(url in events for url in todo):
+                time.sleep(min(config.network.max_quiet_s, config.fetch.retry_wait_s * 2 ** (max(failures.values()) - 1)))
+            job = Job(file, first=False)
+    finally:
+        workers.close()
+
+
+def _run_pass(job: Job, folder: Path, todo: list[str]) -> None:
+    config, table = job.config, folder / "todo.parquet"
+    pq.write_table(pa.table({"url": pa.array(todo, pa.string())}), table)
     ENGINE.Downloader = _downloader(job)
-    ENGINE.multiprocessing_distributor = _distribute
     ENGINE.download(
-        url_list=str(job.ledger.todo), input_format="parquet", output_folder=str(job.ledger.shards), output_format="webdataset",
+        url_list=str(table), input_format="parquet", output_folder=str(folder), output_format="webdataset",
         image_size=config.image_size, resize_mode=config.resize_mode, resize_only_if_bigger=config.only_if_bigger, encode_quality=config.jpeg_quality,
         processes_count=config.processes, thread_count=config.threads, number_sample_per_shard=config.shard_size,
         extract_exif=False, compute_hash=None, disallowed_header_directives=[], incremental_mode="incremental",

@@ -1,6 +1,6 @@
 """What a site says about the use of its pages and pictures: pure decisions with their evidence. Deny if any channel denies.
 
-Sources: RFC 9309 (robots.txt), X-Robots-Tag and <meta name=robots>, TDM Reservation Protocol; `methods/data.md` 14.
+Sources: RFC 9309 (robots.txt), X-Robots-Tag and <meta name=robots>, TDM Reservation Protocol, Spawning's ai.txt; `methods/data.md` 14.
 """
 
 import json
@@ -12,13 +12,15 @@ from typing import Literal, NamedTuple
 
 from protego import Protego
 
-DISALLOWED = ("noai", "noimageai", "noindex", "noimageindex", "none", "noml")
+from vlm_core.data.crawl_config import OptOuts
+
+DISALLOWED = tuple(OptOuts().directives)
 VALUED = frozenset({"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"})
 ROBOTS_BYTES = 500 * 1024
 
 
 class Rights(NamedTuple):
-    """May it be used; which channel said so; what it said."""
+    """May it be used; which channel denies; what was said, also when it is allowed or when the channel does not bind."""
 
     allowed: bool
     rule: str = ""
@@ -32,11 +34,41 @@ def read_robots(text: str) -> Protego:
     return Protego.parse(text[:ROBOTS_BYTES])
 
 
-def robots_decision(robots: Protego, url: str, agent: str) -> Rights:
-    """The group of our product token, else '*'; longest match wins, Allow wins ties."""
+def robots_decision(robots: Protego, url: str, agent: str, text: str = "") -> Rights:
+    """The group of our product token, else '*'; longest match wins, Allow wins ties. With the file's text, the evidence names the rule."""
     if robots.can_fetch(url, agent):
         return ALLOWED
-    return Rights(False, "robots.txt", f"robots.txt disallows {url} for {agent}")
+    rule = _deciding_rule(text, url, agent)
+    return Rights(False, "robots.txt", f"robots.txt disallows {url} for {agent}" + (f" ({rule})" if rule else ""))
+
+
+def ai_txt_decision(rules: Protego, url: str, agent: str, text: str = "") -> Rights:
+    """ai.txt is written as robots.txt is, about file types: `Disallow: *.jpg`; the longest match wins here too."""
+    if rules.can_fetch(url, agent):
+        return ALLOWED
+    return Rights(False, "ai.txt", f"ai.txt disallows {url} ({_deciding_rule(text, url, agent) or 'for all'})")
+
+
+def _deciding_rule(text: str, url: str, agent: str) -> str:
+    """The longest Disallow line of our group that matches; '' when none can be told."""
+    groups: dict[str, list[str]] = {}
+    names: list[str] = []
+    open_group = False
+    for line in text[:ROBOTS_BYTES].splitlines():
+        field, _, value = (part.strip() for part in line.partition("#")[0].partition(":"))
+        if field.lower() == "user-agent":
+            names = [*names, value.lower()] if open_group else [value.lower()]
+            open_group = True
+        elif field.lower() in {"disallow", "allow"}:
+            open_group = False
+            for name in names if field.lower() == "disallow" and value else ():
+                groups.setdefault(name, []).append(value)
+    lines = groups.get(agent.lower()) or groups.get("*", [])
+    return next((f"Disallow: {line}" for line in sorted(lines, key=len, reverse=True) if not _alone(line).can_fetch(url, "x")), "")
+
+
+def _alone(line: str) -> Protego:
+    return Protego.parse(f"User-agent: *\nDisallow: {line}")
 
 
 def xrobots_denied(values: Sequence[str], agents: Sequence[str], disallowed: Iterable[str] = DISALLOWED, mode: Literal["fixed", "reference"] = "fixed") -> bool:
@@ -87,13 +119,15 @@ def _past(text: str) -> bool:
     return (when if when.tzinfo else when.replace(tzinfo=UTC)) < datetime.now(UTC)
 
 
-def headers_decision(xrobots: Sequence[str], tdm_reservation: Sequence[str], agent: str) -> Rights:
-    """What the headers of a reply say about its use."""
-    if xrobots_denied(xrobots, [agent]):
-        return Rights(False, "x-robots-tag", " | ".join(f"X-Robots-Tag: {value}" for value in xrobots))
-    if any(value.strip() == "1" for value in tdm_reservation):
-        return Rights(False, "tdm-reservation", "TDM-Reservation: 1")
-    return ALLOWED
+def headers_decision(xrobots: Sequence[str], tdm_reservation: Sequence[str], agent: str, optouts: OptOuts | None = None) -> Rights:
+    """What the headers of a reply say about its use. What does not bind, or does not deny, stays as evidence."""
+    binds = optouts or OptOuts()
+    said = " | ".join([*(f"X-Robots-Tag: {value}" for value in xrobots if value), *(f"TDM-Reservation: {value}" for value in tdm_reservation)])
+    if binds.x_robots_tag and xrobots_denied(xrobots, [agent], binds.directives):
+        return Rights(False, "x-robots-tag", said)
+    if binds.tdm_header and any(value.strip() == "1" for value in tdm_reservation):
+        return Rights(False, "tdm-reservation", said)
+    return Rights(True, "", said)
 
 
 def meta_decision(metas: Iterable[tuple[str, str]], agent: str) -> Rights:

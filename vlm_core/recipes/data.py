@@ -2,12 +2,12 @@
 
 from vlm_core.data.caption_config import Gates, OpenAiWriter, Recaption
 from vlm_core.data.config import Embed, EvalSets, OfflineScorer, OpenClipScorer, Shard
-from vlm_core.data.crawl_config import Crawl, Download, Extract, Fetch, Network, Site, Table, Warc
+from vlm_core.data.crawl_config import Crawl, Download, Extract, Fetch, Network, OptOuts, Site, Table, Warc
 from vlm_core.data.filter_config import Cut, ExactDuplicates, Filter, ImageRules, LanguageRule, NearDuplicates, Personal, Rights, Safety, TextRules, Titles
 
 # ---- crawl, extract, download
 
-_DEMO = Network(rate_per_s=2_000.0, burst=100, connections_per_host=16, tdmrep=False)  # loopback bears it
+_DEMO = Network(rate_per_s=2_000.0, burst=100, connections_per_host=16, optouts=OptOuts(tdmrep=False, ai_txt=False))  # loopback bears it
 
 
 def demo_crawl() -> Crawl:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from vlm_core.config import canonical_json
 from vlm_core.data import demo_web, tombstones
+from vlm_core.data.by_address import Stored
 from vlm_core.data.child import run_module
 from vlm_core.data.crawl_config import Download
 from vlm_core.data.download_report import make_report
@@ -54,7 +55,7 @@ def download(config: Download, stage: Stage) -> Report:
     ledger.prepare()
     refused = {row["url"]: row["page_optout"] for row in pairs if row["page_optout"] and config.network.optouts.page_tags}
     urls = sorted({row["url"] for row in pairs} - refused.keys())
-    stored, state = KeptPictures(stage.final, ledger), ledger.state()
+    stored, state = Stored(stage.final, ledger), ledger.state()
     stored.look(state)
     if todo := ledger.due(urls, state, stored, begin, config.retry, config.give_up_after):
         with reachable(config) as reached:
@@ -187,7 +188,7 @@ def _block(fetched: Mapping[str, Row], lists: HashLists) -> None:
             record.update(status="blocked_hash", detail=f"its bytes are on the list {found!r}", sha256="", phash="", pdq="", pdq_quality=None)
 
 
-def _write(pairs: list[Row], fetched: Mapping[str, Row], stored: KeptPictures, out: Path, config: Download) -> list[Row]:
+def _write(pairs: list[Row], fetched: Mapping[str, Row], stored: Stored, out: Path, config: Download) -> list[Row]:
     """Tars and status table; one row per pair."""
     rows = [_status(row, check_hash(row, fetched[row["url"]], config.verify_hash)) for row in pairs]
     good = [(row, pair) for row, pair in zip(rows, pairs, strict=True) if row["status"] == "ok"]

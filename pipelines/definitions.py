@@ -2,14 +2,14 @@
 
 import dagster as dg
 
-from assets import captions, checks, distilled, eval_sets, evaluation, features, filtered, images, pretrained, registry, shards, sources, transferred
+from assets import captions, checks, distilled, eval_sets, evaluation, features, filtered, images, pretrained, registry, report, shards, sources, transferred
 from pipelines import jobs, schedules, sensors
 from pipelines.resources import deployment
 
 defs = dg.Definitions(
     assets=[
         sources.pages, sources.candidate_pairs, images.images, images.embeddings, filtered.filtered, captions.captions, shards.shards, shards.snapshot,
-        eval_sets.eval_sets, *pretrained.models, features.features, transferred.transferred, distilled.distilled, *evaluation.evaluations, *registry.registrations,
+        eval_sets.eval_sets, report.report, *pretrained.models, features.features, transferred.transferred, distilled.distilled, *evaluation.evaluations, *registry.registrations,
     ],
     asset_checks=checks.CHECKS,
     jobs=[jobs.data_to_model, jobs.data_only, jobs.retrain],

@@ -26,6 +26,7 @@ EDGES = {
     "shards": {"captions", "filtered"},
     "snapshot": {"shards"},
     "eval_sets": {"shards"},
+    "report": {"snapshot"},
     "pretrained/lit_packaged": {"snapshot"},
     "pretrained/clip_tiny": {"snapshot"},
     "features": {"eval_sets", "pretrained/lit_packaged"},

@@ -4,6 +4,7 @@ from vlm_core.data.caption_config import Gates, OpenAiWriter, Recaption
 from vlm_core.data.config import Embed, EvalSets, OfflineScorer, OpenClipScorer, Shard
 from vlm_core.data.crawl_config import Crawl, Download, Extract, Fetch, Network, OptOuts, Site, Table, Warc
 from vlm_core.data.filter_config import Cut, ExactDuplicates, Filter, ImageRules, LanguageRule, NearDuplicates, Personal, Rights, Safety, TextRules, Titles
+from vlm_core.data.report_config import DatasetPage
 
 # ---- crawl, extract, download
 
@@ -117,3 +118,11 @@ def web_shard() -> Shard:
 
 def demo_eval_sets() -> EvalSets:
     return EvalSets()
+
+
+# ---- report
+
+
+def dataset_page() -> DatasetPage:
+    """A page of at most 3 MB."""
+    return DatasetPage()

@@ -1,5 +1,7 @@
 """Fractions, clusters, MetaCLIP balance (golden arrays: tests/golden)."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -44,13 +46,40 @@ def test_the_reference_keeps_one_more_and_all_ties() -> None:
     assert select.keep_top(scores, uids(10), 0.2).sum() == 2
 
 
+def ranked(scores: np.ndarray, names: list[str], fraction: float, mode: Literal["fixed", "reference"] = "fixed", block: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """(mask, thresholds) by a ranking over blocks, as a run over many rows goes about it."""
+    ranking = select.Ranking(fraction, mode)
+    blocks = [np.arange(start, min(start + block, len(scores))) for start in range(0, len(scores), block)]
+    labels = np.array(names, dtype=object)
+    for rows in blocks:
+        ranking.count(labels[rows], scores[rows])
+    for rows in blocks:
+        ranking.collect(labels[rows], scores[rows], rows)
+    parts = [ranking.decide(labels[rows], scores[rows], rows) for rows in blocks]
+    return np.concatenate([keep for keep, _ in parts]), np.concatenate([threshold for _, threshold in parts])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.001, 1), st.sampled_from(["fixed", "reference"]), st.integers(1, 50))
+def test_two_looks_over_blocks_keep_what_one_sort_keeps_ties_included(seed: int, fraction: float, mode: Literal["fixed", "reference"], block: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.choice([-1.5, -0.0, 0.0, 0.25, 0.2500001, 3e7, *rng.normal(size=5)], 40)  # few values: many ties
+    names = rng.choice(["a", "b", ""], 40).tolist()
+    keep, threshold = ranked(scores, names, fraction, mode, block)
+    for name in set(names):
+        rows = np.flatnonzero(np.array(names) == name)
+        share = max(fraction, 1 / len(rows) + 1e-12)  # a name with any row keeps one
+        assert keep[rows].tolist() == select.keep_top(scores[rows], [f"{row:02}" for row in rows], share, mode).tolist()
+        assert (threshold[rows] == select.fraction_threshold(scores[rows], share, mode)).all()
+
+
 def test_every_language_keeps_its_own_share_and_a_rare_one_keeps_its_best() -> None:
     lang = ["en"] * 10 + ["ko"] * 4 + ["ja"]
     scores = np.concatenate([np.linspace(0.5, 0.9, 10), [0.1, 0.2, 0.15, 0.05], [0.01]])
-    keep, threshold = select.keep_top_within(scores, uids(15), lang, 0.5)
+    keep, threshold = ranked(scores, lang, 0.5)
     assert np.flatnonzero(keep).tolist() == [5, 6, 7, 8, 9, 11, 12, 14]
     assert threshold[[0, 10, 14]] == pytest.approx([scores[5], 0.15, 0.01])
-    everything, _ = select.keep_top_within(scores, uids(15), ["all"] * 15, 0.5)
+    everything, _ = ranked(scores, ["all"] * 15, 0.5)
     assert not everything[10:].any()
 
 

@@ -1,6 +1,7 @@
 """Rules that rank samples or limit a score: the cut by a share or a threshold, limits on outside scores, most samples of a domain. Same form as in `rules`."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_core.data import scores, select
+from vlm_core.data.blocks import pieces
 from vlm_core.data.cut_config import ClipScore, Cut, External, Hype, MaskedClipScore, NegClipLoss, NormSim, ScoreConfig
-from vlm_core.data.decisions import Reason, Verdict, first_reason
+from vlm_core.data.decisions import Reason, Verdict, first_reason, joined
 from vlm_core.data.filter_config import DomainCap, Hook
 from vlm_core.data.politeness import domain_of
 from vlm_core.data.pool import Column, Pool
@@ -20,46 +22,78 @@ COSINES = ("clip_score", "masked_clip_score")
 
 
 def cut(section: Cut, pool: Pool, rows: Column) -> Verdict:
-    """The best share inside each language, source or domain, or what reaches a threshold.
+    """`survey` and its verdict on the same rows."""
+    return survey(section, pool, rows)(rows)
+
+
+def survey(section: Cut, pool: Pool, rows: Column) -> Callable[[Column], Verdict]:
+    """The best share inside each language, source or domain, or what reaches a threshold: looks at all the rows, then judges any block of them.
 
     With over='pool' everything that has a score is ranked, also what other rules dropped, so two cuts in a row are the intersection of two filters.
     """
     ranked = rows if section.over == "remaining" else np.arange(len(pool))
-    score, threshold = np.full(len(pool), np.nan), np.full(len(pool), np.nan)
-    score[ranked], digest = score_rows(section.score, pool, ranked)
-    ranked = ranked[np.isfinite(score[ranked])]
-    names, keep = names_within(section.within, pool), np.zeros(len(pool), bool)
-    if section.threshold is not None:
-        threshold[:] = [section.thresholds.get(name, section.threshold) for name in names]
-        keep = score >= threshold
-    elif len(ranked) and section.fraction is not None:
-        keep[ranked], threshold[ranked] = select.keep_top_within(
-            score[ranked], pool.uid[ranked].tolist(), names[ranked].tolist(), section.fraction, section.mode
-        )
-    missing: Reason = "no_score" if isinstance(section.score, External) else "no_embedding"
-    reason = first_reason(len(rows), (missing, np.isnan(score[rows])), ("low_score", ~keep[rows]))
-    detail = [f"{section.score.kind} in {name or '?'}" for name in names[rows]]
-    return Verdict(reason, score[rows], threshold[rows], detail, f"{pool.scorer} {digest}".strip())
+    score_of, digest = scorer_of(section.score, pool, ranked)
+    ranking = None if section.fraction is None else select.Ranking(section.fraction, section.mode)
+
+    def scored(part: Column) -> tuple[Column, Column, Column]:
+        score = score_of(part)
+        has = np.isfinite(score)
+        return names_within(section.within, pool, part[has]), score[has], part[has]
+
+    if ranking:
+        for part in pieces(ranked):
+            ranking.count(*scored(part)[:2])
+        for part in pieces(ranked):
+            ranking.collect(*scored(part))
+
+    def judge(part: Column) -> Verdict:
+        score, names = score_of(part), names_within(section.within, pool, part)
+        keep, threshold, has = np.zeros(len(part), bool), np.full(len(part), np.nan), np.isfinite(score)
+        if ranking:
+            keep[has], threshold[has] = ranking.decide(names[has], score[has], part[has])
+        else:
+            threshold = np.array([section.thresholds.get(name, section.threshold) for name in names], np.float64)
+            keep = score >= threshold
+        missing: Reason = "no_score" if isinstance(section.score, External) else "no_embedding"
+        reason = first_reason(len(part), (missing, ~has), ("low_score", ~keep))
+        detail = joined(f"{section.score.kind} in ", np.where(names == "", "?", names))
+        return Verdict(reason, score, threshold, detail, f"{pool.scorer} {digest}".strip())
+
+    return judge
 
 
-def names_within(within: str, pool: Pool) -> Column:
+def names_within(within: str, pool: Pool, rows: Column) -> Column:
     """What each row is ranked among."""
     match within:
         case "language":
-            return pool.lang
+            return np.asarray(pool.lang[rows])
         case "source":
-            return pool.source
+            return np.asarray(pool.source[rows])
         case "domain":
-            return domains_of(pool)
+            return domains_of(pool, rows)
         case _:
-            return np.full(len(pool), "all", dtype=object)
+            return np.full(len(rows), "all", dtype=object)
 
 
-def domains_of(pool: Pool) -> Column:
+def domains_of(pool: Pool, rows: Column) -> Column:
     """Registrable domain of each picture's address."""
-    hosts = [host_of(url) for url in pool.url.tolist()]
+    hosts = [host_of(url) for url in pool.url[rows]]
     known = {host: domain_of(host) for host in set(hosts)}
     return np.array([known[host] for host in hosts], dtype=object)
+
+
+def scorer_of(config: ScoreConfig, pool: Pool, rows: Column) -> tuple[Callable[[Column], Column], str]:
+    """(score of any of these rows, NaN where there is none; digest of the files that went into it). Cosines stay in their blocks."""
+    match config:
+        case ClipScore():
+            return pool.clip.__getitem__, ""
+        case MaskedClipScore():
+            if not any(np.isfinite(pool.masked_clip[part]).any() for part in pieces(rows)):
+                raise SchemaMismatch("Found no scores of masked pictures in the embeddings, expected them for masked_clip_score; embed again with text_mask.")
+            return pool.masked_clip.__getitem__, ""
+    score = np.full(len(pool), np.nan)
+    score[rows], digest = score_rows(config, pool, rows)
+    return score.__getitem__, digest
 
 
 def score_rows(config: ScoreConfig, pool: Pool, rows: Column) -> tuple[Column, str]:
@@ -67,12 +101,6 @@ def score_rows(config: ScoreConfig, pool: Pool, rows: Column) -> tuple[Column, s
     has = pool.emb_row[rows] >= 0
     score, digest = np.full(len(rows), np.nan), ""
     match config:
-        case ClipScore():
-            return pool.clip[rows], ""
-        case MaskedClipScore():
-            if not np.isfinite(pool.masked_clip).any():
-                raise SchemaMismatch("Found no scores of masked pictures in the embeddings, expected them for masked_clip_score; embed again with text_mask.")
-            return pool.masked_clip[rows], ""
         case External():
             return outside_scores(config.file, config.column, pool, rows)
         case NegClipLoss():
@@ -126,7 +154,7 @@ def _limits(section: Hook, pool: Pool, rows: Column, reason: Reason) -> Verdict:
 
 def domain_cap(section: DomainCap, pool: Pool, rows: Column) -> Verdict:
     """At most so many samples of a registrable domain, those with the smallest draw; the score is the rank in its domain."""
-    names = domains_of(pool)[rows]
+    names = domains_of(pool, rows)
     draw = select.uniform(pool.uid[rows].tolist(), section.seed)
     rank, seen = np.zeros(len(rows), np.int64), dict[str, int]()
     for place in np.lexsort((pool.uid[rows].astype(str), draw)):

@@ -60,6 +60,9 @@ KEPT = pa.schema([
 # Rules whose verdict on a sample depends on that sample only: they run block by block, so that any number of rows passes through.
 ROW_WISE = frozenset({"downloaded", "rights", "domains", "text", "quality", "blocked_words", "personal", "image", "language", "vocabulary"})
 
+# Rules that look at all rows first, and then judge block by block.
+SURVEYS: dict[str, Callable[[Any, Pool, Column], Callable[[Column], Verdict]]] = {"cut": cuts.survey, "second_cut": cuts.survey}
+
 
 def filter_samples(config: Filter, stage: Stage) -> Report:
     """The verb. Raises NothingLeft, naming the rule, when a rule leaves no sample."""
@@ -101,7 +104,13 @@ def judge(config: Filter, pool: Pool, progress: Callable[..., None] = lambda *_,
             continue
         for name, section in group:
             progress(f"{name}: looking at", len(trail.rows), len(trail.rows))
-            trail.add(name, RULES[name](section, pool, trail.rows))
+            if name not in SURVEYS:
+                trail.add(name, RULES[name](section, pool, trail.rows))
+                continue
+            verdict_on = SURVEYS[name](section, pool, trail.rows)
+            with trail.segment():
+                for rows in pieces(trail.rows):
+                    trail.look(name, rows, verdict_on(rows))
     return trail
 
 

@@ -6,11 +6,12 @@ Sources: methods/data.md 5, 6, 12. Checked by golden `data/{datacomp_basic,datac
 
 import hashlib
 import re
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import regex
 from numpy.typing import NDArray
 
@@ -34,23 +35,77 @@ def keep_top(scores: NDArray[Any], uids: Sequence[str], fraction: float, mode: L
     return keep
 
 
-def keep_top_within(
-    scores: NDArray[Any], uids: Sequence[str], within: Sequence[str], fraction: float, mode: Literal["fixed", "reference"] = "fixed"
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(mask, threshold per row): `keep_top` inside every value of `within`, for instance the language. A value with any row keeps at least one."""
-    keep, threshold = np.zeros(len(scores), bool), np.zeros(len(scores))
-    names, uid = np.asarray(within, dtype=str), np.asarray(uids, dtype=str)
-    for name in np.unique(names):
-        rows = np.flatnonzero(names == name)
-        share = max(fraction, 1.0 / len(rows) + 1e-12)
-        keep[rows] = keep_top(scores[rows], uid[rows].tolist(), share, mode)
-        threshold[rows] = fraction_threshold(scores[rows], share, mode)
-    return keep, threshold
+class Ranking:
+    """The best share inside each name (a language, say), exactly, in two looks over blocks of rows; memory is a histogram and the rows of one bin per name.
+
+    First `count` every block, then `collect` every block, then `decide` any. Bins are the leading bits of the scores. Rows rise with the uid, so that they
+    break ties as `keep_top` does. A name with any row keeps at least one.
+    """
+
+    def __init__(self, fraction: float, mode: Literal["fixed", "reference"] = "fixed") -> None:
+        self._fraction, self._mode = fraction, mode
+        self._bins: dict[str, Counter[int]] = {}
+        self._inside: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {}
+        self._edges: dict[str, tuple[int, int]] = {}
+        self._cuts: dict[str, tuple[float, float]] = {}
+
+    def count(self, names: NDArray[Any], scores: NDArray[Any]) -> None:
+        for name, at in rows_by_name(names):
+            found, counts = np.unique(_bins(scores[at]), return_counts=True)
+            self._bins.setdefault(name, Counter()).update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+
+    def collect(self, names: NDArray[Any], scores: NDArray[Any], rows: NDArray[Any]) -> None:
+        for name, at in rows_by_name(names):
+            if name not in self._edges:
+                self._edges[name] = self._edge(name)
+            inside = at[_bins(scores[at]) == self._edges[name][0]]
+            self._inside.setdefault(name, []).append((scores[inside], rows[inside]))
+
+    def decide(self, names: NDArray[Any], scores: NDArray[Any], rows: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """(mask, threshold per row)."""
+        keep, threshold = np.zeros(len(scores), bool), np.zeros(len(scores))
+        for name, at in rows_by_name(names):
+            if name not in self._cuts:
+                self._cuts[name] = self._cut(name)
+            threshold[at], last = self._cuts[name]
+            keep[at] = (scores[at] > threshold[at]) | ((scores[at] == threshold[at]) & (rows[at] <= last))
+        return keep, threshold
+
+    def _edge(self, name: str) -> tuple[int, int]:
+        """(bin of the last row that stays, how many of its rows stay before that one)."""
+        bins = self._bins[name]
+        total = bins.total()
+        rank = int(total * max(self._fraction, 1.0 / total + 1e-12))
+        left = min(rank if self._mode == "reference" else rank - 1, total - 1)
+        for number in sorted(bins, reverse=True):
+            if left < bins[number]:
+                return number, left
+            left -= bins[number]
+        raise AssertionError("a rank lies below the number of rows")
+
+    def _cut(self, name: str) -> tuple[float, float]:
+        """(threshold, last row that stays of those that equal it)."""
+        scores, rows = (np.concatenate(parts) for parts in zip(*self._inside[name], strict=True))
+        last = np.lexsort((rows, -scores))[self._edges[name][1]]
+        return float(scores[last]), float("inf") if self._mode == "reference" else float(rows[last])
+
+
+def _bins(scores: NDArray[Any]) -> NDArray[np.int64]:
+    """Sign, exponent and 10 bits of the fraction, as integers in the order of the scores."""
+    bits = (np.asarray(scores, np.float64) + 0.0).view(np.int64)  # + 0: minus zero is zero
+    return (bits ^ ((bits >> 63) & np.int64(2**63 - 1))) >> 42
+
+
+def rows_by_name(names: NDArray[Any]) -> Iterator[tuple[str, NDArray[np.int64]]]:
+    """(name, its positions), by name."""
+    known = pa.array(names, pa.string()).dictionary_encode()
+    codes, values = known.indices.to_numpy(), known.dictionary.to_pylist()
+    yield from ((values[code], np.flatnonzero(codes == code)) for code in sorted(range(len(values)), key=values.__getitem__))
 
 
 def uid_pairs(uids: Sequence[str]) -> NDArray[Any]:
     """Sorted (hi, lo) halves of 128-bit uids, DataComp's subset file format: uint64 (N, 2)."""
-    halves = np.array([(int(uid[:16], 16), int(uid[16:], 16)) for uid in uids], np.uint64).reshape(-1, 2)
+    halves = np.frombuffer(bytes.fromhex("".join(uids)), ">u8").astype(np.uint64).reshape(-1, 2)
     return halves[np.lexsort((halves[:, 1], halves[:, 0]))]
 
 

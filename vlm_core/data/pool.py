@@ -27,6 +27,7 @@ from vlm_core.data.text_rules import clean
 from vlm_core.errors import BadManifest, MissingInput, SchemaMismatch
 
 Column = NDArray[Any]
+HALF_PRECISION = 4e-3  # how far vectors stored in float16 may move a cosine
 
 _TEXTS = ("uid", "caption", "source", "url", "licence", "credit", "page_optout", "status", "sha256", "phash", "pdq", "mime")
 _NUMBERS = ("bytes", "pdq_quality", "original_width", "original_height")
@@ -113,14 +114,15 @@ def load_pool(pairs: Path, images: Path, embeddings: Path, scratch: Path | None 
     candidates = ByUid([pairs / "pairs.parquet" if pairs.is_dir() else pairs], _PAIRS, "candidate pairs")
     downloads = ByUid([images / "status.parquet"], _DOWNLOADS, "downloads")
     image_emb, text_emb, metadata, scorer = _open_embeddings(embeddings)
-    embedded = ByUid(metadata, ("uid",), "embeddings", optional=("masked_clip",))
+    embedded = ByUid(metadata, ("uid",), "embeddings", optional=("score", "masked_score"))
     langs = [np.zeros(0, dtype=object)]
     with Blocks(_SCHEMA, scratch / "pool.arrow" if scratch else None) as blocks:
         for table in candidates:
             uids = table["uid"].combine_chunks()
             vectors = embedded.match(uids)
             where = pc.fill_null(vectors["row"].cast(pa.int64()), -1).to_numpy()
-            scores = {"emb_row": where, "clip": _clip_scores(image_emb, text_emb, where), "masked_clip": pc.fill_null(vectors["masked_clip"].cast(pa.float64()), np.nan)}
+            exact, masked = (pc.fill_null(vectors[name].cast(pa.float64()), np.nan) for name in ("score", "masked_score"))
+            scores = {"emb_row": where, "clip": _exact(_clip_scores(image_emb, text_emb, where), exact.to_numpy(), uids), "masked_clip": masked}
             langs.append(_page_langs(table["lang"].cast(pa.string())))
             blocks.add(_joined(table, downloads.match(uids), scores))
     columns = {name: Stored(blocks, name) for name in _SCHEMA.names if name not in {"caption", "others", "original_width", "original_height"}}
@@ -212,3 +214,15 @@ def _clip_scores(image_emb: Column, text_emb: Column, emb_row: Column) -> Column
     scores, has = np.full(len(emb_row), np.nan), emb_row >= 0
     scores[has] = clip_score(image_emb[emb_row[has]], text_emb[emb_row[has]])
     return scores
+
+
+def _exact(rounded: Column, exact: Column, uids: pa.Array) -> Column:
+    """The scores that the scorer computed in float32, where they are stored: vectors in float16 move a cosine by up to 1e-3, and a sample across a cut."""
+    wrong = np.abs(exact - rounded) > HALF_PRECISION
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise SchemaMismatch(
+            f"Found {int(wrong.sum()):,} scores that differ from their embeddings by more than {HALF_PRECISION} (first {exact[row]:.4f} and {rounded[row]:.4f} of {uids[row]}), "
+            "expected equal ones; embed again, columns or rows were shifted."
+        )
+    return np.where(np.isfinite(exact), exact, rounded)

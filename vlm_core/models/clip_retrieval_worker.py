@@ -21,9 +21,37 @@ def inference(job: dict[str, Any]) -> None:
         import open_clip
 
         open_clip.add_model_config(architecture)
+    from clip_retrieval.clip_inference import worker
     from clip_retrieval.clip_inference.main import main
 
+    worker.ClipMapper = exact_scores(worker.ClipMapper)
     main(**job)
+
+
+def exact_scores(mapper: Any) -> Any:
+    """clip-retrieval's mapper, which rounds vectors to float16; this one writes the cosine before that into the metadata, as `score`."""
+
+    class Exact(mapper):  # type: ignore[misc]
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            self.last: dict[str, Any] = {}
+            self.model_img, self.model_txt = self._noted("image", self.model_img), self._noted("text", self.model_txt)
+
+        def _noted(self, name: str, encode: Any) -> Any:
+            def call(batch: Any) -> Any:
+                self.last[name] = encode(batch)
+                return self.last[name]
+
+            return call
+
+        def __call__(self, item: Any) -> Any:
+            mapped = super().__call__(item)
+            image_BD, text_BD = (self.last[name].float() for name in ("image", "text"))
+            scores = (image_BD * text_BD).sum(-1) / (image_BD.norm(dim=-1) * text_BD.norm(dim=-1))
+            pairs = zip(mapped["metadata"], scores.tolist(), strict=True)
+            return {**mapped, "metadata": [json.dumps({**json.loads(text), "score": score}) for text, score in pairs]}
+
+    return Exact
 
 
 def part(name: str) -> Any:

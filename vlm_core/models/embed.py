@@ -1,7 +1,8 @@
 """The verb `embed`: pictures and raw captions to unit vectors in clip-retrieval's folder layout, and an index over them.
 
     img_emb/img_emb_0.npy, text_emb/text_emb_0.npy   float16 (N, D), row i of both and of the metadata is one sample, rows sorted by uid
-    metadata/metadata_0.parquet                      uid, caption, url, page_url, lang, sha256, fitted (helped to fit the heads, though not those that score it)
+    metadata/metadata_0.parquet                      uid, caption, url, page_url, lang, sha256, fitted (helped to fit the heads, though not those that score it),
+                                                     score (cosine before rounding to float16), masked_score and text_area (T-MARS; null when not asked for)
     index/image.index, index/text.index              faiss, built by `clip-retrieval index`
     scorer.json (+ scorer.safetensors)               which scorer, so that new texts and pictures can meet these vectors
 
@@ -9,9 +10,9 @@ open_clip models are run by `clip-retrieval inference`; the offline scorer write
 """
 
 import hashlib
-import io
 import json
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -25,18 +26,23 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_core.data.child import run_module
-from vlm_core.data.config import Embed, OfflineScorer, OpenClipScorer
-from vlm_core.data.tar import Member, TarWriter, members, read_member
-from vlm_core.errors import BadManifest, LaunchError, MissingInput, NothingLeft
-from vlm_core.models import embed_report
+from vlm_core.data.config import Embed, ModelScorer, OfflineScorer, OpenClipScorer
+from vlm_core.data.stored import Pictures
+from vlm_core.data.tar import TarWriter
+from vlm_core.errors import LaunchError, MissingInput, NothingLeft
+from vlm_core.models import embed_report, masked, picture_ranges
 from vlm_core.models.scorer import Offline, OpenClip, Scorer, Vectors, fit_heads, sentences
+from vlm_core.models.trained_scorer import Trained, find, refuse_overlap
 from vlm_core.stage import Report, Stage, write_json
 
 BLOCK = 512  # pictures whose tower outputs are kept together, so that a killed run goes on there
 FOLDS = 2  # halves of the pictures; each is scored by heads that were fitted on the other
 MEASURED = 600  # trusted pairs on which the heads are measured
 METADATA = pa.schema(
-    [*((name, pa.string()) for name in ("uid", "caption", "url", "page_url", "lang", "sha256")), ("fitted", pa.bool_())],
+    [
+        *((name, pa.string()) for name in ("uid", "caption", "url", "page_url", "lang", "sha256")),
+        ("fitted", pa.bool_()), ("score", pa.float32()), ("masked_score", pa.float32()), ("text_area", pa.float32()),
+    ]
 )
 WORKER = "vlm_core.models.clip_retrieval_worker"
 
@@ -49,6 +55,8 @@ class Embedded(NamedTuple):
     text_ND: Vectors
     scorer: Scorer
     metrics: dict[str, float]
+    scores: NDArray[np.float32]  # in full precision
+    other_pictures: Callable[[Sequence[Image.Image], NDArray[np.int64]], Vectors]  # vectors of pictures in place of those of some rows
 
 
 def embed(config: Embed, stage: Stage) -> Report:
@@ -60,47 +68,38 @@ def embed(config: Embed, stage: Stage) -> Report:
             found = _offline(settings, samples, store, stage)
         case OpenClipScorer() as settings:
             found = _open_clip(settings, samples, store, stage, config.python)
+        case ModelScorer() as settings:
+            found = _trained(settings, samples, store, stage)
     counts = {**counts, "unreadable": len(samples) - len(found.samples), "embedded": len(found.samples)}
-    write_layout(stage.out, found)
+    extra = masked.masked_scores(config.text_mask, found, store, stage) if config.text_mask is not None else {}
+    write_layout(stage.out, found, extra)
     found.scorer.save(stage.out)
     build_index(stage.out, config, stage.state)
-    scores = np.einsum("nd,nd->n", found.image_ND, found.text_ND)
-    metrics = {**found.metrics, "score_mean": float(scores.mean()), "width": float(found.scorer.dim)}
-    looks = embed_report.pictures(found.samples, scores, store.read, stage.pictures)
-    return Report(counts=counts, metrics=metrics, tables=embed_report.tables(found.samples, scores, found.scorer), pictures=looks)
+    metrics = {**found.metrics, "score_mean": float(found.scores.mean()), "width": float(found.scorer.dim)}
+    if extra:
+        metrics |= {"with_lettering": float((extra["text_area"] > 0).mean()), "masked_score_mean": float(extra["masked_score"].mean())}
+        counts["with_lettering"] = int((extra["text_area"] > 0).sum())
+    looks = embed_report.pictures(found.samples, found.scores, store.read, stage.pictures)
+    tables = embed_report.tables(found.samples, found.scores, found.scorer)
+    return Report(counts=counts, metrics=metrics, tables=tables, pictures=looks, catalog=_catalog(found.scorer))
 
 
-class Pictures:
-    """Random access to the stored pictures of a download folder by uid."""
-
-    def __init__(self, folder: Path) -> None:
-        self.places: dict[str, tuple[Path, Member]] = {}
-        for tar in sorted(folder.glob("*.tar")):
-            self.places.update({member.name.removesuffix(".jpg"): (tar, member) for member in members(tar) if member.name.endswith(".jpg")})
-
-    def read(self, uid: str) -> bytes:
-        """Raises BadManifest when the picture is not there."""
-        if uid not in self.places:
-            raise BadManifest(f"Found no picture {uid}.jpg in the tars, expected one for every row with status ok; run 'vlm download' again.")
-        tar, member = self.places[uid]
-        with tar.open("rb") as stream:
-            return read_member(stream, member)
-
-    def image(self, uid: str) -> Image.Image:
-        """Raises BadManifest when it cannot be decoded."""
-        try:
-            with Image.open(io.BytesIO(self.read(uid))) as picture:
-                return picture.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise BadManifest(f"Found {uid}.jpg in {self.places[uid][0]} damaged ({error}), expected a picture; run 'vlm download' again.") from None
+def _catalog(scorer: Scorer) -> dict[str, pa.Table]:
+    """Which model of ours made the embeddings: what they filter stands on its data, too."""
+    return {"scorers": pa.table({"model_id": [scorer.model.digest]})} if isinstance(scorer, Trained) else {}
 
 
-def write_layout(out: Path, found: Embedded) -> None:
+def write_layout(out: Path, found: Embedded, extra: Mapping[str, NDArray[np.float32]]) -> None:
     for folder, rows in (("img_emb", found.image_ND), ("text_emb", found.text_ND)):
         (out / folder).mkdir()
         np.save(out / folder / f"{folder}_0.npy", rows.astype(np.float16))
     (out / "metadata").mkdir()
-    pq.write_table(found.samples.select(METADATA.names).cast(METADATA), out / "metadata" / "metadata_0.parquet")
+    none = pa.nulls(len(found.samples), pa.float32())
+    numbers = {"score": found.scores, "masked_score": extra.get("masked_score", none), "text_area": extra.get("text_area", none)}
+    samples = found.samples
+    for name, values in numbers.items():
+        samples = samples.append_column(name, pa.array(values, pa.float32()))
+    pq.write_table(samples.select(METADATA.names).cast(METADATA), out / "metadata" / "metadata_0.parquet")
 
 
 def build_index(folder: Path, config: Embed, work: Path) -> None:
@@ -142,7 +141,8 @@ def _offline(config: OfflineScorer, samples: pa.Table, store: Pictures, stage: S
     scorer = Offline(config.size_px, config.names, config.precision)
     shas, first, image_row = np.unique(samples["sha256"].to_numpy(zero_copy_only=False).astype(str), return_index=True, return_inverse=True)
     uids = samples["uid"].to_pylist()
-    features_IE, bridge_IE = _trunk(scorer, [uids[row] for row in first], store, stage)
+    seen = picture_ranges.offline(stage, scorer, [uids[row] for row in first])
+    features_IE, bridge_IE = torch.from_numpy(seen["features"]), torch.from_numpy(seen["bridge"])
     captions, text_row = np.unique(samples["caption"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
     stage.progress("texts: reading", len(captions), len(captions))
     text_TE = sentences()(captions.tolist())
@@ -163,7 +163,15 @@ def _offline(config: OfflineScorer, samples: pa.Table, store: Pictures, stage: S
     samples = samples.append_column("fitted", pa.array(np.isin(np.arange(len(samples)), chosen)))
     image_ND = scorer.images_of(features_IE, bridge_IE, fold_I)[image_row]
     text_ND = scorer.texts_of(text_TE[text_row], fold)
-    return Embedded(samples, image_ND, text_ND, scorer, metrics)
+
+    def other_pictures(images: Sequence[Image.Image], rows: NDArray[np.int64]) -> Vectors:
+        return scorer.images_of(*scorer.trunk(images), fold[torch.from_numpy(rows)])
+
+    return Embedded(samples, image_ND, text_ND, scorer, metrics, cosines(image_ND, text_ND), other_pictures)
+
+
+def cosines(image_ND: Vectors, text_ND: Vectors) -> NDArray[np.float32]:
+    return np.einsum("nd,nd->n", image_ND, text_ND)
 
 
 def trusted_pairs(config: OfflineScorer, samples: pa.Table, image_row: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -203,20 +211,22 @@ def measure(scorer: Offline, features_NE: Tensor, bridge_NE: Tensor, text_NE: Te
     return {name: float(np.mean(values)) for name, values in areas.items()}
 
 
-def _trunk(scorer: Offline, uids: list[str], store: Pictures, stage: Stage) -> tuple[Tensor, Tensor]:
-    """Tower outputs of the distinct pictures, block by block; blocks that a killed run finished are read back."""
-    parts = []
-    for begin in range(0, len(uids), BLOCK):
-        file = stage.state / f"trunk-{begin:09d}.npz"
-        if not file.exists():
-            features, bridge = scorer.trunk([store.image(uid) for uid in uids[begin : begin + BLOCK]])
-            with file.with_suffix(".tmp").open("wb") as stream:
-                np.savez(stream, features=features.numpy(), bridge=bridge.numpy())
-            file.with_suffix(".tmp").rename(file)
-        with np.load(file) as block:
-            parts.append((torch.from_numpy(block["features"]), torch.from_numpy(block["bridge"])))
-        stage.progress("pictures: seen", min(begin + BLOCK, len(uids)), len(uids))
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+# ---------------------------------------------------------------- a model of ours
+
+
+def _trained(config: ModelScorer, samples: pa.Table, store: Pictures, stage: Stage) -> Embedded:
+    """Distinct pictures and captions through the model, block by block; blocks that a killed run finished are read back."""
+    folder = find(config, stage)
+    compared = refuse_overlap(config, folder, stage)
+    scorer = Trained(folder)
+    _, first, image_row = np.unique(samples["sha256"].to_numpy(zero_copy_only=False).astype(str), return_index=True, return_inverse=True)
+    uids = samples["uid"].to_pylist()
+    seen_ID = picture_ranges.trained(stage, folder, [uids[row] for row in first])
+    captions, text_row = np.unique(samples["caption"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+    image_ND, text_ND = seen_ID[image_row], scorer.encode_texts(captions.tolist())[text_row]
+    samples = samples.append_column("fitted", pa.array(np.zeros(len(samples), bool)))
+    metrics = {f"test_pictures_compared.{name}": float(count) for name, count in compared.items()}
+    return Embedded(samples, image_ND, text_ND, scorer, metrics, cosines(image_ND, text_ND), lambda images, _: scorer.encode_images(images))
 
 
 # ---------------------------------------------------------------- open_clip
@@ -240,12 +250,12 @@ def _open_clip(config: OpenClipScorer, samples: pa.Table, store: Pictures, stage
         stage.progress("pictures and texts: clip-retrieval reads", len(samples), len(samples))
         run_module(WORKER, work / "job.json", work / "log.txt", python)
         done.touch()
-    image, text, uids = _gather(work)
+    image, text, uids, score = _gather(work)
     where = {uid: row for row, uid in enumerate(uids)}
     kept = samples.filter(pa.array([uid in where for uid in samples["uid"].to_pylist()]))
     kept = kept.append_column("fitted", pa.array(np.zeros(len(kept), bool)))
     rows = [where[uid] for uid in kept["uid"].to_pylist()]
-    return Embedded(kept, image[rows], text[rows], scorer, {})
+    return Embedded(kept, image[rows], text[rows], scorer, {}, score[rows], lambda images, _: scorer.encode_images(images))
 
 
 def _tars(samples: pa.Table, store: Pictures, folder: Path) -> int:
@@ -259,13 +269,14 @@ def _tars(samples: pa.Table, store: Pictures, folder: Path) -> int:
     return -(-len(rows) // BLOCK)
 
 
-def _gather(work: Path) -> tuple[Vectors, Vectors, list[str]]:
-    """(image, text, uid) as clip-retrieval wrote them. Raises LaunchError when it dropped everything or its files do not match."""
-    tables = [pq.read_table(file, columns=["uid"]) for file in sorted((work / "out" / "metadata").glob("*.parquet"))]
+def _gather(work: Path) -> tuple[Vectors, Vectors, list[str], Vectors]:
+    """(image, text, uid, score) as clip-retrieval wrote them. Raises LaunchError when it dropped everything or its files do not match."""
+    tables = [pq.read_table(file, columns=["uid", "score"]) for file in sorted((work / "out" / "metadata").glob("*.parquet"))]
     uids = [uid for table in tables for uid in table["uid"].to_pylist()]
     image, text = ([np.load(file) for file in sorted((work / "out" / part).glob("*.npy"))] for part in ("img_emb", "text_emb"))
     if not uids or not len(uids) == sum(map(len, image)) == sum(map(len, text)):
         raise LaunchError(
             f"Found {len(uids)} rows and {sum(map(len, image))} image embeddings from clip-retrieval, expected equal numbers above 0; read {work}/log.txt."
         )
-    return np.concatenate(image).astype(np.float32), np.concatenate(text).astype(np.float32), uids
+    scores = np.concatenate([np.asarray(table["score"].to_numpy(), np.float32) for table in tables])
+    return np.concatenate(image).astype(np.float32), np.concatenate(text).astype(np.float32), uids, scores

@@ -5,6 +5,7 @@ offline    EfficientNet-Lite0 and MiniLM from their packages. Scores, averaged: 
            The heads are cross-fitted: each of two sees one half of the pictures, and a sample is scored by the one that has not seen it. With a single pair
            of heads the filter would keep what was fitted (score .45) and drop what was not (.25).
 open_clip  any open_clip model by name and checkpoint.
+model      a model that the platform trained (`trained_scorer`).
 
 Scores of two scorers are not comparable: choose by fractions, or calibrate for one `version`.
 """
@@ -267,12 +268,22 @@ def load(embeddings: Path) -> Scorer:
     if not about_file.exists():
         raise MissingInput(f"Found no scorer.json in {embeddings}, expected the folder that 'vlm embed' makes; run it first.")
     about: dict[str, Any] = json.loads(about_file.read_text())
-    scorer: Scorer = _load_offline(embeddings, about) if about["scorer"] == Offline.name else OpenClip(_open_clip_settings(embeddings))
+    scorer = _load(embeddings, about)
     if scorer.version != about["version"]:
         raise CheckpointError(
             f"Found the scorer {scorer.name} of version {scorer.version[:12]}, expected {about['version'][:12]} that made {embeddings}; run 'vlm embed' again."
         )
     return scorer
+
+
+def _load(embeddings: Path, about: dict[str, Any]) -> Scorer:
+    if about["scorer"] == Offline.name:
+        return _load_offline(embeddings, about)
+    if about["scorer"].startswith("model:"):
+        from vlm_core.models import trained_scorer
+
+        return trained_scorer.reload(embeddings)
+    return OpenClip(_open_clip_settings(embeddings))
 
 
 def checkpoint_sha256(config: OpenClipScorer) -> str:

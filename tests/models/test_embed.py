@@ -15,6 +15,7 @@ from vlm_core import run as seam
 from vlm_core.data.config import Embed, OpenClipScorer
 from vlm_core.errors import CheckpointError, MissingInput, NothingLeft
 from vlm_core.models import embed as verb
+from vlm_core.models import picture_ranges
 from vlm_core.models import scorer as scorers
 
 ARCHITECTURE = {
@@ -107,7 +108,7 @@ def test_fitted_pairs_are_marked_and_no_more_than_asked_for(small_set):
 
 def test_same_inputs_give_the_same_bytes_and_a_killed_run_goes_on_from_its_blocks(small_set, tmp_path, monkeypatch):
     monkeypatch.setenv("VLM_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(verb, "BLOCK", 32)
+    monkeypatch.setattr(picture_ranges, "RANGE", 32)
     inputs = {"images": small_set / "images", "pairs": small_set / "candidate_pairs"}
     seen = []
     trunk = scorers.Offline.trunk

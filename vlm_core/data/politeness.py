@@ -159,12 +159,14 @@ class Politeness:
                 gap = max(max(1.0, row["slower"]) / self.rate_per_s, row["min_gap_s"])
                 slack = 0.0 if row["min_gap_s"] else gap * (self.burst - 1)
                 at = float(max(now, row["next_at"] - slack, row["quiet_until"]))
-                if at - begin > patience_s or now - begin > patience_s:
+                if at > now and at - begin > patience_s:
                     raise Later(domain)
                 if row["open"] < self.connections:
                     row["open"] += 1
                     row["next_at"] = max(row["next_at"], now) + gap
                     return at
+                if now - begin >= patience_s:
+                    raise Later(domain)
             time.sleep(pause)
             pause = min(0.1, pause * 1.5)
 

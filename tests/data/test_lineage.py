@@ -279,6 +279,8 @@ def test_a_cache_that_points_outside_its_folder_is_refused(world: World, capsys:
 def test_the_difference_of_two_snapshots_counts_what_came_and_went(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = (set(read_index(path)["uid"].to_pylist()) for path in (world.a, world.b))
     answer = ask(capsys, "diff", world.snapshot["a"][:10], "small")
-    assert answer["changes"] == [{"change": "added", "reason": "", "samples": len(b - a)}, {"change": "in both", "reason": "", "samples": len(a & b)}]
+    counted = {(row["change"], row["reason"]): row["samples"] for row in answer["changes"]}
+    assert counted == {("added", "not seen before"): len(b - a), ("unchanged", ""): len(a & b)}
+    assert next(row["example"] for row in answer["changes"] if row["change"] == "added") in b - a
     back = ask(capsys, "diff", world.snapshot["b"], world.snapshot["a"])
-    assert {"change": "removed", "reason": "ok", "samples": 30} in back["changes"]
+    assert {(row["change"], row["reason"]): row["samples"] for row in back["changes"]} == {("removed", "ok"): 30, ("unchanged", ""): len(a & b)}

@@ -9,7 +9,7 @@ Any number of processes may append at once; a reader sees whole fragments only. 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +20,8 @@ from vlm_core.errors import SchemaMismatch, did_you_mean
 if TYPE_CHECKING:
     import duckdb
 
+Row = dict[str, Any]
+Answer = dict[str, list[Row]]  # title -> table
 _TEXT, _TIME = pa.string(), pa.timestamp("us", tz="UTC")
 
 
@@ -37,7 +39,8 @@ TABLES: dict[str, pa.Schema] = {
     "samples": pa.schema([*_texts("uid", "url", "page_url", "source", "licence", "credit", "caption", "lang", "sha256", "phash", "pdq"), ("width", pa.int32()), ("height", pa.int32())]),
     "downloads": pa.schema([*DOWNLOADS, ("fetched_at", _TIME)]),
     "decisions": DECISIONS,
-    "captions": CAPTIONS,
+    "captions": pa.schema([*CAPTIONS, ("seconds", pa.float64()), ("trace_id", _TEXT)]),
+    "caption_weights": pa.schema([*_texts("uid", "caption_id"), *((f"weight_{name}", pa.float64()) for name in ("sample", "raw", "caption")), *_texts("model_id")]),
     # snapshots: a snapshot is a published shards folder, named by its DVC hash
     "shards": pa.schema([*_texts("shard_md5", "sha256", "relpath", "split"), ("bytes", pa.int64()), ("n_samples", pa.int64())]),
     "shard_samples": pa.schema([*_texts("shard_md5", "uid", "key"), ("pos", pa.int64()), *_texts("group", "jpg_md5", "json_md5", "captions_md5")]),
@@ -47,8 +50,9 @@ TABLES: dict[str, pa.Schema] = {
     "snapshot_generators": pa.schema([*_texts("snapshot_md5", "generator"), ("n_captions", pa.int64())]),
     # models: model_id is the SHA-256 of model.safetensors; snapshot_md5 is what it was trained on: '' for packaged weights, NULL for the `shards` input of its run
     "models": pa.schema([*_texts("model_id", "name", "role", "recipe", "snapshot_md5", "path"), ("seed", pa.int64()), ("epochs", pa.float64())]),
-    "model_parents": pa.schema(_texts("model_id", "parent_model_id", "relation")),  # relation: initial | teacher | captions | adapted
+    "model_parents": pa.schema(_texts("model_id", "parent_model_id", "relation")),  # relation: initial | teacher | adapted; model_links adds captions, filtered by
     "model_data": pa.schema([*_texts("model_id", "snapshot_md5"), ("weight", pa.float64())]),  # further snapshots that were mixed in
+    "scorers": pa.schema(_texts("model_id")),  # the model of ours that a run of `embed` scored with
     "metrics": pa.schema([*_texts("model_id", "card_id", "dataset", "metric"), ("value", pa.float64()), ("ci_low", pa.float64()), ("ci_high", pa.float64()), ("seed", pa.int64())]),
     "promotions": pa.schema([*_texts("model_id", "name", "version", "alias", "decision", "reason"), ("at", _TIME)]),
     # takedowns: what was asked for, and every uid that the catalog then knew it to be
@@ -78,14 +82,20 @@ VIEWS: Mapping[str, str] = {
         coalesce(arg_min(reason, seq) FILTER (NOT keep), 'ok') AS reason,
         list({'rule': rule, 'keep': keep, 'reason': reason, 'score': score, 'threshold': threshold, 'detail': detail} ORDER BY seq) AS trail
         FROM decisions_now GROUP BY uid""",
-    # a model stands on its snapshot, its parents, and the models that wrote captions of its snapshot
+    # the models of ours whose scores chose the samples of a snapshot
+    "snapshot_scorers": """SELECT DISTINCT r.output AS snapshot_md5, m.model_id AS scorer_id
+        FROM runs r JOIN run_inputs i ON i.run_id = r.run_id AND i.name = 'filtered' JOIN runs f ON f.output = i.ref AND f.kind = 'filter'
+        JOIN run_inputs j ON j.run_id = f.run_id AND j.name = 'embeddings' JOIN runs e ON e.output = j.ref AND e.kind = 'embed'
+        JOIN scorers m ON m.run_id = e.run_id WHERE r.kind = 'shard'""",
+    # a model stands on its snapshot, its parents, the models that wrote captions of its snapshot, and those that filtered it
     "model_snapshot": """SELECT DISTINCT model_id, snapshot_md5 FROM models WHERE snapshot_md5 <> ''
         UNION SELECT m.model_id, i.ref FROM models m JOIN run_inputs i USING (run_id) WHERE i.ref IN (SELECT snapshot_md5 FROM snapshots)
             AND m.snapshot_md5 IS NULL AND i.name = 'shards'
         UNION SELECT model_id, snapshot_md5 FROM model_data""",
     "model_links": """SELECT DISTINCT model_id, parent_model_id, relation FROM model_parents
         UNION SELECT s.model_id, w.model_id, 'captions' FROM model_snapshot s JOIN snapshot_generators g USING (snapshot_md5)
-            JOIN models w ON w.model_id = g.generator OR w.name = g.generator""",
+            JOIN models w ON w.model_id = g.generator OR w.name = g.generator
+        UNION SELECT model_id, scorer_id, 'filtered by' FROM snapshot_scorers JOIN model_snapshot USING (snapshot_md5)""",
     "model_ancestry": """WITH RECURSIVE a(model_id, ancestor, depth, how) AS (
             SELECT DISTINCT model_id, model_id, 0, 'direct' FROM models
             UNION SELECT a.model_id, p.parent_model_id, a.depth + 1, CASE a.depth WHEN 0 THEN p.relation ELSE a.how || ' > ' || p.relation END
@@ -93,7 +103,7 @@ VIEWS: Mapping[str, str] = {
         SELECT * FROM a""",
     "model_snapshots": """SELECT DISTINCT a.model_id, a.ancestor AS via_model, a.depth, a.how, s.snapshot_md5
         FROM model_ancestry a JOIN model_snapshot s ON s.model_id = a.ancestor""",
-    "snapshot_samples": """SELECT ss.snapshot_md5, ss.relpath, s.shard_md5, s.uid, s.key, s.pos, h.split
+    "snapshot_samples": """SELECT ss.snapshot_md5, ss.relpath, s.shard_md5, s.uid, s.key, s.pos, s.jpg_md5, s.json_md5, s.captions_md5, h.split
         FROM (SELECT DISTINCT snapshot_md5, shard_md5, relpath FROM snapshot_shards) ss
         JOIN shard_samples s USING (shard_md5)
         JOIN (SELECT shard_md5, min(run_id) AS run_id FROM shard_samples GROUP BY shard_md5) once ON once.shard_md5 = s.shard_md5 AND once.run_id = s.run_id
@@ -146,3 +156,9 @@ def open_catalog(root: Path) -> "duckdb.DuckDBPyConnection":
         con.execute(f"CREATE VIEW {name} AS {select}")
     con.execute("SET lock_configuration = true")
     return con
+
+
+def ask(con: "duckdb.DuckDBPyConnection", query: str, *values: object) -> list[Row]:
+    """The rows of an answer as dictionaries; `?` in the query are the values, which are never read as SQL."""
+    rows: list[Row] = con.sql(query, params=list(values) or None).to_arrow_table().to_pylist()
+    return rows

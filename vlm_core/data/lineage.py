@@ -5,25 +5,23 @@ A snapshot is named by its DVC hash (first digits are enough). Answers are table
 """
 
 import argparse
-import configparser
 import csv
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from vlm_core import stage as stages
-from vlm_core.data.catalog import open_catalog
-from vlm_core.errors import BadManifest, ConfigError, MissingInput
+from vlm_core.data.catalog import Answer, Row, ask, open_catalog
+from vlm_core.data.lineage_bytes import rebuild
+from vlm_core.data.lineage_diff import diff
+from vlm_core.errors import ConfigError, MissingInput
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-Row = dict[str, Any]
-Answer = dict[str, list[Row]]  # title -> table
 SELECTORS = {
     "url": "url = ?",
     "domain": "contains(lower(url), lower(?)) AND (host = lower(?) OR ends_with(host, '.' || lower(?)))",
@@ -55,7 +53,7 @@ def main(argv: list[str]) -> int:
             answer = rebuild(con, find_model(con, args.model), args.out, args.cache)
         case _:
             answer = diff(con, find_snapshot(con, args.a), find_snapshot(con, args.b))
-    print(json.dumps(answer, indent=1, default=str, ensure_ascii=False) if args.json else _text(answer))
+    print(json.dumps(answer, indent=1, default=str, ensure_ascii=False) if args.json else show(answer))
     return 0
 
 
@@ -90,27 +88,37 @@ def _parser() -> _Parser:
 
 def why(con: "DuckDBPyConnection", uid: str) -> Answer:
     """The trail of a sample: address, fetch, decisions in order, captions, snapshots, models."""
-    found = _rows(con, "SELECT DISTINCT uid FROM sample_seen WHERE starts_with(uid, ?) LIMIT 2", uid.lower())
+    found = ask(con, "SELECT DISTINCT uid FROM sample_seen WHERE starts_with(uid, ?) LIMIT 2", uid.lower())
     if len(found) != 1 or not uid:
         what = "no sample" if not found else "several samples"
         raise MissingInput(f"Found {what} of the catalog whose uid begins with {uid!r}, expected one; give the 32 hex digits of a uid.")
     uid = found[0]["uid"]
-    fate = _rows(con, "SELECT kept, reason, last_rule, trail FROM sample_fate WHERE uid = ?", uid)
+    fate = ask(con, "SELECT kept, reason, last_rule, trail FROM sample_fate WHERE uid = ?", uid)
     return {
-        "sample": _rows(con, "SELECT * FROM sample_source WHERE uid = ?", uid),
+        "sample": ask(con, "SELECT * FROM sample_source WHERE uid = ?", uid),
         "fate": [{name: row[name] for name in ("kept", "reason", "last_rule")} for row in fate],
         "decisions": fate[0]["trail"] if fate else [],
-        "captions": _rows(
+        "captions": ask(
             con, "SELECT DISTINCT origin, text, lang, generator, image_score, accepted, reason FROM captions_now WHERE uid = ? ORDER BY origin, text", uid
         ),
-        "snapshots": _rows(con, "SELECT snapshot_md5, relpath AS shard, key, split, shard_md5 FROM snapshot_samples WHERE uid = ? ORDER BY ALL", uid),
+        "snapshots": ask(
+            con,
+            """SELECT snapshot_md5, relpath AS shard, key, split, shard_md5, snapshot_md5 IN (SELECT snapshot_md5 FROM revocations) AS revoked
+                FROM snapshot_samples WHERE uid = ? ORDER BY ALL""",
+            uid,
+        ),
         "models": models(con, "uid", uid)["models"],
+        "taken down": ask(
+            con,
+            "SELECT DISTINCT t.at, t.kind, t.value, t.reason, t.takedown_id FROM takedown_uids u JOIN takedowns t USING (takedown_id) WHERE u.uid = ? ORDER BY ALL",
+            uid,
+        ),
     }
 
 
 def samples(con: "DuckDBPyConnection", model_id: str, limit: int = 20, csv_file: Path | None = None) -> Answer:
     """How many samples a model stands on, by way; and some or all of them. Held-out samples do not count."""
-    ways = _rows(
+    ways = ask(
         con,
         "SELECT how, via_model, snapshot_md5, count(DISTINCT uid) AS samples FROM model_samples WHERE model_id = ? GROUP BY ALL ORDER BY min(depth), how, via_model",
         model_id,
@@ -119,13 +127,13 @@ def samples(con: "DuckDBPyConnection", model_id: str, limit: int = 20, csv_file:
         FROM (SELECT uid, any_value(relpath) AS relpath, any_value(key) AS key, min(snapshot_md5) AS snapshot_md5 FROM model_samples WHERE model_id = ? GROUP BY uid) m
         LEFT JOIN sample_source s USING (uid) ORDER BY m.uid"""
     if csv_file is not None:
-        rows = _rows(con, listed, model_id)
+        rows = ask(con, listed, model_id)
         with csv_file.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else ["uid"])
             writer.writeheader()
             writer.writerows(rows)
-    total = _rows(con, "SELECT count(DISTINCT uid) AS samples FROM model_samples WHERE model_id = ?", model_id)
-    return {"model": [{"model_id": model_id, **total[0]}], "ways": ways, "samples": _rows(con, f"{listed} LIMIT {limit:d}", model_id)}
+    total = ask(con, "SELECT count(DISTINCT uid) AS samples FROM model_samples WHERE model_id = ?", model_id)
+    return {"model": [{"model_id": model_id, **total[0]}], "ways": ways, "samples": ask(con, f"{listed} LIMIT {limit:d}", model_id)}
 
 
 def models(con: "DuckDBPyConnection", selector: str, value: str) -> Answer:
@@ -133,101 +141,24 @@ def models(con: "DuckDBPyConnection", selector: str, value: str) -> Answer:
     where = SELECTORS[selector]
     chosen = f"(SELECT DISTINCT uid FROM sample_seen WHERE {where})"
     values = [value] * where.count("?")
-    seen = _rows(con, f"SELECT count(*) AS samples FROM {chosen}", *values)
+    seen = ask(con, f"SELECT count(*) AS samples FROM {chosen}", *values)
     if not seen[0]["samples"]:
         raise MissingInput(f"Found no sample with {selector} {value!r} in the catalog, expected one; compare with 'vlm lineage samples MODEL --csv FILE'.")
-    rows = _rows(
-        con,
-        f"""SELECT m.model_id, any_value(n.name) AS name, m.how, m.via_model, m.snapshot_md5, count(DISTINCT m.uid) AS samples
-            FROM model_samples m JOIN {chosen} USING (uid) LEFT JOIN (SELECT model_id, any_value(name) AS name FROM models GROUP BY model_id) n ON n.model_id = m.model_id
-            GROUP BY m.model_id, m.how, m.via_model, m.snapshot_md5 ORDER BY min(m.depth), m.model_id, m.how""",
-        *values,
-    )
+    rows = models_behind(con, chosen, *values)
     return {"selected": [{selector: value, **seen[0], "models": len({row["model_id"] for row in rows})}], "models": rows}
 
 
-def diff(con: "DuckDBPyConnection", a: str, b: str) -> Answer:
-    """What differs between two snapshots, with the reason for which samples are gone."""
-    sides = "WITH a AS (SELECT uid, split FROM snapshot_samples WHERE snapshot_md5 = ?), b AS (SELECT uid, split FROM snapshot_samples WHERE snapshot_md5 = ?)"
-    changes = _rows(
+def models_behind(con: "DuckDBPyConnection", chosen: str, *values: object) -> list[Row]:
+    """The models that stand on the uids of a relation, by way. Exposures: how often training showed them, occurrences times epochs of the model on the way."""
+    named = "(SELECT model_id, any_value(name) AS name, max(epochs) AS epochs FROM models GROUP BY model_id)"
+    return ask(
         con,
-        f"""{sides} SELECT CASE WHEN b.uid IS NULL THEN 'removed' WHEN a.uid IS NULL THEN 'added' WHEN a.split <> b.split THEN 'moved to ' || b.split ELSE 'in both' END AS change,
-            CASE WHEN b.uid IS NULL THEN coalesce(f.reason, 'unknown') ELSE '' END AS reason, count(*) AS samples
-            FROM a FULL JOIN b USING (uid) LEFT JOIN sample_fate f ON f.uid = coalesce(a.uid, b.uid) GROUP BY ALL ORDER BY ALL""",
-        a,
-        b,
+        f"""SELECT m.model_id, any_value(n.name) AS name, m.how, m.via_model, m.snapshot_md5, count(DISTINCT m.uid) AS samples,
+                round(count(*) * any_value(v.epochs)) AS exposures
+            FROM model_samples m JOIN {chosen} USING (uid) LEFT JOIN {named} n ON n.model_id = m.model_id LEFT JOIN {named} v ON v.model_id = m.via_model
+            GROUP BY m.model_id, m.how, m.via_model, m.snapshot_md5 ORDER BY min(m.depth), m.model_id, m.how""",
+        *values,
     )
-    return {"snapshots": [{"a": a, "b": b}], "changes": changes}
-
-
-def rebuild(con: "DuckDBPyConnection", model_id: str, out: Path, cache: Path | None = None) -> Answer:
-    """Every snapshot a model stands on, as OUT/<snapshot>/, taken from the live folder or the DVC cache and hashed again. Raises MissingInput, BadManifest."""
-    snapshots = _rows(con, "SELECT DISTINCT snapshot_md5, min(how) AS how FROM model_snapshots WHERE model_id = ? GROUP BY ALL ORDER BY ALL", model_id)
-    if not snapshots:
-        raise MissingInput(f"Found no snapshot behind the model {model_id[:12]}, expected at least one; it may be made from packaged weights only.")
-    rows = []
-    for row in snapshots:
-        name = row["snapshot_md5"]
-        target = out / name
-        tmp = out / f"{name}.tmp"
-        shutil.rmtree(tmp, ignore_errors=True)
-        live = next((path for path in _live(con, name) if path.is_dir() and stages.data_version(path) == name), None)
-        if live is not None:
-            shutil.copytree(live, tmp)
-        else:
-            _from_cache(name, tmp, cache or dvc_cache(Path.cwd()))
-        if (found := stages.data_version(tmp)) != name:
-            raise BadManifest(f"Found bytes with the hash {found} for the snapshot {name}, expected equal ones; the source {live or 'DVC cache'} is damaged.")
-        shutil.rmtree(target, ignore_errors=True)
-        tmp.rename(target)
-        files = [path for path in target.rglob("*") if path.is_file()]
-        rows.append(
-            {
-                **row,
-                "from": str(live or "DVC cache"),
-                "files": len(files),
-                "bytes": sum(path.stat().st_size for path in files),
-                "verified": True,
-                "path": str(target),
-            }
-        )
-    return {"snapshots": rows}
-
-
-def _live(con: "DuckDBPyConnection", snapshot: str) -> list[Path]:
-    rows = _rows(con, "SELECT path FROM runs WHERE output = ? UNION SELECT path FROM run_inputs WHERE ref = ? ORDER BY path", snapshot, snapshot)
-    return [Path(row["path"]) for row in rows if row["path"]]
-
-
-# ---------------------------------------------------------------- the DVC cache, by plain file arithmetic
-
-
-def dvc_cache(start: Path) -> Path:
-    """files/md5 of the project's DVC cache: .dvc/cache, or the cache.dir of its settings."""
-    root = next((folder / ".dvc" for folder in (start, *start.parents) if (folder / ".dvc").is_dir()), None)
-    if root is None:
-        raise MissingInput(f"Found no .dvc folder in {start} or above, expected the project that recorded the snapshot; go there or give --cache.")
-    settings = configparser.ConfigParser()
-    settings.read([root / "config", root / "config.local"])
-    return root / settings.get("cache", "dir", fallback="cache") / "files" / "md5"
-
-
-def _from_cache(snapshot: str, target: Path, cache: Path) -> None:
-    listing = _cached(cache, snapshot)
-    for row in json.loads(listing.read_bytes()):
-        name = PurePosixPath(row["relpath"])
-        if name.is_absolute() or ".." in name.parts:
-            raise BadManifest(f"Found the unsafe name {row['relpath']!r} in {listing}, expected names inside the folder; do not use this cache.")
-        file = target / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(_cached(cache, row["md5"]), file)
-
-
-def _cached(cache: Path, md5: str) -> Path:
-    path = cache / md5[:2] / md5[2:]
-    if not path.is_file():
-        raise MissingInput(f"Found no {path}, expected the bytes of {md5} in the DVC cache; run 'dvc pull', or give --cache.")
-    return path
 
 
 # ---------------------------------------------------------------- names
@@ -241,20 +172,20 @@ def find_model(con: "DuckDBPyConnection", name: str) -> str:
     base, mark, tail = next((parts for mark in "@:" if (parts := name.partition(mark))[1]), (name, "", ""))
     if mark:
         column = "alias" if mark == "@" else "version"
-        rows = _rows(
+        rows = ask(
             con, f"SELECT model_id FROM promotions WHERE name = ? AND CAST({column} AS VARCHAR) = ? ORDER BY promotions.at DESC NULLS LAST LIMIT 1", base, tail
         )
     elif re.fullmatch("[0-9a-f]{6,64}", name):
-        rows = _rows(con, "SELECT DISTINCT model_id FROM models WHERE starts_with(model_id, ?) LIMIT 2", name)
+        rows = ask(con, "SELECT DISTINCT model_id FROM models WHERE starts_with(model_id, ?) LIMIT 2", name)
     else:
-        rows = _rows(
+        rows = ask(
             con,
             "SELECT model_id FROM models m LEFT JOIN run_order r USING (run_id) WHERE m.name = ? OR m.recipe = ? ORDER BY r.ended_at DESC NULLS LAST LIMIT 1",
             name,
             name,
         )
     if len(rows) != 1:
-        known = _rows(con, "SELECT DISTINCT name, left(model_id, 12) AS id FROM models ORDER BY ALL LIMIT 20")
+        known = ask(con, "SELECT DISTINCT name, left(model_id, 12) AS id FROM models ORDER BY ALL LIMIT 20")
         menu = ", ".join(f"{row['name']} ({row['id']})" for row in known) or "none yet"
         raise MissingInput(
             f"Found {len(rows) or 'no'} models for {name!r}, expected a model folder, a SHA-256, NAME@ALIAS, NAME:VERSION or a name; the catalog knows: {menu}."
@@ -264,9 +195,9 @@ def find_model(con: "DuckDBPyConnection", name: str) -> str:
 
 def find_snapshot(con: "DuckDBPyConnection", name: str) -> str:
     """The full hash of the snapshot that begins so, or that a model stands on. Raises MissingInput."""
-    rows = _rows(con, "SELECT DISTINCT snapshot_md5 FROM snapshots WHERE starts_with(snapshot_md5, ?) LIMIT 2", name)
+    rows = ask(con, "SELECT DISTINCT snapshot_md5 FROM snapshots WHERE starts_with(snapshot_md5, ?) LIMIT 2", name)
     if not rows:
-        rows = _rows(con, "SELECT DISTINCT snapshot_md5 FROM model_snapshot WHERE model_id = ?", find_model(con, name))
+        rows = ask(con, "SELECT DISTINCT snapshot_md5 FROM model_snapshot WHERE model_id = ?", find_model(con, name))
     if len(rows) != 1:
         raise MissingInput(f"Found {len(rows) or 'no'} snapshots for {name!r}, expected one; give the 36 characters of its hash.")
     return str(rows[0]["snapshot_md5"])
@@ -275,12 +206,8 @@ def find_snapshot(con: "DuckDBPyConnection", name: str) -> str:
 # ---------------------------------------------------------------- output
 
 
-def _rows(con: "DuckDBPyConnection", query: str, *values: object) -> list[Row]:
-    rows: list[Row] = con.sql(query, params=list(values)).to_arrow_table().to_pylist() if values else con.sql(query).to_arrow_table().to_pylist()
-    return rows
-
-
-def _text(answer: Answer) -> str:
+def show(answer: Answer) -> str:
+    """Tables for people."""
     return "\n\n".join(f"{title}\n{_table(rows)}" for title, rows in answer.items())
 
 

@@ -34,7 +34,7 @@ def _tile(picture: bytes | Image.Image, title: str) -> Image.Image:
     tile = Image.new("RGB", (EDGE, EDGE + LINES * LINE + 4), "white")
     tile.paste(image, ((EDGE - image.width) // 2, (EDGE - image.height) // 2))
     font, draw = _font(), ImageDraw.Draw(tile)
-    words = "".join(letter for letter in title if ord(letter) < 0x250).strip()
+    words = "".join(letter for letter in " ".join(title.split()) if ord(letter) < 0x250 and letter.isprintable())
     for line in range(LINES):
         width = len(words)
         while width and draw.textlength(words[:width], font) > EDGE - 4:

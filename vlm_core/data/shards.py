@@ -16,7 +16,6 @@ import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,7 +117,7 @@ def _payloads(records: dict[str, Row], pictures: Pictures, stage: Stage) -> tupl
     payloads, sizes = dict[str, Payload](), dict[str, tuple[int, int]]()
     for done, (uid, record) in enumerate(records.items(), 1):
         jpeg, text = pictures.read(uid), canonical_json(record).encode()
-        payloads[uid], sizes[uid] = Payload(_md5(jpeg), _md5(text)), (len(jpeg), len(text))
+        payloads[uid], sizes[uid] = Payload(md5_of(jpeg), md5_of(text)), (len(jpeg), len(text))
         stage.progress("samples looked at", done, len(records))
     return payloads, sizes
 
@@ -154,7 +153,7 @@ class _Shards:
 
     def write(self, name: str, uids: list[str]) -> None:
         split, _, number = name.partition(".")[0].partition("-")
-        keys = [f"{number}{pos:07d}" for pos in range(len(uids))]
+        keys = [f"{split[0]}{number}{pos:07d}" for pos in range(len(uids))]
         parts = ((key, self.pictures.read(uid), canonical_json(self.records[uid]).encode()) for key, uid in zip(keys, uids, strict=True))
         made = write_shard(self.stage.out / name, parts)
         self.entries.append({"name": name, "split": split, "samples": len(uids), "bytes": made.bytes, "md5": made.md5, "sha256": made.sha256})
@@ -217,7 +216,7 @@ def _catalog(done: _Shards, generators: Counter[str]) -> dict[str, pa.Table]:
     out, entries = done.stage.out, done.entries
     md5s = {entry["name"]: entry["md5"] for entry in entries}
     snapshot = stages.dir_hash(md5s | {name: stages.file_md5(out / name) for name in ("index.parquet", "manifest.json")})  # what run() will find
-    captions = {uid: _md5(canonical_json(record["captions"]).encode()) for uid, record in done.records.items()}
+    captions = {uid: md5_of(canonical_json(record["captions"]).encode()) for uid, record in done.records.items()}
     names = ("uid", "key", "pos", "group", "jpg_md5", "json_md5")
     tables: dict[str, list[Row]] = {
         "shards": [
@@ -264,41 +263,9 @@ def read_samples(shards_dir: Path, split: str | None = None) -> Iterator[Sample]
                 yield Sample(record["uid"], jpeg, record)
 
 
-def verify(shards_dir: Path) -> str:
-    """Read every byte again and check every checksum and the promises of the split; gives the data version. Raises BadManifest."""
-    manifest = read_manifest(shards_dir)
-    md5s = {"manifest.json": stages.file_md5(shards_dir / "manifest.json")}
-    for entry in [*manifest["shards"], manifest["index"]]:
-        path = shards_dir / entry["name"]
-        md5s[entry["name"]] = md5 = stages.file_md5(path) if path.is_file() else "no file"
-        if md5 != entry["md5"]:
-            raise BadManifest(f"Found {path} with md5 {md5}, expected {entry['md5']} as its manifest says; run 'vlm shard' again, or restore it.")
-        if "sha256" in entry and _sha256(path) != entry["sha256"]:
-            raise BadManifest(f"Found {path} with the right md5 and another SHA-256, expected {entry['sha256']}; somebody forged it, do not use it.")
-    if extra := sorted({path.relative_to(shards_dir).as_posix() for path in shards_dir.rglob("*") if path.is_file()} - md5s.keys()):
-        raise BadManifest(f"Found {extra[0]!r} in {shards_dir}, which its manifest does not name, expected {len(md5s)} files; remove it.")
-    groups = {split: set(read_index(shards_dir, split)["group"].to_pylist()) for split in SPLITS}
-    if shared := sorted(groups["train"] & groups["heldout"]):
-        raise BadManifest(f"Found the group {shared[0]!r} in both splits of {shards_dir}, expected it in one; make the shards again.")
-    index = read_index(shards_dir, verify=True).to_pylist()
-    named = ((row["uid"], row["group"], row["jpg_md5"], row["json_md5"]) for row in index)
-    stored = (
-        (record["uid"], record["group"], _md5(jpeg), _md5(text))
-        for entry in manifest["shards"] for _, jpeg, text in read_shard(shards_dir / entry["name"]) for record in [json.loads(text)]
-    )  # fmt: skip
-    if any(a != b for a, b in zip_longest(named, stored)) or len({row["uid"] for row in index}) != len(index):
-        raise BadManifest(f"Found an index that does not list the samples of {shards_dir} one by one, expected each once and in order; make the shards again.")
-    return stages.dir_hash(md5s)
-
-
 def _hash(seed: int, text: str) -> str:
     return hashlib.sha256(f"{seed}/{text}".encode()).hexdigest()
 
 
-def _md5(data: bytes) -> str:
+def md5_of(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -95,7 +95,13 @@ def test_the_page_counts_what_is_there(world, tmp_path, home):
     page = page_of(world, tmp_path / "report")
     tiles = re.findall(r"<div><b>([\d,]+)</b>([^<]+)</div>", page)
     kept = pq.read_table(world["filtered"] / "kept.parquet").num_rows
-    assert tiles == [("13", "candidate pairs"), ("12", "pictures fetched"), (str(kept), "kept by the filter"), (str(kept - 2), "in shards, train"), ("2", "in shards, heldout")]
+    assert tiles == [
+        ("13", "candidate pairs"),
+        ("12", "pictures fetched"),
+        (str(kept), "kept by the filter"),
+        (str(kept - 2), "in shards, train"),
+        ("2", "in shards, heldout"),
+    ]
     tables = queries.Tables(world)
     found = {row["reason"]: row["n"] for row in queries.reasons(tables)}
     assert found["exact_duplicate"] == found["email"] == found["opted_out"] == found["not_downloaded"] == 1

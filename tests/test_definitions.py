@@ -22,7 +22,7 @@ EDGES = {
     "images": {"candidate_pairs"},
     "embeddings": {"candidate_pairs", "images"},
     "filtered": {"candidate_pairs", "embeddings", "images"},
-    "captions": {"filtered"},
+    "captions": {"filtered", "images"},
     "shards": {"captions", "filtered"},
     "snapshot": {"shards"},
     "eval_sets": {"shards"},

@@ -32,6 +32,10 @@ class Tracker(Protocol):
     def picture(self, name: str, path: Path) -> None: ...
     def artefact(self, path: Path, folder: str = "") -> None: ...
     def dataset(self, name: str, digest: str, uri: str, context: str) -> None: ...
+    def trace(self, name: str, asked: Mapping[str, str], answered: str, seconds: float, facts: Mapping[str, Any]) -> str:
+        """One call of a language model, just ended; gives the id of its trace, '' where none is kept."""
+        ...
+
     def child(self, name: str) -> Self:
         """A nested run; close it."""
         ...
@@ -52,6 +56,9 @@ class NullTracker:
     def picture(self, name: str, path: Path) -> None: ...
     def artefact(self, path: Path, folder: str = "") -> None: ...
     def dataset(self, name: str, digest: str, uri: str, context: str) -> None: ...
+    def trace(self, name: str, asked: Mapping[str, str], answered: str, seconds: float, facts: Mapping[str, Any]) -> str:
+        return ""
+
     def child(self, name: str) -> Self:
         return self
 
@@ -144,6 +151,20 @@ class MlflowTracker:
 
         found = Dataset(name=name, digest=digest[:36], source_type="local", source=json.dumps({"uri": uri}))
         self.client.log_inputs(self.run_id, [DatasetInput(dataset=found, tags=[InputTag("mlflow.data.context", context)])])
+
+    def trace(self, name: str, asked: Mapping[str, str], answered: str, seconds: float, facts: Mapping[str, Any]) -> str:
+        end, attributes = time.time_ns(), {key: str(value) for key, value in facts.items()}
+        run_id = self.run_id  # also finds the experiment
+        try:
+            span = self.client.start_trace(
+                name, span_type="LLM", inputs=dict(asked), attributes=attributes, experiment_id=self._experiment, run_id=run_id,
+                start_time_ns=end - int(seconds * 1e9),
+            )  # fmt: skip
+            self.client.end_trace(span.trace_id, outputs=answered, end_time_ns=end)
+        except Exception as error:  # whatever MLflow or its transport raises: a trace is not worth a run
+            print(f"MLflow at {self.uri} did not take a trace ({type(error).__name__})", file=sys.stderr)
+            return ""
+        return str(span.trace_id)
 
     def model_metrics(self, model_id: str, values: Mapping[str, tuple[float, str]], dataset: tuple[str, str]) -> None:
         """Results of a LoggedModel: name -> (value, id of its protocol card), on the data that it was trained on (name, digest)."""

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlm_core.data import caption_gates as gates
 from vlm_core.data import recaption as rc
 from vlm_core.data.caption_config import Gates
+from vlm_core.data.caption_examples import STYLES, draw_pairs
 
 GATES = Gates()
 CANARY = rc.CANARY
@@ -55,7 +57,7 @@ ORDINARY = [
 
 
 def prompt_for(caption: str, seed: int = 0) -> rc.Prompt:
-    return rc.make_prompt(caption, "plain", 3, seed)
+    return rc.make_prompt(caption, "chatgpt", 3, seed)
 
 
 def test_prompt_lists_three_different_examples_and_ends_with_the_caption_and_an_arrow():
@@ -73,12 +75,20 @@ def test_equal_seeds_give_equal_prompts_and_other_seeds_other_examples():
     assert len({prompt_for("x", seed).examples for seed in range(50)}) > 40
 
 
-def test_every_style_has_enough_examples_and_no_example_fails_its_own_gates():
-    for style, pairs in rc.EXAMPLES.items():
-        assert len(pairs) == 8
+@pytest.mark.parametrize("style", STYLES)
+def test_no_example_of_a_style_fails_the_gates_beside_others(style):
+    for seed in range(40):
+        pairs = draw_pairs(style, 4, random.Random(seed))
+        assert len({source for source, _ in pairs}) == 4
         for source, target in pairs:
-            others = rc.Prompt(source, tuple(pair for pair in pairs if pair[0] != source), "", "", "")
-            assert rc.judge_text(target, others, GATES) == "", (style, source)
+            prompt = rc.Prompt(source, tuple(pair for pair in pairs if pair[0] != source), "", "", "", (source,))
+            assert gates.judge_text(target, prompt, GATES) == "", (style, source, target)
+
+
+def test_the_styles_are_those_of_the_paper_with_sixteen_pairs_or_ten_groups_of_five_each():
+    assert STYLES == ("chatgpt", "bard", "human", "mscoco")
+    drawn = {style: {pair for seed in range(700) for pair in draw_pairs(style, 3, random.Random(seed))} for style in STYLES}
+    assert [len(drawn[style]) for style in STYLES] == [16, 16, 16, 10 * 5 * 4]
 
 
 @given(caption=st.text(max_size=300), continuation=st.text(alphabet=st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp", "Zs"]), min_size=1, max_size=60))
@@ -122,11 +132,11 @@ def test_a_megabyte_of_caption_stays_one_short_line():
 
 @pytest.mark.parametrize("text", ATTACKS)
 def test_no_attack_is_accepted_as_a_rewrite(text):
-    assert rc.judge_text(text, prompt_for("a cat on a wall"), GATES)
+    assert gates.judge_text(text, prompt_for("a cat on a wall"), GATES)
 
 
 def test_ordinary_captions_are_not_taken_for_attacks():
-    assert {text: rc.suspicious(text) for text in ORDINARY} == dict.fromkeys(ORDINARY, "")
+    assert {text: gates.suspicious(text) for text in ORDINARY} == dict.fromkeys(ORDINARY, "")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +153,7 @@ def test_ordinary_captions_are_not_taken_for_attacks():
     ],
 )
 def test_the_text_alone_can_be_a_reason_to_reject(rewrite, reason):
-    assert rc.judge_text(rewrite, prompt_for("two cats on a wall"), GATES) == reason
+    assert gates.judge_text(rewrite, prompt_for("two cats on a wall"), GATES) == reason
 
 
 def test_a_leaked_example_is_rejected_unless_the_caption_says_the_same():
@@ -154,16 +164,16 @@ def test_a_leaked_example_is_rejected_unless_the_caption_says_the_same():
         "",
         "",
     )
-    assert rc.judge_text("Dark clouds gather above a sea.", prompt, GATES) == "example_leak"
-    assert rc.judge_text("A stormy chair of wood.", prompt, GATES) == "example_leak"
-    assert rc.judge_text("A dark green field with flowers.", prompt, GATES) == ""
+    assert gates.judge_text("Dark clouds gather above a sea.", prompt, GATES) == "example_leak"
+    assert gates.judge_text("A stormy chair of wood.", prompt, GATES) == "example_leak"
+    assert gates.judge_text("A dark green field with flowers.", prompt, GATES) == ""
     own = prompt._replace(caption="chair of wood")
-    assert rc.judge_text("A nice wood chair stands here.", own, GATES) == ""
+    assert gates.judge_text("A nice wood chair stands here.", own, GATES) == ""
 
 
 def test_overlap_is_the_jaccard_of_the_words():
-    assert rc.overlap("A red, red barn", "the RED barn door") == pytest.approx(2 / 5)
-    assert rc.overlap("", "barn") == 0
+    assert gates.overlap("A red, red barn", "the RED barn door") == pytest.approx(2 / 5)
+    assert gates.overlap("", "barn") == 0
 
 
 @pytest.mark.parametrize(
@@ -171,8 +181,7 @@ def test_overlap_is_the_jaccard_of_the_words():
     [(0.49, 0.9, 0.1, "other_meaning"), (0.5, 0.25, 0.3, ""), (0.9, 0.24, 0.3, "worse_image_fit"), (0.9, 0.9, 0.1, "")],
 )
 def test_meaning_is_judged_by_text_similarity_and_by_the_fit_to_the_picture(text, image, raw, reason):
-    gates = Gates(min_text_similarity=0.5, max_image_drop=0.05)
-    assert rc.judge_scores(text, image + 1e-9, raw, gates) == reason
+    assert gates.judge_scores(text, image + 1e-9, raw, 0.5, Gates(max_image_drop=0.05)) == reason
 
 
 def test_choice_falls_back_to_the_raw_caption_below_two_words():

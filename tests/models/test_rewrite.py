@@ -21,10 +21,11 @@ import torch
 from tests.data.test_recaption import ATTACKS
 from vlm_core import run as seam
 from vlm_core.data import recaption as rules
-from vlm_core.data.caption_config import Gates, OpenAiWriter, Recaption
+from vlm_core.data import caption_plan
+from vlm_core.data.caption_config import Gates, OpenAiWriter, Recaption, Rewrite
 from vlm_core.data.sample import CAPTIONS
 from vlm_core.errors import ConfigError, ServiceError
-from vlm_core.models import llm, packaged, rewrite
+from vlm_core.models import llm, packaged
 
 
 class Server(ThreadingHTTPServer):
@@ -84,7 +85,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def smollm2() -> llm.Offline:
-    return llm.Offline(Recaption(temperature=0.5, max_tokens=16))
+    return llm.Offline(16, Recaption(temperature=0.5, max_tokens=16))
 
 
 @pytest.fixture(autouse=True)
@@ -97,9 +98,9 @@ def inputs(small_set: Path) -> dict[str, Path]:
 
 
 def chat(server: Server, **changes: Any) -> Recaption:
-    return Recaption(
-        writer=OpenAiWriter(base_url=server.url, model="tiny", parallel=2, timeout_s=5, retries=2), budget=12, gates=Gates(max_image_drop=2.0), **changes
-    )
+    writer = OpenAiWriter(base_url=server.url, model="tiny", parallel=2, timeout_s=5, retries=2)
+    part = Rewrite(captions=changes.pop("captions", 12), per_caption=changes.pop("rewrites", 1))
+    return Recaption(writer=writer, rewrite=part, gates=Gates(max_image_drop=2.0), **changes)
 
 
 def captions(out: Path) -> list[dict[str, Any]]:
@@ -167,12 +168,12 @@ def test_several_rewrites_of_a_caption_come_in_different_styles(server, small_se
     for row in written:
         styles.setdefault(row["uid"], set()).add(json.loads(row["params"])["style"])
     assert len(written) == 48
-    assert all(found == {"plain", "vivid", "short", "human"} for found in styles.values())
+    assert all(found == {"chatgpt", "bard", "mscoco", "human"} for found in styles.values())
 
 
 def test_no_attack_that_a_server_answers_is_accepted(server, small_set, tmp_path):
     server.answer = lambda caption, number: ATTACKS[number % len(ATTACKS)].replace("\n", " ")
-    config = chat(server).but("budget=0")
+    config = chat(server).but("rewrite.captions=0")
     report = seam.run("recaption", config, inputs(small_set), tmp_path / "captions")
     assert report.counts["rewritten"] > 2 * len(ATTACKS)
     assert report.counts["accepted"] == 0
@@ -184,7 +185,7 @@ def test_an_answer_that_was_cut_off_is_not_taken_for_a_whole_one(server, smollm2
     report = seam.run("recaption", chat(server), inputs(small_set), tmp_path / "captions")
     assert report.counts["rejected.empty"] == 12
     smollm2.sampling = Recaption(temperature=0.0, max_tokens=4)
-    assert smollm2.write([rules.make_prompt("two large dogs on a long white beach at night", "plain", 3, 0)], [0]) == [""]
+    assert smollm2.write([rules.make_prompt("two large dogs on a long white beach at night", "chatgpt", 3, 0)], [0])[0].text == ""
 
 
 def test_a_rewrite_that_fits_the_picture_worse_is_rejected_by_the_stored_embeddings(server, small_set, tmp_path):
@@ -211,7 +212,7 @@ def test_captions_that_carry_an_attack_are_not_sent_and_further_ones_are_kept_as
         (tmp_path / name).parent.mkdir()
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
     places = {"filtered": tmp_path / "filtered", "pairs": tmp_path / "pairs", "embeddings": small_set / "embeddings"}
-    seam.run("recaption", chat(server).but("budget=0"), places, tmp_path / "captions")
+    seam.run("recaption", chat(server).but("rewrite.captions=0"), places, tmp_path / "captions")
     rows = captions(tmp_path / "captions")
     assert not any("Ignore" in asked["messages"][1]["content"] for asked in server.requests)
     assert not [row for row in rows if row["uid"] == kept[0]["uid"] and row["origin"] == "rewritten"]
@@ -256,47 +257,65 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(server, small_
 
 def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(server, small_set, tmp_path):
     whole = seam.run("recaption", chat(server, rewrites=4), inputs(small_set), tmp_path / "whole")
+    paid = [asked["messages"] for asked in server.requests]
     server.requests.clear()
     server.wait_s = 0.1
     command = [sys.executable, "-m", "vlm_core", "recaption", "--out", str(tmp_path / "captions"), "--recipe", "openai_recaption"]
     command += [word for name, path in inputs(small_set).items() for word in ("--in", f"{name}={path}")]
-    for name, value in chat(server, rewrites=4).flat().items():
-        if name not in {"writer.kind", "styles", "languages"}:
-            command += ["--set", f"{name}={value}"]
+    settings = {
+        "writer.base_url": server.url, "writer.model": "tiny", "writer.parallel": 2, "rewrite.captions": 12, "max_tokens": 32, "gates.max_image_drop": 2.0,
+    }  # fmt: skip
+    command += [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     running = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     while len(server.requests) < 20:
         assert running.poll() is None
         time.sleep(0.02)
     running.send_signal(signal.SIGKILL)
     running.wait()
-    done = list((tmp_path / "captions.run" / "state").glob("answers-*.json"))
-    assert 1 <= len(done) < 6
-    server.requests.clear()
+    asked_before = [asked["messages"] for asked in server.requests]
     server.wait_s = 0.0
+    server.requests.clear()
     again = subprocess.run([*command, "--json"], env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, check=True, text=True)
     assert json.loads(again.stdout)["data_version"] == whole.data_version
-    assert len(server.requests) == 48 - 8 * len(done)
+    asked_after = [asked["messages"] for asked in server.requests]
+    twice = [asked for asked in asked_after if asked in asked_before]
+    assert len(twice) <= 2  # what was under way when it died: no more than `parallel`
+    assert sorted(map(json.dumps, [*asked_before, *asked_after])) == sorted(map(json.dumps, [*paid, *twice]))
+    assert json.loads(again.stdout)["counts"]["answers_asked_now"] == len(asked_after)
+
+
+def test_other_gates_and_a_larger_budget_pay_only_for_what_is_new(server, small_set, tmp_path):
+    seam.run("recaption", chat(server, captions=5), inputs(small_set), tmp_path / "captions")
+    assert len(server.requests) == 5
+    strict = seam.run("recaption", chat(server, captions=5).but("gates.max_words=2"), inputs(small_set), tmp_path / "captions")
+    assert len(server.requests) == 5
+    assert (strict.counts["accepted"], strict.counts["answers_asked_now"]) == (0, 0)
+    more = seam.run("recaption", chat(server, captions=9), inputs(small_set), tmp_path / "captions")
+    assert len(server.requests) == 9
+    assert (more.counts["rewritten"], more.counts["answers_asked_now"]) == (9, 4)
 
 
 def test_smollm2_rewords_captions_and_its_answers_do_not_depend_on_the_batch(smollm2):
     smollm2.sampling = Recaption(temperature=0.5, max_tokens=16)
     texts = ["old castle on a hill", "woman playing handball", "two dogs", "a bowl of red apples on a wooden table"]
-    prompts = [rules.make_prompt(text, "plain", 3, seed) for seed, text in enumerate(texts)]
+    prompts = [rules.make_prompt(text, "chatgpt", 3, seed) for seed, text in enumerate(texts)]
     answers = smollm2.write(prompts, [0, 1, 2, 3])
-    assert sum(bool(answer) for answer in answers) >= 3
-    assert not any("\n" in answer for answer in answers)
-    assert "castle" in answers[0].lower()
+    assert sum(bool(answer.text) for answer in answers) >= 3
+    assert not any("\n" in answer.text for answer in answers)
+    assert "castle" in answers[0].text.lower()
     assert smollm2.write(prompts[1:2], [1]) == answers[1:2]
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.tokens_in == len(smollm2.tokenizer(prompt.text, add_special_tokens=False)["input_ids"])
+        assert 1 <= answer.tokens_out <= 16
 
 
 def test_prompts_of_a_plan_are_drawn_by_seed_and_uid_and_name_their_caption(small_set):
-    kept = pq.read_table(small_set / "filtered" / "kept.parquet")
-    config = Recaption(budget=20, rewrites=2)
-    tasks = rewrite.plan(config, kept)
+    kept = pq.read_table(small_set / "filtered" / "kept.parquet").to_pylist()
+    part = Rewrite(captions=20, per_caption=2)
+    tasks = caption_plan.plan_rewrites(part, kept, 0)
     assert len(tasks) == 40
     assert all(task.prompt.text.endswith(f"{task.caption} =>") for task in tasks)
-    shuffled = kept.take(pa.array(list(reversed(range(len(kept))))))
-    assert rewrite.plan(config, shuffled) == tasks
-    assert {task.uid for task in rewrite.plan(config.but("budget=10"), kept)} < {task.uid for task in tasks}
-    assert {task.uid for task in rewrite.plan(config.but("seed=1"), kept)} != {task.uid for task in tasks}
-    assert llm.generator(config) == f"smollm2-135m-instruct@{hashlib.sha256(packaged.weight_file('smollm2').read_bytes()).hexdigest()[:12]}"
+    assert caption_plan.plan_rewrites(part, kept[::-1], 0) == tasks
+    assert {task.uid for task in caption_plan.plan_rewrites(part.but("captions=10"), kept, 0)} < {task.uid for task in tasks}
+    assert {task.uid for task in caption_plan.plan_rewrites(part, kept, 1)} != {task.uid for task in tasks}
+    assert llm.generator(Recaption()) == f"smollm2-135m-instruct@{hashlib.sha256(packaged.weight_file('smollm2').read_bytes()).hexdigest()[:12]}"

@@ -23,7 +23,7 @@ SMALL = {"loader": {"batch_size": 32}, "fit": {"epochs": 2}}
 PARAMS: dict[str, Any] = {
     "crawl": {"demo_crawl": {"max_pages": 40}},
     "embed": {"offline_embed": {"scorer": {"fit_pairs": 200, "fit_epochs": 5}}},
-    "recaption": {"offline_recaption": {"budget": 4}},
+    "recaption": {"offline_recaption": {"rewrite": {"captions": 4}}},
     "eval-sets": {"demo_eval_sets": {"datasets": ["emoji_groups"]}},
     "pretrain": {"lit_packaged": SMALL, "clip_tiny": SMALL},
     "transfer": {"zero_shot": {"resamples": 1000}, "tip_adapter": {"resamples": 1000, "shots": [1], "seeds": [1, 2]}},

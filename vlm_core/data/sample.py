@@ -23,7 +23,7 @@ STATUSES: tuple[str, ...] = get_args(Status)
 RETRYABLE: frozenset[str] = frozenset({"dns_timeout", "connect_timeout", "http_429", "http_5xx", "deadline"})
 
 # Where a caption comes from.
-Origin = Literal["alt", "figcaption", "title", "og", "table", "rewritten", "synthetic"]
+Origin = Literal["alt", "figcaption", "title", "og", "table", "rewritten", "translated", "synthetic", "fused"]
 ORIGINS: tuple[str, ...] = get_args(Origin)
 
 CAPTION = pa.struct([("text", pa.string()), ("origin", pa.string()), ("lang", pa.string())])
@@ -57,7 +57,8 @@ DECISIONS = pa.schema([
 CAPTIONS = pa.schema([
     ("uid", pa.string()), ("caption_id", pa.string()), ("origin", pa.string()), ("text", pa.string()), ("lang", pa.string()),
     ("generator", pa.string()), ("prompt_sha256", pa.string()), ("params", pa.string()), ("seed", pa.int64()),
-    ("text_score", pa.float64()), ("image_score", pa.float64()), ("accepted", pa.bool_()), ("reason", pa.string()),
+    ("text_score", pa.float64()), ("image_score", pa.float64()), ("added", pa.float64()), ("tokens_in", pa.int64()), ("tokens_out", pa.int64()),
+    ("accepted", pa.bool_()), ("reason", pa.string()),
 ])  # fmt: skip
 
 

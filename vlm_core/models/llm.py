@@ -1,30 +1,43 @@
-"""Language models that reword captions, behind one protocol: SmolLM2 in this process, or any server that speaks OpenAI's protocol.
+"""Language models that write captions, behind one protocol: SmolLM2 in this process, or any server that speaks OpenAI's protocol (with pictures, too).
 
 No silent fall-back: the settings name the writer, and a server that does not answer is a ServiceError.
 """
 
+import base64
+import itertools
 import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from vlm_core.data.caption_config import OfflineWriter, OpenAiWriter, Recaption
+from vlm_core.config import canonical_json
+from vlm_core.data.answers import Answer, Price, Request, tokens_bound
+from vlm_core.data.caption_config import OpenAiWriter, Recaption
 from vlm_core.data.recaption import Prompt, first_line, parse_rewrite
-from vlm_core.errors import ConfigError, ServiceError
+from vlm_core.errors import ConfigError, ServiceError, VlmError
 from vlm_core.models import packaged
 
 # B prompts, W words of the vocabulary
 
 LINE_END = "Ċ"  # how byte-level vocabularies spell a line feed
+Pictures = Callable[[str], bytes]  # uid -> JPEG
 
 
 class Writer(Protocol):
-    """Answers prompts: one line each, '' where the model said nothing or did not come to an end. The same prompt, seed and sampling give the same answer if the model allows it."""
+    """Answers requests as they come. The same prompt, seed and sampling give the same answer if the model allows it."""
 
-    def write(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[str]: ...
+    @property
+    def price(self) -> Price: ...
+    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]: ...
+
+
+def sampling(config: Recaption) -> str:
+    """What decides an answer beside model, prompt and seed."""
+    return canonical_json({"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.max_tokens})
 
 
 class RowSampler:
@@ -51,13 +64,23 @@ class RowSampler:
 class Offline:
     """SmolLM2-135M continues LaCLIP's prompt and stops at the line end."""
 
-    def __init__(self, sampling: Recaption) -> None:
-        self.sampling = sampling
+    price = Price()
+
+    def __init__(self, batch: int, sampling: Recaption) -> None:
+        self.batch, self.sampling = batch, sampling
         self.tokenizer, self.model = packaged.smollm2()
         self.line_ends = [index for word, index in self.tokenizer.get_vocab().items() if LINE_END in word]
 
+    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
+        rest = iter(requests)
+        while part := tuple(itertools.islice(rest, self.batch)):
+            begin = time.monotonic()
+            answers = self.write([request.prompt for request in part], [request.seed for request in part])
+            seconds = (time.monotonic() - begin) / len(part)
+            yield from ((request, answer._replace(seconds=seconds)) for request, answer in zip(part, answers, strict=True))
+
     @torch.inference_mode()
-    def write(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[str]:
+    def write(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Answer]:
         from transformers import LogitsProcessorList
 
         tokens = self.tokenizer([prompt.text for prompt in prompts], return_tensors="pt", padding=True, add_special_tokens=False)
@@ -68,39 +91,80 @@ class Offline:
             eos_token_id=[*self.line_ends, self.tokenizer.eos_token_id], pad_token_id=self.tokenizer.pad_token_id,
         )  # fmt: skip
         added = produced[:, tokens["input_ids"].shape[1] :]
-        whole = torch.isin(added, torch.tensor([*self.line_ends, self.tokenizer.eos_token_id])).any(-1).tolist()
+        ends = torch.isin(added, torch.tensor([*self.line_ends, self.tokenizer.eos_token_id]))
+        lengths = torch.where(ends.any(-1), ends.int().argmax(-1) + 1, added.shape[1]).tolist()
         texts = self.tokenizer.batch_decode(added, skip_special_tokens=True)
-        return [parse_rewrite(prompt.text, prompt.text + text) if ended else "" for prompt, text, ended in zip(prompts, texts, whole, strict=True)]
+        asked = tokens["attention_mask"].sum(-1).tolist()
+        return [
+            Answer(parse_rewrite(prompt.text, prompt.text + text) if ended else "", tokens_in, tokens_out)
+            for prompt, text, ended, tokens_in, tokens_out in zip(prompts, texts, ends.any(-1).tolist(), asked, lengths, strict=True)
+        ]
 
 
 class OpenAi:
-    """Chat completions of a server; several requests at once, answers in the order of the prompts."""
+    """Chat completions of a server, several requests at once; a prompt that names a picture brings it along as a data URL."""
 
-    def __init__(self, config: OpenAiWriter, sampling: Recaption) -> None:
+    def __init__(self, config: OpenAiWriter, sampling: Recaption, pictures: Pictures | None = None, where: str = "writer") -> None:
         import openai
 
         if not config.model:
-            raise ConfigError("Found no writer.model for the writer 'openai', expected the name that the server knows; set writer.model.")
-        self.config, self.sampling = config, sampling
+            raise ConfigError(f"Found no {where}.model for the {where} 'openai', expected the name that the server knows; set {where}.model.")
+        self.config, self.sampling, self.pictures, self.where = config, sampling, pictures, where
         key = os.environ.get(config.api_key_env) or "none"
         self.client = openai.OpenAI(base_url=config.base_url, api_key=key, timeout=config.timeout_s, max_retries=config.retries)
 
-    def write(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[str]:
-        with ThreadPoolExecutor(self.config.parallel) as pool:
-            return list(pool.map(self._ask, prompts, [seed % 2**31 for seed in seeds]))
+    @property
+    def price(self) -> Price:
+        return Price(self.config.price_in, self.config.price_out, self.config.picture_tokens)
 
-    def _ask(self, prompt: Prompt, seed: int) -> str:
+    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
+        """At most `parallel` requests are under way. After a failure no new one is sent, but what is under way is still taken: it is paid for."""
+        rest, failed = iter(requests), None
+        with ThreadPoolExecutor(self.config.parallel) as pool:
+            running = {pool.submit(self._ask, request): request for request in itertools.islice(rest, self.config.parallel)}
+            while running:
+                done: set[Future[Answer]] = wait(running, return_when=FIRST_COMPLETED).done
+                for future in done:
+                    request = running.pop(future)
+                    try:
+                        yield request, future.result()
+                    except VlmError as error:
+                        failed = failed or error
+                    if failed is None and (following := next(rest, None)) is not None:
+                        running[pool.submit(self._ask, following)] = following
+        if failed is not None:
+            raise failed
+
+    def _ask(self, request: Request) -> Answer:
+        begin = time.monotonic()
+        config, prompt = self.config, request.prompt
+        reply = self._send([{"role": "system", "content": prompt.system}, {"role": "user", "content": self._content(prompt)}], request.seed % 2**31)
+        choice = reply.choices[0] if getattr(reply, "choices", None) else None
+        whole = choice is not None and choice.finish_reason not in {"length", "content_filter"}
+        text = first_line(choice.message.content or "") if choice is not None and whole else ""
+        usage = getattr(reply, "usage", None)  # some servers do not count: book the most that it can have been
+        tokens_in = usage.prompt_tokens if usage else tokens_bound(prompt) + (config.picture_tokens if prompt.picture else 0)
+        return Answer(text, tokens_in, usage.completion_tokens if usage else self.sampling.max_tokens, time.monotonic() - begin)
+
+    def _content(self, prompt: Prompt) -> Any:
+        if not prompt.picture or self.pictures is None:
+            return prompt.user
+        shown = base64.b64encode(self.pictures(prompt.picture)).decode()
+        return [{"type": "text", "text": prompt.user}, {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{shown}"}}]
+
+    def _send(self, messages: Any, seed: int) -> Any:
         import openai
 
-        messages: Any = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
         config, sampling = self.config, self.sampling
         try:
-            reply = self.client.chat.completions.create(
+            return self.client.chat.completions.create(
                 model=config.model, messages=messages, temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=sampling.max_tokens, seed=seed
             )
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError, openai.BadRequestError) as error:
+            if error.code in {"content_filter", "content_policy_violation"}:
+                return None  # the server will not speak about this one; the others go on
             raise ConfigError(
-                f"Found that {config.base_url} refuses model {config.model!r} (HTTP {error.status_code}), expected an answer; correct writer.model or ${config.api_key_env}."
+                f"Found that {config.base_url} refuses model {config.model!r} (HTTP {error.status_code}), expected an answer; correct {self.where}.model or ${config.api_key_env}."
             ) from None
         except openai.APIStatusError as error:
             raise ServiceError(
@@ -109,29 +173,15 @@ class OpenAi:
         except openai.APIConnectionError as error:
             reason = "no answer in time" if isinstance(error, openai.APITimeoutError) else "no connection"
             raise ServiceError(
-                f"Found {reason} at {config.base_url}, expected a server that speaks OpenAI's protocol; start it or correct writer.base_url."
+                f"Found {reason} at {config.base_url}, expected a server that speaks OpenAI's protocol; start it or correct {self.where}.base_url."
             ) from None
-        choices = getattr(reply, "choices", None)
-        return first_line(choices[0].message.content or "") if choices and choices[0].finish_reason != "length" else ""
 
 
 def build(config: Recaption) -> Writer:
-    match config.writer:
-        case OfflineWriter():
-            return Offline(config)
-        case OpenAiWriter() as settings:
-            return OpenAi(settings, config)
+    """Who rewrites, translates and fuses."""
+    return OpenAi(config.writer, config) if isinstance(config.writer, OpenAiWriter) else Offline(config.writer.batch, config)
 
 
 def generator(config: Recaption) -> str:
     """Name and version of the model that the settings name, kept with every caption; known without loading it."""
-    match config.writer:
-        case OfflineWriter():
-            return f"smollm2-135m-instruct@{packaged.digest('smollm2')[:12]}"
-        case OpenAiWriter() as settings:
-            return f"openai:{settings.model}"
-
-
-def batch_size(config: Recaption) -> int:
-    """Prompts that are answered, and kept, together."""
-    return config.writer.batch if isinstance(config.writer, OfflineWriter) else 4 * config.writer.parallel
+    return f"openai:{config.writer.model}" if isinstance(config.writer, OpenAiWriter) else f"smollm2-135m-instruct@{packaged.digest('smollm2')[:12]}"

@@ -1,165 +1,179 @@
-"""The verb `recaption`: every caption of the kept samples, and rewrites of a budgeted share of the raw ones, each accepted or rejected with its reason.
+"""The verb `recaption`: every caption of the kept samples; what pages say, and what models write about them, each accepted or rejected with its reason.
 
-A rewrite's seed is a hash of (uid, run seed, number), batches are cut from a list that only settings and uids decide, and finished batches lie in
-`stage.state`: a killed run goes on where it was, and both end with the same bytes.
+An answer's seed is a hash of (uid, run seed, number), plans depend on settings and uids only, and every answer is kept as it comes (`answers.py`): a
+killed run goes on where it was, pays nothing twice, and ends with the same bytes. Limits are kept by upper bounds, so they are never exceeded.
 """
 
 import hashlib
-import json
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_core.config import canonical_json
-from vlm_core.data import recaption as rules
+from vlm_core.data import caption_plan, caption_report
+from vlm_core.data.answers import Answer, Answers, Cost, Request, affordable
 from vlm_core.data.caption_config import Recaption
-from vlm_core.data.pool import load_embeddings
-from vlm_core.data.recaption import Prompt, Style
+from vlm_core.data.caption_gates import masked
+from vlm_core.data.caption_plan import Row, Task
+from vlm_core.data.recaption import caption_id, without_opening
 from vlm_core.data.sample import CAPTIONS
+from vlm_core.data.stored import Pictures
 from vlm_core.errors import MissingInput, SchemaMismatch
-from vlm_core.models import llm
-from vlm_core.models.scorer import Scorer, load, sentences
-from vlm_core.stage import Report, Stage, write_json
-
-SHOWN = 30  # rows of the table that people see
+from vlm_core.models import captioner, llm
+from vlm_core.models.caption_scores import Judge
+from vlm_core.stage import Report, Stage
 
 
-class Task(NamedTuple):
-    """One rewrite that is wanted."""
+class Part(NamedTuple):
+    """Tasks that one model answers."""
 
-    uid: str
-    caption: str
-    lang: str
-    number: int
-    style: Style
-    seed: int
-    prompt: Prompt
+    tasks: list[Task]
+    generator: str
+    sampling: str
+    writer: Any  # () -> llm.Writer, called when there is something to ask
+
+    def requests(self) -> list[Request]:
+        return [Request(task.uid, task.prompt, task.seed, self.generator, self.sampling) for task in self.tasks]
 
 
-class Scores(NamedTuple):
-    """What the gates of meaning look at."""
+class Written(NamedTuple):
+    """A task, what came of it, and what it took."""
 
-    text: float
-    image: float
-    raw_image: float
+    task: Task
+    answer: Answer
+    row: Row
 
 
 def recaption(config: Recaption, stage: Stage) -> Report:
-    """Writes captions.parquet: raw and page captions as they are, rewrites with prompt, seed, scores and verdict."""
-    kept = _table(stage.input("filtered") / "kept.parquet", ["uid", "caption", "lang"])
-    pairs = _table(stage.input("pairs") / "pairs.parquet", ["uid", "captions"])
-    captions = dict(zip(pairs["uid"].to_pylist(), pairs["captions"].to_pylist(), strict=True))
-    rows = [row for sample in kept.sort_by("uid").to_pylist() for row in _page_captions(sample, captions.get(sample["uid"]) or [])]
-    tasks = plan(config, kept)
-    answers = write_all(config, tasks, stage)
-    scored = score(tasks, answers, stage.input("embeddings"))
-    written = [_row(config, task, text, scores) for task, text, scores in zip(tasks, answers, scored, strict=True)]
-    table = pa.Table.from_pylist(sorted([*rows, *written], key=lambda row: (row["uid"], row["origin"], row["caption_id"])), CAPTIONS)
+    """Writes captions.parquet, and weights.parquet where synthetic captions were accepted."""
+    kept = _table(stage.input("filtered") / "kept.parquet", ["uid", "caption", "lang", *(["copies"] if config.native else [])])
+    kept.sort(key=lambda row: row["uid"])
+    pairs = {row["uid"]: row for row in _table(stage.input("pairs") / "pairs.parquet", ["uid", "captions"])}
+    rows = caption_plan.page_captions(config, kept, pairs)
+    store = Answers(stage.state.parent / "answers.sqlite")
+    desk = Desk(config, stage, store, Judge(stage.input("embeddings"), config.gates))
+    try:
+        for plan in (_from_raw, _from_pictures, _from_both):
+            for part in plan(config, stage, kept, desk.written):
+                desk.work(part)
+    finally:
+        store.close()
+    table = pa.Table.from_pylist(
+        sorted([*rows, *(item.row for item in desk.written)], key=lambda row: (row["uid"], row["origin"], row["caption_id"])), CAPTIONS
+    )
     pq.write_table(table, stage.out / "captions.parquet")
-    return _report(kept, tasks, written, scored, table)
+    weights = desk.judge.weights([item.row for item in desk.written if item.row["origin"] == "synthetic"], kept)
+    if weights is not None:
+        pq.write_table(weights, stage.out / "weights.parquet")
+    facts = {item.row["caption_id"]: {"seconds": item.answer.seconds, "trace_id": item.answer.trace_id} for item in desk.written}
+    spent = caption_report.Spent(desk.spent, desk.paid, desk.unwritten)
+    return caption_report.report(stage, kept, table, [(item.task, item.row) for item in desk.written], spent, facts, weights, desk.judge.measure)
 
 
-def plan(config: Recaption, kept: pa.Table) -> list[Task]:
-    """What is rewritten: captions of the wanted languages that carry no attack, drawn by seed and uid up to the budget, sorted by uid."""
-    wanted = [
-        row
-        for row in kept.to_pylist()
-        if (row["lang"] or "").split("-")[0] in config.languages and rules.words(row["caption"]) and not rules.suspicious(row["caption"])
-    ]
-    drawn = sorted(wanted, key=lambda row: hashlib.sha256(f"{config.seed}:{row['uid']}".encode()).digest())[: config.budget or None]
-    tasks = []
-    for row in sorted(drawn, key=lambda row: row["uid"]):
-        for number in range(config.rewrites):
-            seed = rules.row_seed(row["uid"], config.seed, number)
-            style = config.styles[(seed + number) % len(config.styles)] if config.rewrites == 1 else config.styles[number % len(config.styles)]
-            prompt = rules.make_prompt(row["caption"], style, config.examples, seed)
-            tasks.append(Task(row["uid"], row["caption"], row["lang"], number, style, seed, prompt))
-    return tasks
+# ---------------------------------------------------------------- what is asked of whom
 
 
-def write_all(config: Recaption, tasks: list[Task], stage: Stage) -> list[str]:
-    """Answers in the order of the tasks. Finished batches are read back from the state of a killed run."""
-    answers: list[str] = []
-    writer, size = None, llm.batch_size(config)
-    for begin in range(0, len(tasks), size):
-        part, file = tasks[begin : begin + size], stage.state / f"answers-{begin:09d}.json"
-        if not file.exists():
-            writer = writer or llm.build(config)
-            write_json(file, writer.write([task.prompt for task in part], [task.seed for task in part]))
-        answers += json.loads(file.read_text())
-        stage.progress("captions: rewritten", len(answers), len(tasks))
-    return answers
+def _from_raw(config: Recaption, stage: Stage, kept: Sequence[Row], written: Sequence[Written]) -> list[Part]:
+    tasks = caption_plan.plan_rewrites(config.rewrite, kept, config.seed) if config.rewrite else []
+    tasks += caption_plan.plan_translations(config.translation, kept, config.seed) if config.translation else []
+    return [Part(tasks, llm.generator(config), llm.sampling(config), lambda: llm.build(config))]
 
 
-def score(tasks: Sequence[Task], answers: Sequence[str], embeddings: Path) -> list[Scores]:
-    """Text similarity by MiniLM, and how well raw caption and rewrite fit the stored image vector, by the scorer that made it."""
-    if not tasks:
+def _from_pictures(config: Recaption, stage: Stage, kept: Sequence[Row], written: Sequence[Written]) -> list[Part]:
+    part = config.synthetic
+    if part is None:
         return []
-    scorer: Scorer = load(embeddings)
-    image_ND, _, uids, _ = load_embeddings(embeddings)
-    row = {uid: index for index, uid in enumerate(uids)}
-    missing = [task.uid for task in tasks if task.uid not in row]
-    if missing:
-        raise SchemaMismatch(
-            f"Found no embedding of {missing[0]} ({len(missing)} samples) in {embeddings}, expected one for every kept sample; run 'vlm embed' again."
-        )
-    image_TD = np.asarray(image_ND[[row[task.uid] for task in tasks]], np.float32)
-    captions = [task.caption for task in tasks]
-    similarity = (sentences()(captions) * sentences()(answers)).sum(1).tolist()
-    image, raw = ((image_TD * scorer.encode_texts(texts)).sum(1).tolist() for texts in (answers, captions))
-    return [Scores(*values) for values in zip(similarity, image, raw, strict=True)]
+    images = stage.input("images")
+    sha256 = {row["uid"]: row["sha256"] for row in _table(images / "status.parquet", ["uid", "sha256"])}
+    tasks = caption_plan.plan_descriptions(part, kept, sha256, config.seed)
+    return [Part(tasks, captioner.generator(part), captioner.sampling(config, part), lambda: captioner.build(config, part, Pictures(images).read))]
 
 
-def _row(config: Recaption, task: Task, text: str, scores: Scores) -> dict[str, Any]:
-    reason = rules.judge_text(text, task.prompt, config.gates) or rules.judge_scores(*scores, config.gates)
-    params = {"temperature": config.temperature, "top_p": config.top_p, "max_tokens": config.max_tokens, "examples": config.examples, "style": task.style}
+def _from_both(config: Recaption, stage: Stage, kept: Sequence[Row], written: Sequence[Written]) -> list[Part]:
+    if config.fusion is None:
+        return []
+    synthetic = [item.row for item in written if item.task.origin == "synthetic"]
+    tasks = caption_plan.plan_fusions(config.fusion, synthetic, kept, config.seed)
+    return [Part(tasks, llm.generator(config), llm.sampling(config), lambda: llm.build(config))]
+
+
+# ---------------------------------------------------------------- asking and judging
+
+
+class Desk:
+    """Asks within the limits, keeps every answer, judges it."""
+
+    def __init__(self, config: Recaption, stage: Stage, store: Answers, judge: Judge) -> None:
+        self.config, self.stage, self.store, self.judge = config, stage, store, judge
+        self.written: list[Written] = []
+        self.spent, self.paid, self.unwritten = Cost(), Cost(), 0  # what this result cost in all, and in this run
+
+    def work(self, part: Part) -> None:
+        """As many tasks of a part as the limits allow, from its beginning; the rest is counted as unwritten."""
+        todo, writer = list(zip(part.tasks, part.requests(), strict=True)), None
+        answers: list[Answer] = []
+        while todo and (writer := writer or part.writer()):
+            bounds = [writer.price.at_most(request, self.config.max_tokens) for _, request in todo]
+            count = affordable(bounds, self.spent, self.config.limits)
+            if not count:
+                break
+            answers += self._ask(writer, [request for _, request in todo[:count]])
+            todo = todo[count:]
+        self.unwritten += len(todo)
+        done = part.tasks[: len(answers)]
+        texts = [without_opening(answer.text) if task.origin in ("synthetic", "fused") else answer.text for task, answer in zip(done, answers, strict=True)]
+        for task, answer, text, verdict in zip(done, answers, texts, self.judge(done, texts), strict=True):
+            self.written.append(Written(task, answer, _row(self.config, part, task, text, answer, verdict)))
+
+    def _ask(self, writer: llm.Writer, requests: list[Request]) -> list[Answer]:
+        """Answers in the order of the requests; those of former runs are not asked for again."""
+        known = {request.key: answer for request in requests if (answer := self.store.find(request)) is not None}
+        missing = list({request.key: request for request in requests if request.key not in known}.values())
+        found = len(known)
+        for count, (request, said) in enumerate(writer.answer(missing), 1):
+            answer = said._replace(trace_id=self._trace(request, said))
+            self.store.keep(request, answer)
+            known[request.key] = answer
+            self.paid = self.paid.plus(writer.price.of(answer))
+            self.stage.progress(f"captions by {request.generator}", found + count, found + len(missing))
+        answers = [known[request.key] for request in requests]
+        for answer in answers:
+            self.spent = self.spent.plus(writer.price.of(answer))
+        return answers
+
+    def _trace(self, request: Request, answer: Answer) -> str:
+        """Show a share of the calls in MLflow, without pictures and with e-mail addresses, web addresses and telephone numbers masked."""
+        if int(hashlib.sha256(f"trace:{request.key}".encode()).hexdigest()[:13], 16) / 16**13 >= self.config.trace_share:
+            return ""
+        prompt = request.prompt
+        asked = {"system": prompt.system, "user": masked(prompt.user)}
+        facts = {"uid": request.uid, "generator": request.generator, "prompt_sha256": prompt.sha256, "sampling": request.sampling,
+                 "tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out}  # fmt: skip
+        return self.stage.tracker.trace("recaption", asked, masked(answer.text), answer.seconds, facts)
+
+
+def _row(config: Recaption, part: Part, task: Task, text: str, answer: Answer, verdict: Mapping[str, Any]) -> Row:
+    params = {
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "max_tokens": config.max_tokens,
+        "examples": len(task.prompt.examples),
+        "style": task.style,
+    }
     return {
-        "uid": task.uid, "caption_id": f"r{task.number}-{rules.caption_id(task.uid, 'rewritten', text)}", "origin": "rewritten", "text": text, "lang": task.lang,
-        "generator": llm.generator(config), "prompt_sha256": task.prompt.sha256, "params": canonical_json(params), "seed": task.seed,
-        "text_score": round(scores.text, 6), "image_score": round(scores.image, 6), "accepted": not reason, "reason": reason,
+        "uid": task.uid, "caption_id": f"{task.origin[0]}{task.number}-{caption_id(task.uid, task.origin, text)}", "origin": task.origin, "text": text,
+        "lang": task.lang, "generator": part.generator, "prompt_sha256": task.prompt.sha256, "params": canonical_json(params), "seed": task.seed,
+        "tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out, **verdict,
     }  # fmt: skip
 
 
-def _page_captions(sample: dict[str, Any], captions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The raw caption, and what else the page says about the picture; a further caption that looks like an attack is kept as rejected."""
-    raw = {"text": sample["caption"], "origin": captions[0]["origin"] if captions else "alt", "lang": sample["lang"]}
-    rows = []
-    for number, caption in enumerate([raw, *(other for other in captions if other["text"] != raw["text"])]):
-        reason = rules.suspicious(caption["text"]) if number else ""
-        rows.append({
-            "uid": sample["uid"], "caption_id": f"p{number}-{rules.caption_id(sample['uid'], caption['origin'], caption['text'])}", "accepted": not reason, "reason": reason,
-            "generator": "", **caption,
-        })  # fmt: skip
-    return rows
-
-
-def _table(file: Path, columns: list[str]) -> pa.Table:
+def _table(file: Path, columns: list[str]) -> list[Row]:
     if not file.exists():
         raise MissingInput(f"Found no file {file}, expected a table with {', '.join(columns)}; run the stage that makes it first.")
-    return pq.read_table(file, columns=columns)
-
-
-def _report(kept: pa.Table, tasks: list[Task], written: list[dict[str, Any]], scores: list[Scores], table: pa.Table) -> Report:
-    reasons = Counter(row["reason"] for row in written if not row["accepted"])
-    accepted = sum(row["accepted"] for row in written)
-    shown = [
-        {
-            "raw": task.caption, "rewritten": row["text"], "verdict": "accepted" if row["accepted"] else row["reason"], "style": task.style,
-            "text score": round(value.text, 3), "image score": round(value.image, 3), "raw image score": round(value.raw_image, 3),
-        }
-        for task, row, value in list(zip(tasks, written, scores, strict=True))[:SHOWN]
-    ]  # fmt: skip
-    metrics = {"accepted_share": accepted / len(written)} if written else {}
-    if accepted:
-        metrics |= {"text_score_mean": float(np.mean([row["text_score"] for row in written if row["accepted"]]))}
-    return Report(
-        counts={"in": len(kept), "captions": len(table), "rewritten": len(written), "accepted": accepted, **{f"rejected.{name}": n for name, n in sorted(reasons.items())}},
-        metrics=metrics,
-        tables={"raw and rewritten": shown, "rejected by reason": [{"reason": name, "rewrites": n} for name, n in reasons.most_common()]},
-        catalog={"captions": table},
-    )  # fmt: skip
+    if missing := [name for name in columns if name not in pq.read_schema(file).names]:
+        raise SchemaMismatch(f"Found no column {missing[0]!r} in {file}, expected it; run the stage that makes it again.")
+    rows: list[Row] = pq.read_table(file, columns=columns).to_pylist()
+    return rows

@@ -1,7 +1,7 @@
 """Named settings of the data verbs. A function's return type says which verb it belongs to; the first is the verb's default."""
 
-from vlm_core.data.caption_config import Gates, OpenAiWriter, Recaption
-from vlm_core.data.config import Embed, EvalSets, OfflineScorer, OpenClipScorer, Shard
+from vlm_core.data.caption_config import Gates, OpenAiWriter, Recaption, Rewrite
+from vlm_core.data.config import Embed, EvalSets, ModelScorer, OfflineScorer, OpenClipScorer, Shard
 from vlm_core.data.crawl_config import Crawl, Download, Extract, Fetch, Network, OptOuts, Site, Table, Warc
 from vlm_core.data.filter_config import Cut, ExactDuplicates, Filter, ImageRules, LanguageRule, NearDuplicates, Personal, Rights, Safety, TextRules, Titles
 from vlm_core.data.report_config import DatasetPage
@@ -65,7 +65,12 @@ def offline_recaption() -> Recaption:
 
 def openai_recaption() -> Recaption:
     """LaCLIP's four rewrites of every caption by your own server: set writer.base_url and writer.model."""
-    return Recaption(writer=OpenAiWriter(), budget=0, rewrites=4, max_tokens=77)
+    return Recaption(writer=OpenAiWriter(), rewrite=Rewrite(captions=0, per_caption=4), max_tokens=77)
+
+
+def openai_captions() -> Recaption:
+    """Rewrites, descriptions by a vision model and both fused: set writer.model, synthetic.captioner.model, their base_url and their prices."""
+    return openai_recaption().merged({"native": {}, "synthetic": {"captioner": OpenAiWriter().model_dump()}, "fusion": {}})
 
 
 # ---- filter
@@ -86,6 +91,11 @@ def demo_filter() -> Filter:
         cut=Cut(fraction=0.9),
         truth="infra/demo/truth.jsonl",
     )
+
+def offline_alip() -> Recaption:
+    """All origins without a server: rewrites, names that the image tower sees, both fused, and what other pages say about the same picture."""
+    return offline_recaption().but("native={}", "synthetic={}", "fusion={captions: 60}", "rewrite.captions=60")
+
 
 
 def web_filter() -> Filter:

@@ -12,7 +12,8 @@ from PIL import Image
 from tests.data.small_world import make_shards, picture
 from vlm_core.data.augment import Transform
 from vlm_core.data.config import Loader, Shard
-from vlm_core.data.loader import TrainLoader, choose_caption, decode
+from vlm_core.data.loader import TrainLoader, decode
+from vlm_core.data.mixture import choose_caption
 from vlm_core.data.order import epoch_order
 from vlm_core.data.samples import ShardSamples
 from vlm_core.data.shards import read_samples

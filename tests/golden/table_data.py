@@ -6,11 +6,13 @@ import random
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from PIL import Image
 
-from tests.golden.check import Check
-from vlm_core.data import dedup, perceptual, picture, recaption, rights, scores, select, text_rules, wat
+from tests.golden.check import Check, gradient, tensor
+from vlm_core.data import alip, dedup, entries, faces, perceptual, picture, recaption, rights, scores, select, text_rules, wat
 from vlm_core.data.address import FetchFailed
+from vlm_core.objectives.weighted_captions import weighted_clip_loss
 
 Arrays = dict[str, np.ndarray]
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}  # float32 of the reference, as its README says
@@ -184,7 +186,39 @@ TABLE = {
     "datacomp_image_based": datacomp_image_based,
     "negcliploss_normsim": negcliploss_normsim,
     "hype_hyperbolic": hype_hyperbolic,
+def alip_adaptive(a: Arrays) -> Iterator[Check]:
+    """Four steps of ALIP, each with the means that the step before left; weights are constants of the gradient."""
+    means = alip.Means(*torch.full((3,), float(a["ema_init"])))
+    for step in range(len(a["loss"])):
+        image, raw, caption = (tensor(a[name][step], grad=True) for name in ("image", "raw_text", "caption"))
+        weights, means = alip.alip_weights(image, raw, caption, means, float(a["gamma"]), float(a["ema_momentum"]))
+        for name, ours in (("w_sample", weights.sample_B), ("w_raw", weights.raw_B), ("w_caption", weights.caption_B)):
+            yield Check(f"{name}[{step}]", ours, a[name][step], **CLOSE)
+        for name, ours in zip(("ema_text", "ema_raw", "ema_caption"), means, strict=True):
+            yield Check(f"{name}[{step}]", ours, a[name][step], **CLOSE)
+        scale = tensor(a["logit_scale"])
+        loss_raw = weighted_clip_loss(image, raw, scale, weights.raw_B, weights.sample_B)
+        loss_caption = weighted_clip_loss(image, caption, scale, weights.caption_B, weights.sample_B)
+        loss = loss_raw + loss_caption
+        for name, ours in (("loss_raw", loss_raw), ("loss_caption", loss_caption), ("loss", loss)):
+            yield Check(f"{name}[{step}]", ours, a[name][step], **CLOSE)
+        for name, leaf in (("grad_image", image), ("grad_raw", raw), ("grad_caption", caption)):
+            yield Check(f"{name}[{step}]", gradient(loss, leaf), a[name][step], rtol=1e-4, atol=1e-7)
+
+
+def alip_weights_warm(a: Arrays) -> Iterator[Check]:
+    """One step with warm means: gated and ungated samples."""
+    parts = (tensor(a[name]) for name in ("image", "raw_text", "caption"))
+    weights, means = alip.alip_weights(*parts, alip.Means(*(tensor(a[f"ema_{name}_in"]) for name in alip.Means._fields)))
+    for name, ours in (("w_sample", weights.sample_B), ("w_raw", weights.raw_B), ("w_caption", weights.caption_B)):
+        yield Check(name, ours, a[name], **CLOSE)
+    for name, ours in zip(("ema_text", "ema_raw", "ema_caption"), means, strict=True):
+        yield Check(name, ours, a[name], **CLOSE)
+
+
     "wat_extract": wat_extract,
+    "alip_adaptive": alip_adaptive,
+    "alip_weights_warm": alip_weights_warm,
     "xrobots_img2dataset": xrobots_img2dataset,
     "image_resize_blur": image_resize_blur,
     "laclip_rewrite": laclip_rewrite,

@@ -83,6 +83,29 @@ class Mixed(Config):
     weight: float = Field(1.0, gt=0, description="how often a sample is drawn from it, next to weight 1 of the main snapshot")
 
 
+def _caption_weights(weights: dict[str, float], where: str) -> dict[str, float]:
+    for name, weight in weights.items():
+        origin = name.partition(":")[0]
+        if origin not in ORIGINS:
+            raise ValueError(f"Found the caption origin {origin!r} in {where}, expected a known one; {did_you_mean(origin, ORIGINS)}")
+        if weight < 0:
+            raise ValueError(f"Found the weight {weight} for captions of origin {name!r}, expected 0 or more; change that value.")
+    return weights
+
+
+class CaptionSchedule(Config):
+    """How the weights of captions change while training goes on: linearly to these."""
+
+    weights: dict[str, float] = Field(default={}, description="weights by origin at the end; an origin not named weighs 1")
+    begin: int = Field(0, ge=0, description="epoch in which the change begins")
+    epochs: int = Field(1, ge=1, description="epochs that the change takes")
+
+    @field_validator("weights")
+    @classmethod
+    def _known(cls, weights: dict[str, float]) -> dict[str, float]:
+        return _caption_weights(weights, "caption_schedule.weights")
+
+
 class Loader(Config):
     """How training reads shards."""
 
@@ -93,18 +116,24 @@ class Loader(Config):
     verify: bool = Field(False, description="compare the MD5 of every picture and record that is read with the index")
     mix: dict[str, Mixed] = Field(default={}, description="further snapshots by a name of yours, each with its weight; what one holds out no one is trained on")
     caption_weights: dict[str, float] = Field(
-        default={}, description="how often a caption is chosen, by origin (alt, rewritten, ...); an origin not named weighs 1"
+        default={}, description="how often a caption is chosen, by origin (alt, rewritten, ...) or origin:language (alt:ko); one not named weighs 1"
+    )
+    caption_schedule: CaptionSchedule | None = Field(default=None, description="other weights in later epochs")
+    caption_temperature: float | None = Field(None, gt=0, description="softmax over the image-text scores of a sample's captions, times the weights; none: scores do not matter")
+    second_caption: list[str] = Field(
+        default=[], description="origins of a second caption that is read beside the raw one, for objectives that see both (weighted_captions); empty: one caption"
     )
 
     @field_validator("caption_weights")
     @classmethod
     def _known(cls, weights: dict[str, float]) -> dict[str, float]:
-        for origin, weight in weights.items():
-            if origin not in ORIGINS:
-                raise ValueError(f"Found the caption origin {origin!r} in caption_weights, expected a known one; {did_you_mean(origin, ORIGINS)}")
-            if weight < 0:
-                raise ValueError(f"Found the weight {weight} for captions of origin {origin!r}, expected 0 or more; change that value.")
-        return weights
+        return _caption_weights(weights, "caption_weights")
+
+    @field_validator("second_caption")
+    @classmethod
+    def _origins(cls, names: list[str]) -> list[str]:
+        _caption_weights(dict.fromkeys(names, 1.0), "second_caption")
+        return names
 
 
 DATASETS = ("emoji_groups", "emoji_subgroups", "emoji_shift", "clipart_folders")

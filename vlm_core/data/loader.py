@@ -8,20 +8,18 @@
 
 Batch: images uint8 (B,3,S,S) after random resized crop, not normalised: call `transform.normalise(batch["images"])` where the model runs.
        texts, uids, origins: lists of B; rows: int64 (B,), the row of each sample in `samples` (to look up cached features).
+       With `second_caption` texts are the raw captions, and captions (lists of B, too) the second ones, whose origins are counted.
 
 Every step takes `batch_size` samples over all ranks; rank r takes its equal part, so all ranks see the same number of batches. The last samples of an
 epoch that do not fill a step are left out (others in each epoch). Crops and caption choice depend on (seed, epoch, uid) only.
 """
 
-import hashlib
 import io
 import math
-from bisect import bisect
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Mapping
 from random import Random
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import simplejpeg
@@ -33,8 +31,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vlm_core.data.augment import Transform
 from vlm_core.data.config import Loader
+from vlm_core.data.mixture import read_caption, read_two
 from vlm_core.data.samples import Samples
-from vlm_core.data.text_rules import count_words
 from vlm_core.errors import BadManifest, CheckpointError, Incompatible, VlmError
 
 
@@ -44,21 +42,7 @@ class Batch(TypedDict):
     uids: list[str]
     origins: list[str]
     rows: Tensor
-
-
-def choose_caption(record: dict[str, Any], weights: Mapping[str, float], seed: int, epoch: int) -> tuple[str, str]:
-    """(text, origin) for one pass over a sample: one of its captions, drawn by the weight of its origin; a choice of fewer than two words gives the raw one.
-
-    Source: LaCLIP, arXiv 2305.20088, section 3.2 (uniform over raw and rewrites; the two-word rule is its released data.py). Words are counted by script.
-    """
-    captions = record["captions"]
-    odds = list(accumulate(weights.get(caption["origin"], 1.0) for caption in captions))
-    chosen = captions[0]
-    if odds[-1] > 0:
-        chosen = captions[bisect(odds, _uniform(f"caption/{seed}/{epoch}/{record['uid']}") * odds[-1], hi=len(odds) - 1)]
-    if count_words(chosen["text"]) < 2:
-        chosen = captions[0]
-    return chosen["text"], chosen["origin"]
+    captions: NotRequired[list[str]]
 
 
 def decode(jpeg: bytes, min_side: int = 0) -> Tensor:
@@ -74,10 +58,6 @@ def decode(jpeg: bytes, min_side: int = 0) -> Tensor:
         pass  # an unusual JPEG: PIL decides
     with Image.open(io.BytesIO(jpeg)) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
-def _uniform(text: str) -> float:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest()) / 2**56
 
 
 # ---------------------------------------------------------------- the loader
@@ -100,16 +80,14 @@ class _Reader(Dataset[Batch | VlmError]):
             return error
 
     def batch(self, rows: NDArray[np.int64], epochs: NDArray[np.int64]) -> Batch:
-        images, texts, origins = [], [], []
+        images, chosen, two = [], [], bool(self.config.second_caption)
         for row, epoch in zip(rows.tolist(), epochs.tolist(), strict=True):
             uid, record = self.samples.uids[row], self.samples.record(row)
             images.append(self.transform.train_square(self.picture(row), Random(f"crop/{self.seed}/{epoch}/{uid}")))
-            text, origin = choose_caption(record, self.config.caption_weights, self.seed, epoch)
-            texts.append(text)
-            origins.append(origin)
-        return Batch(
-            images=torch.stack(images), texts=texts, uids=[self.samples.uids[row] for row in rows], origins=origins, rows=torch.from_numpy(rows.copy())
-        )
+            chosen.append((read_two if two else read_caption)(record, self.config, self.seed, epoch))
+        texts, *second, origins = map(list, zip(*chosen, strict=True))
+        batch = Batch(images=torch.stack(images), texts=texts, uids=[self.samples.uids[row] for row in rows], origins=origins, rows=torch.from_numpy(rows.copy()))
+        return {**batch, "captions": second[0]} if two else batch
 
     def picture(self, row: int) -> Tensor:
         if row in self.cache:
@@ -142,7 +120,7 @@ class TrainLoader:
             )
         self.samples, self.config, self.transform, self.seed = samples, config, transform, seed
         self.rank, self.world, self.steps, self.step = rank, world, steps, 0
-        self.mixture: Counter[str] = Counter()  # captions seen so far on this rank, by origin
+        self.mixtures: dict[int, Counter[str]] = {}  # captions read so far on this rank: epoch -> origin -> how often
         self._reader = _Reader(samples, config, transform, seed)
 
     @property
@@ -168,12 +146,22 @@ class TrainLoader:
         ):
             if isinstance(batch, VlmError):
                 raise batch
-            self.step += 1  # before the yield: a checkpoint taken during the step counts it
-            self.mixture.update(batch["origins"])
+            self.count(batch["origins"])  # before the yield: a checkpoint taken during the step counts it
             yield batch
 
+    def count(self, origins: Iterable[str]) -> None:
+        """A step was read, with captions of these origins."""
+        self.mixtures.setdefault(self.epoch, Counter()).update(origins)
+        self.step += 1
+
+    @property
+    def mixture(self) -> Counter[str]:
+        """Captions read so far on this rank, by origin."""
+        return sum(self.mixtures.values(), Counter())
+
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "seed": self.seed, "batch_size": self.config.batch_size, "data": self.samples.digest}
+        mixtures = {str(epoch): dict(seen) for epoch, seen in self.mixtures.items()}
+        return {"mixtures": mixtures, "step": self.step, "seed": self.seed, "batch_size": self.config.batch_size, "data": self.samples.digest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after the last batch that was handed out. Raises CheckpointError if the order would be another one."""
@@ -184,6 +172,7 @@ class TrainLoader:
                     f"Found a checkpoint whose loader had {name} {state[name]!r}, expected {here[name]!r} as now; start afresh or restore that setting."
                 )
         self.step = int(state["step"])
+        self.mixtures = {int(epoch): Counter(seen) for epoch, seen in state["mixtures"].items()}
 
 
 class _Once(Sampler[Any]):

@@ -21,6 +21,7 @@ class Outputs(NamedTuple):
     text_BD: Tensor  # unit norm, float32; row i belongs to row i of the images
     scale: Tensor  # multiplies the cosine, > 0
     bias: Tensor | None  # added to every logit
+    caption_BD: Tensor | None = None  # unit norm, float32: of second captions, where the batch has them
 
 
 class Headed(nn.Module):
@@ -93,8 +94,13 @@ class TwoTower(nn.Module):
     def forward(self, batch: Mapping[str, Any]) -> Outputs:
         """Encode a batch: `images` (B,3,H,W, normalised) or cached `image_features`; `ids` or cached `text_features`."""
         image_BD = self.image.head(batch["image_features"]) if "image_features" in batch else self.image(batch["images"])  # type: ignore[operator]
-        text_BD = self.text.head(batch["text_features"]) if "text_features" in batch else self.text(batch["ids"])  # type: ignore[operator]
-        return Outputs(unit(image_BD), unit(text_BD), self.scale, self.bias)
+        text_BD = self._texts(batch, "text_features", "ids")
+        caption_BD = unit(self._texts(batch, "caption_features", "caption_ids")) if {"caption_features", "caption_ids"} & batch.keys() else None
+        return Outputs(unit(image_BD), unit(text_BD), self.scale, self.bias, caption_BD)
+
+    def _texts(self, batch: Mapping[str, Any], features: str, ids: str) -> Tensor:
+        out_BD: Tensor = self.text.head(batch[features]) if features in batch else self.text(batch[ids])  # type: ignore[operator]
+        return out_BD
 
     @torch.no_grad()
     def clamp_scale(self) -> None:

@@ -37,12 +37,24 @@ class Sigmoid(Config):
     needs_bias: ClassVar[bool] = True
 
 
+class WeightedCaptions(Config):
+    """Raw and synthetic caption of each picture, weighted by how far the three agree (ALIP, arXiv 2308.08428)."""
+
+    weight: float = Field(1.0, gt=0, description="factor in the sum of all terms")
+    gamma: float = Field(2.0, gt=0, description="how sharply disagreement lowers a weight")
+    momentum: float = Field(0.99, ge=0, lt=1, description="of the running means of the three agreements")
+    start: float | None = Field(1.0, ge=-1, le=1, description="first value of the running means (ALIP: 1); none: those of the first batch")
+
+    needs_bias: ClassVar[bool] = False
+
+
 class Objectives(Config):
     """What pre-training minimises: the weighted sum of what is not null."""
 
     image_text_contrastive: ImageTextContrastive | None = None
     sigmoid: Sigmoid | None = None
+    weighted_captions: WeightedCaptions | None = None
 
-    def chosen(self) -> dict[str, ImageTextContrastive | Sigmoid]:
+    def chosen(self) -> dict[str, ImageTextContrastive | Sigmoid | WeightedCaptions]:
         """kind -> settings of what is on."""
         return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}

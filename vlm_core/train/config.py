@@ -61,6 +61,10 @@ class Pretrain(Config):
                 raise Incompatible(
                     f"Found the objective {kind!r} with model.scale.bias=null, expected a bias to learn; set model.scale.bias=-10 and model.scale.init=10."
                 )
+        if "weighted_captions" in chosen and not self.loader.second_caption:
+            raise Incompatible(
+                "Found the objective 'weighted_captions' with loader.second_caption=[], expected the origins of second captions; set for instance loader.second_caption=[synthetic]."
+            )
         if self.loader.batch_size % self.fit.devices:
             raise Incompatible(
                 f"Found loader.batch_size {self.loader.batch_size} on {self.fit.devices} devices, expected a whole number of pairs for each; change batch_size."

@@ -3,7 +3,7 @@
 # N samples, T distinct captions, F trunk features, L tokens
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vlm_core.checkpoint import read_weights, write_weights
 from vlm_core.data.augment import Transform
-from vlm_core.data.loader import TrainLoader, choose_caption
+from vlm_core.data.loader import TrainLoader
+from vlm_core.data.mixture import read_caption, read_two
 from vlm_core.data.samples import Samples
 from vlm_core.models.tokenizer import Tokenizer, trim
 from vlm_core.models.towers import Headed, TwoTower
@@ -84,12 +85,15 @@ class LockedLoader:
         while loader.step < len(self):
             rows, epochs = loader.part_of(loader.step)
             passes = zip(rows.tolist(), epochs.tolist(), strict=True)
-            chosen = [choose_caption(self.records[row], loader.config.caption_weights, loader.seed, epoch) for row, epoch in passes]
-            loader.mixture.update(origin for _, origin in chosen)
-            loader.step += 1
-            lines = [text for text, _ in chosen]
-            text: Batch = {"texts": lines} if self.texts_TF is None else {"text_features": self.texts_TF[[self.texts[line] for line in lines]]}
-            yield {"image_features": self.images_NF[torch.from_numpy(rows)], **text}
+            read = read_two if loader.config.second_caption else read_caption
+            texts, *second, origins = zip(*(read(self.records[row], loader.config, loader.seed, epoch) for row, epoch in passes), strict=True)
+            loader.count(origins)
+            named = {"text": texts, **({"caption": second[0]} if second else {})}
+            yield {"image_features": self.images_NF[torch.from_numpy(rows)], **{k: v for name, lines in named.items() for k, v in self._said(name, lines).items()}}
+
+    def _said(self, name: str, lines: Sequence[str]) -> Batch:
+        """Texts, or what the locked trunk made of them."""
+        return {f"{name}s": list(lines)} if self.texts_TF is None else {f"{name}_features": self.texts_TF[[self.texts[line] for line in lines]]}
 
     def state_dict(self) -> dict[str, Any]:
         return self.loader.state_dict()

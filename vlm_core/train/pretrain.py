@@ -93,7 +93,7 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
     def prepare(batch: Batch) -> Batch:
         device = towers.log_scale.device
         pixels = {"images": transform.normalise(batch["images"])} if "images" in batch else {}
-        ids = {"ids": tokenizer.trim(tokenize(batch["texts"])).to(device)} if "text_features" not in batch else {}
+        ids = {name: tokenizer.trim(tokenize(batch[key])).to(device) for name, key in (("ids", "texts"), ("caption_ids", "captions")) if key in batch}
         return {**batch, **pixels, **ids}
 
     loader = locked_loader(config, plan, towers, folder, report) if locked.is_locked(towers.image) else plan
@@ -101,6 +101,8 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
     fit(loop, loader, config.fit, folder, config.loader.batch_size, report)
     if rank == 0:
         write_json(folder / MIXTURE, dict(plan.mixture))
+        for epoch, seen in plan.mixtures.items():
+            report.metrics({f"captions.{origin}": count / seen.total() for origin, count in seen.items()}, (epoch + 1) * plan.steps_per_epoch)
         write_weights(folder / f".{FINAL}", towers.state_dict())
         (folder / f".{FINAL}").rename(folder / FINAL)
 
@@ -169,7 +171,7 @@ def report_on(config: Pretrain, stage: Stage, shards: Path) -> Report:
 
 
 def mixture(folder: Path) -> dict[str, float]:
-    """Shares of the origins whose captions the first rank was taught with, since the last resume."""
+    """Shares of the origins whose captions the first rank was taught with; the tracker has them per epoch."""
     seen: dict[str, int] = json.loads((folder / MIXTURE).read_text())
     return {f"captions.{origin}": count / sum(seen.values()) for origin, count in sorted(seen.items())}
 

@@ -42,8 +42,8 @@ class Verb(NamedTuple):
 VERBS: dict[str, Verb] = {
     # data, in flow order
     "crawl": Verb("fetch the pages of a site or archive, politely", "vlm_core.data.crawl_config:Crawl", "vlm_core.data.crawl:crawl", "vlm_core.recipes.data"),
-    "extract": Verb("pages -> candidate pairs of picture address and text", "vlm_core.data.crawl_config:Extract", "vlm_core.data.extract:extract", "vlm_core.recipes.data", ("pages",), obeys=True),
-    "download": Verb("candidate pairs -> pictures, one status for every address", "vlm_core.data.crawl_config:Download", "vlm_core.data.download:download", "vlm_core.recipes.data", ("pairs",), obeys=True),
+    "extract": Verb("pages -> candidate pairs of picture address and text", "vlm_core.data.crawl_config:Extract", "vlm_core.data.extract:extract", "vlm_core.recipes.data", ("pages",), ("pages.*",), obeys=True),
+    "download": Verb("candidate pairs -> pictures, one status for every address", "vlm_core.data.crawl_config:Download", "vlm_core.data.download:download", "vlm_core.recipes.data", ("pairs",), ("pages", "pages.*"), obeys=True),
     "embed": Verb("pictures and texts -> embeddings and a search index", "vlm_core.data.config:Embed", "vlm_core.models.embed:embed", "vlm_core.recipes.data", ("images", "pairs"), ("scorer", "trained_on", "eval_sets")),
     "filter": Verb("decide which samples stay, with a reason each", "vlm_core.data.filter_config:Filter", "vlm_core.data.filters:filter_samples", "vlm_core.recipes.data", ("pairs", "images", "embeddings")),
     "recaption": Verb("further captions: reworded, translated, seen, fused; within a budget", "vlm_core.data.caption_config:Recaption", "vlm_core.models.rewrite:recaption", "vlm_core.recipes.data", ("filtered", "pairs", "embeddings"), ("images",)),
@@ -101,9 +101,10 @@ def load(verb: str, recipe: str | None = None, params: Path | None = None, chang
         chosen = text.get(verb) or {}
     menu = recipes(verb)
     name = recipe or next(iter(chosen), None) or next(iter(menu), None)
-    if name not in menu:
+    recipe_name = str(name).partition("@")[0]  # table_crawl@laion: the recipe table_crawl, chosen once more under a name of its own
+    if recipe_name not in menu:
         raise ConfigError(f"Found the recipe {name!r} for 'vlm {verb}', expected a known one; {did_you_mean(str(name), menu)}")
-    return name, menu[name]().merged(chosen.get(name) or {}).but(*changes)
+    return name, menu[recipe_name]().merged(chosen.get(name) or {}).but(*changes)
 
 
 def run(verb: str, config: Config, inputs: Mapping[str, Path], out: Path, tracker: Tracker | None = None, *, recipe: str = "", force: bool = False) -> Report:
@@ -121,7 +122,8 @@ def run(verb: str, config: Config, inputs: Mapping[str, Path], out: Path, tracke
                 f"Found {found} for the input {name!r} of 'vlm {verb}', expected a folder; run the stage that makes it, then add --in {name}=PATH."
             )
     for name in inputs:
-        if name not in (known := (*what.inputs, *what.optional)):
+        family = f"{name.partition('.')[0]}.*"  # "pages.*" takes any number of inputs, each with a name of its own after the dot
+        if name not in (known := (*what.inputs, *what.optional)) and family not in known:
             raise ConfigError(f"Found the input {name!r} for 'vlm {verb}', expected a known one; {did_you_mean(name, known)}")
     with stages.lease(record):
         stages.recover(out)

@@ -1,5 +1,6 @@
 """Settings of crawl, extract and download. Torch-free."""
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -84,7 +85,9 @@ class Folder(Config):
     kind: Literal["folder"] = "folder"
     path: str = Field("", description="the folder; its sub-folders are read too")
     name: str = Field("", pattern=r"^[a-z0-9.-]*$", description="what its addresses begin with (local://NAME/...), part of every uid; empty: the folder's name")
-    captions: str = Field("", description="table inside the folder (csv, tsv, json, jsonl, parquet) with a row per picture; empty: texts lie beside the pictures")
+    captions: str = Field(
+        "", description="table inside the folder (csv, tsv, json, jsonl, parquet) with a row per picture; empty: texts lie beside the pictures"
+    )
     file_column: str = Field("file_name", description="column of that table: picture, relative to the folder")
     caption_column: str = Field("text", description="column of that table: caption")
 
@@ -94,7 +97,9 @@ class WebDataset(Config):
 
     kind: Literal["webdataset"] = "webdataset"
     path: str = Field("", description="tar, or a folder of them")
-    name: str = Field("", pattern=r"^[a-z0-9.-]*$", description="what addresses begin with (local://NAME/...) where the tar tells none; empty: the folder's name")
+    name: str = Field(
+        "", pattern=r"^[a-z0-9.-]*$", description="what addresses begin with (local://NAME/...) where the tar tells none; empty: the folder's name"
+    )
 
 
 PageSource = Annotated[DemoWeb | Site | Warc | Table | Folder | WebDataset, Field(discriminator="kind")]
@@ -115,7 +120,8 @@ class Crawl(Config):
 
     @property
     def reads_the_world(self) -> bool:
-        return isinstance(self.source, Site)
+        path = getattr(self.source, "path", "")  # of a folder or a URL nobody has a hash before it is read
+        return isinstance(self.source, Site | Folder | WebDataset) or bool(path and not os.path.isfile(path))
 
 
 class Columns(Config):
@@ -131,6 +137,8 @@ class Columns(Config):
     page_url: str = Field("", description="page on which it was found")
     licence: str = Field("", description="licence")
     credit: str = Field("", description="whom to credit")
+    sha256: str = Field("", description="SHA-256 of the picture that the author of the table saw")
+    pdq: str = Field("", description="its PDQ hash, 64 hex digits")
 
 
 class Extract(Config):

@@ -20,19 +20,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_core.config import canonical_json
-from vlm_core.data import demo_web, tombstones
+from vlm_core.data import demo_web, local, tombstones
 from vlm_core.data.by_address import Stored
 from vlm_core.data.child import run_module
 from vlm_core.data.crawl_config import Download
 from vlm_core.data.download_report import make_report
 from vlm_core.data.hash_lists import HashLists
 from vlm_core.data.ledger import Ledger
+from vlm_core.data.places import find
 from vlm_core.data.sample import DOWNLOADS
 from vlm_core.data.schedule import passing
 from vlm_core.data.tar import TarWriter
 from vlm_core.data.verify import check_hash, mark_placeholders
 from vlm_core.errors import ConfigError, LaunchError, MissingInput, NothingLeft, SchemaMismatch, ServiceError
-from vlm_core.stage import PACKAGE, Report, Stage, home, write_json
+from vlm_core.stage import Report, Stage, home, write_json
 
 if TYPE_CHECKING:
     from vlm_core.data import img2dataset_worker  # noqa: F401  runs in a process of its own; named here so that its code counts for reuse
@@ -55,10 +56,12 @@ def download(config: Download, stage: Stage) -> Report:
     ledger.prepare()
     refused = {row["url"]: row["page_optout"] for row in pairs if row["page_optout"] and config.network.optouts.page_tags}
     urls = sorted({row["url"] for row in pairs} - refused.keys())
-    stored, state = Stored(stage.final, ledger), ledger.state()
+    copies = local.copies_of(stage.inputs.values(), set(urls))
+    stored, state = Stored(stage.final, ledger), local.believed(ledger.state(), copies)
     stored.look(state)
     if todo := ledger.due(urls, state, stored, begin, config.retry, config.give_up_after):
-        with reachable(config) as reached:
+        is_all_here = local.ingest(copies, todo, ledger, config.fetch) == len(todo)
+        with contextlib.nullcontext(config) if is_all_here else reachable(config) as reached:
             write_json(ledger.root / "job.json", reached.model_dump(mode="json"))
             _fetch_all(config, stage, ledger, todo)
         stored.look(state := ledger.state())
@@ -97,15 +100,6 @@ def reachable(config: Download) -> Iterator[Download]:
 def require_contact(contact: str, private: bool) -> None:
     if not contact and not private:
         raise ConfigError("Found no network.contact, expected an address at which site owners can reach you; set network.contact=https://... or mailto:...")
-
-
-def find(path: str) -> Path:
-    """A file named in a recipe: from here, or else from the project."""
-    given = Path(path)
-    found = given if given.exists() else PACKAGE.parent / given
-    if not path or not found.exists():
-        raise MissingInput(f"Found nothing at {path!r}, expected a file or folder; give its path.")
-    return found
 
 
 def _read_pairs(folder: Path) -> list[Row]:

@@ -1,6 +1,6 @@
 """Pictures with their texts, out of a folder or out of tars that strangers made: what is odd is refused by itself and counted, the rest is read.
 
-Reasons: `no_text`, `too_large`, `not_a_file` (links, devices, ...), `unsafe_name`, `unreadable_text`, `damaged_tar` (its rest was not read).
+Reasons: `no_text`, `too_large`, `not_a_file` (links, devices, ...), `unsafe_name`, `duplicate_name`, `unreadable_text`, `damaged_tar` (its rest was not read).
 Source: PLATFORM 10.2 A4.
 """
 
@@ -74,6 +74,8 @@ def tar_items(path: Path, refused: Counter[str]) -> Iterator[Item]:
             if here != key:
                 yield from _sample(where, key, parts, refused)
                 key, parts = here, {}
+            if extension.lower() in parts:
+                refused["duplicate_name"] += 1
             parts.setdefault(extension.lower(), data)
         yield from _sample(where, key, parts, refused)
 

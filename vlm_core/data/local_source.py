@@ -113,7 +113,7 @@ def read_pairs(folder: Path, batch: str, config: Extract, dropped: Counter[str])
         for row in rows.to_pylist():
             captions = [(clean_text(caption["text"]), caption["origin"]) for caption in row["captions"]]
             seen = Seen(row["page_url"], f"{batch}{SCHEME}:{row['name']}", row["place"])
-            facts = {"licence": clean_text(row["licence"]), "credit": clean_text(row["credit"])}
+            facts = {"licence": clean_text(row["licence"]), "credit": clean_text(row["credit"]), "sha256": row["sha256"]}
             pair = make_pair(row["url"], captions, row["lang"], config, dropped, seen, is_local=True, **facts)
             if pair is not None:
                 yield pair

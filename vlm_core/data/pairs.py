@@ -46,7 +46,7 @@ def make_pair(
     address = canonical_url(url)
     rows = [{"text": text, "origin": origin, "lang": lang} for text, origin in texts]
     known = {"uid": make_uid(address, texts[0][0]), "url": address, "page_url": seen.page_url, "source": seen.source, "caption": texts[0][0], "lang": lang}
-    return {**known, "captions": rows, "licence": "", "credit": "", "page_optout": "", **more, "pages": [seen._asdict()]}
+    return {**known, "captions": rows, "licence": "", "credit": "", "page_optout": "", "sha256": "", "pdq": "", **more, "pages": [seen._asdict()]}
 
 
 def is_address(url: str, is_local: bool = False) -> bool:
@@ -66,7 +66,7 @@ def add(pairs: dict[str, Pair], pair: Pair, most_pages: int) -> None:
     texts = {caption["text"] for caption in known["captions"]}
     known["captions"] += [caption for caption in pair["captions"] if caption["text"] not in texts]
     known["pages"] += [seen for seen in pair["pages"] if len(known["pages"]) < most_pages and seen not in known["pages"]]
-    for name in ("lang", "licence", "credit", "page_optout"):
+    for name in ("lang", "licence", "credit", "page_optout", "sha256", "pdq"):
         known[name] = known[name] or pair[name]
 
 

@@ -32,10 +32,11 @@ CAPTION = pa.struct([("text", pa.string()), ("origin", pa.string()), ("lang", pa
 SEEN = pa.struct([("page_url", pa.string()), ("source", pa.string()), ("place", pa.string())])
 
 # candidate_pairs/pairs.parquet, sorted by uid; captions[0] is the raw one that the uid is made of; page_url and source are those of pages[0].
+# sha256 and pdq: of the picture that the author of a table saw, where the table tells.
 PAIRS = pa.schema([
     ("uid", pa.string()), ("url", pa.string()), ("page_url", pa.string()), ("source", pa.string()),
     ("caption", pa.string()), ("lang", pa.string()), ("captions", pa.list_(CAPTION)),
-    ("licence", pa.string()), ("credit", pa.string()), ("page_optout", pa.string()), ("pages", pa.list_(SEEN)),
+    ("licence", pa.string()), ("credit", pa.string()), ("page_optout", pa.string()), ("pages", pa.list_(SEEN)), ("sha256", pa.string()), ("pdq", pa.string()),
 ])  # fmt: skip
 
 # images/status.parquet, sorted by uid, one row per candidate pair. Pictures lie in images/NNNNN.tar as <uid>.jpg + <uid>.json.

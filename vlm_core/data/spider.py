@@ -181,7 +181,7 @@ def _word(error: BaseException | None, host: str) -> tuple[str, str]:
         (DownloadCancelledError, "too_large", "larger than a page may be"),
         (IgnoreRequest, "redirect_loop", "too many redirects"),
     ):
-        if isinstance(error, kind):
+        if isinstance(error, kind) and (kind is not IgnoreRequest or "redirect" in str(error)):
             return word, detail
     text = f"{type(error).__name__}: {error}"
     return ("tls_error" if "ssl" in text.lower() or "certificate" in text.lower() else "http_5xx"), f"broken reply ({type(error).__name__})"

@@ -20,7 +20,7 @@ from vlm_core.errors import BadManifest, MissingInput, SchemaMismatch, did_you_m
 FOLDER = "tables"  # of the output of 'vlm crawl'
 PATTERN = rf"\.({'|'.join(readers.FORMATS)})({'|'.join(readers.PACKED).replace('.', chr(92) + '.')})?$"
 WHAT = f"table ({', '.join(readers.FORMATS)}; as it is or {', '.join(readers.PACKED)})"
-FIELDS = ("url", "caption", "lang", "page_url", "licence", "credit")
+FIELDS = ("url", "caption", "lang", "page_url", "licence", "credit", "sha256", "pdq")
 
 
 class Preset(NamedTuple):
@@ -34,7 +34,7 @@ class Preset(NamedTuple):
 PRESETS: dict[str, Preset] = {
     "plain": Preset({name: name for name in FIELDS}),
     "laion": Preset({"url": "URL", "caption": "TEXT", "lang": "LANGUAGE", "licence": "LICENSE"}),
-    "datacomp": Preset({"url": "url", "caption": "text"}),
+    "datacomp": Preset({"url": "url", "caption": "text", "sha256": "sha256"}),
     "cc3m": Preset({"url": "1", "caption": "0"}, header=False),  # caption, address
     "cc12m": Preset({"url": "0", "caption": "1"}, header=False),  # address, caption
     "redcaps": Preset({"url": "url", "caption": "caption", "page_url": "permalink", "credit": "author"}, site="https://www.reddit.com"),

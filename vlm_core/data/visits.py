@@ -67,7 +67,7 @@ class Visits:
     def __init__(self, crawler: Crawler) -> None:
         self.crawler, self.config = crawler, Crawl.read(crawler.settings.getdict("VLM_CONFIG"))
         self.guard = make_guard(self.config.network)
-        self.robots: dict[str, Any] = {}
+        self.robots: dict[str, Any] = {}  # origin -> its rules, why there are none, or who waits for them
 
     @classmethod
     def from_crawler(cls, crawler: Crawler) -> Self:
@@ -100,12 +100,17 @@ class Visits:
             request.meta["autothrottle_dont_adjust_delay"] = target.host in settled  # it would shorten the pause that the site asks for
 
     async def _decide(self, target: Target) -> Rights:
-        rules = self.robots.get(target.origin)
-        if rules is None:
-            rules = self.robots[target.origin] = Deferred()
-            self.robots[target.origin] = await self._ask(target)
-            rules.callback(self.robots[target.origin])
-        found = await maybe_deferred_to_future(rules) if isinstance(self.robots[target.origin], Deferred) else self.robots[target.origin]
+        found = self.robots.get(target.origin)
+        if found is None:
+            waiting: list[Deferred[Any]] = []
+            self.robots[target.origin] = waiting
+            found = self.robots[target.origin] = await self._ask(target)
+            for other in waiting:
+                other.callback(found)
+        elif isinstance(found, list):  # somebody asks at this moment; each waits for a result of its own, because awaiting one takes it away
+            mine: Deferred[Any] = Deferred()
+            found.append(mine)
+            found = await maybe_deferred_to_future(mine)
         if isinstance(found, str):
             return Rights(False, "robots.txt", f"{target.origin}/robots.txt: {found}, which counts as a refusal for now") if found else ALLOWED
         if delay := found.crawl_delay(self.config.network.agent):

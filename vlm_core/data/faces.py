@@ -83,12 +83,12 @@ def blur_boxes(image_HWC: NDArray[np.uint8], boxes: Sequence[Box]) -> NDArray[np
     import cv2
 
     height, width = image_HWC.shape[:2]
-    mask_HW, longest = np.zeros((height, width), np.float32), 0.0
+    mask_HW, longest = np.zeros((height, width), np.float32), 0
     for left, top, right, bottom in boxes:
         x0, x1, y0, y1 = int(left * width), int(right * width), int(top * height), int(bottom * height)
         diagonal = max(x1 - x0, y1 - y0)
-        longest, more = max(longest, diagonal), int(GROWTH * diagonal)
-        mask_HW[max(y0 - more, 0) : y1 + more, max(x0 - more, 0) : x1 + more] = 1
+        longest, more = max(longest, diagonal), GROWTH * diagonal
+        mask_HW[max(int(y0 - more), 0) : int(y1 + more), max(int(x0 - more), 0) : int(x1 + more)] = 1
     if not longest:
         return image_HWC
     sigma = GROWTH * longest

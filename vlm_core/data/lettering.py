@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB
+INK = 24  # grey levels by which letters of one line may differ
 
 
 class Area(NamedTuple):
@@ -29,10 +30,11 @@ class TextDetector(Protocol):
 
 
 class Shape(NamedTuple):
-    """A connected component that may be a letter: its box and the mean width of its strokes."""
+    """A connected component that may be a letter: its box, the mean width of its strokes, its mean brightness."""
 
     area: Area
     stroke: float
+    ink: float
 
     @property
     def height(self) -> int:
@@ -48,7 +50,7 @@ class Strokes:
 
     version = "opencv strokes 1"
 
-    def __init__(self, letters: int = 3) -> None:
+    def __init__(self, letters: int = 4) -> None:
         self.letters = letters
 
     def boxes(self, image_HW3: Pixels) -> list[Area]:
@@ -62,14 +64,14 @@ class Strokes:
         found: list[Area] = []
         for side in (grey, 255 - grey):
             ink = cv2.adaptiveThreshold(side, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY_INV, window, 18)
-            found += [line for line in lines_of(letter_shapes(ink), self.letters)]
+            found += lines_of(letter_shapes(ink, side, 6 * scale), self.letters)
         height, width = image_HW3.shape[:2]
         small = [Area(a.left // scale, a.top // scale, min(-(-a.right // scale), width), min(-(-a.bottom // scale), height)) for a in found]
         return sorted(set(small), key=lambda area: (area.top, area.left))
 
 
-def letter_shapes(ink_HW: Pixels) -> list[Shape]:
-    """Components of the size and solidity of a letter whose strokes are of nearly one width."""
+def letter_shapes(ink_HW: Pixels, grey_HW: Pixels, lowest: int) -> list[Shape]:
+    """Components of the size and solidity of a letter whose strokes are of nearly one width, at least `lowest` pixels high."""
     import cv2
 
     count, labels, stats, _ = cv2.connectedComponentsWithStats(ink_HW, connectivity=8)
@@ -77,12 +79,15 @@ def letter_shapes(ink_HW: Pixels) -> list[Shape]:
     tallest, shapes = ink_HW.shape[0] / 3, []
     for number in range(1, count):
         left, top, width, height, size = stats[number].tolist()
-        if not (6 <= height <= tallest and 1 <= width <= 4 * height and 0.12 <= size / (width * height) <= 0.95):
+        if not (lowest <= height <= tallest and 1 <= width <= 4 * height and 0.12 <= size / (width * height) <= 0.95):
             continue
-        inside = np.where(labels[top : top + height, left : left + width] == number, depth[top : top + height, left : left + width], 0)
+        part = slice(top, top + height), slice(left, left + width)
+        own = labels[part] == number
+        inside = np.where(own, depth[part], 0)
         ridge = inside[(inside == cv2.dilate(inside, np.ones((3, 3)))) & (inside > 0)]
         if ridge.std() <= 0.5 * ridge.mean() and 2 * ridge.mean() <= 0.5 * height:
-            shapes.append(Shape(Area(left, top, left + width, top + height), 2 * float(ridge.mean())))
+            core = own & (inside >= 0.7 * ridge.mean())
+            shapes.append(Shape(Area(left, top, left + width, top + height), 2 * float(ridge.mean()), float(grey_HW[part][core].mean())))
     return shapes
 
 
@@ -96,15 +101,7 @@ def lines_of(shapes: list[Shape], letters: int) -> list[Area]:
             runs.append([shape])
         else:
             run.append(shape)
-    out = []
-    for run in runs:
-        if len(run) >= letters:
-            sides = np.array([shape.area for shape in run])
-            margin = max(2, round(0.2 * float(np.median([shape.height for shape in run]))))
-            left, top = np.maximum(sides[:, :2].min(0) - margin, 0).tolist()
-            right, bottom = (sides[:, 2:].max(0) + margin).tolist()
-            out.append(Area(left, top, right, bottom))
-    return out
+    return [_around(run) for run in runs if len(run) >= letters and _is_line(run)]
 
 
 def _continues(last: Shape, shape: Shape) -> bool:
@@ -113,7 +110,25 @@ def _continues(last: Shape, shape: Shape) -> bool:
     gap = shape.area.left - last.area.right
     shared = min(last.area.bottom, shape.area.bottom) - max(last.area.top, shape.area.top)
     stroke = max(last.stroke, shape.stroke) / min(last.stroke, shape.stroke)
-    return -0.3 * tall <= gap <= 1.2 * tall and shared >= 0.4 * min(last.height, shape.height) and tall <= 2.2 * min(last.height, shape.height) and stroke <= 2.2
+    same_ink = abs(last.ink - shape.ink) <= INK
+    return same_ink and -0.3 * tall <= gap <= 1.2 * tall and shared >= 0.4 * min(last.height, shape.height) and tall <= 2.2 * min(last.height, shape.height) and stroke <= 1.8
+
+
+def _is_line(run: list[Shape]) -> bool:
+    """One ink, one stroke, and most letters on one base line or under one top line."""
+    tall = float(np.median([shape.height for shape in run]))
+    ink, strokes = (np.array([getattr(shape, name) for shape in run]) for name in ("ink", "stroke"))
+    edges = np.array([[shape.area.top, shape.area.bottom] for shape in run])
+    aligned = (np.abs(edges - np.median(edges, axis=0)) <= max(0.12 * tall, 1)).mean(0).max()
+    return bool(ink.std() <= INK / 2 and strokes.std() <= 0.3 * strokes.mean() and aligned >= 0.6)
+
+
+def _around(run: list[Shape]) -> Area:
+    sides = np.array([shape.area for shape in run])
+    margin = max(2, round(0.2 * float(np.median([shape.height for shape in run]))))
+    left, top = np.maximum(sides[:, :2].min(0) - margin, 0).tolist()
+    right, bottom = (sides[:, 2:].max(0) + margin).tolist()
+    return Area(left, top, right, bottom)
 
 
 def painted_over(image_HW3: Pixels, boxes: list[Area], ring: int = 3) -> Pixels:

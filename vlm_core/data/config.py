@@ -49,7 +49,7 @@ ScorerConfig = Annotated[OfflineScorer | OpenClipScorer | ModelScorer, Field(dis
 class TextMask(Config):
     """T-MARS (arXiv 2307.03132): scores each picture once more with its lettering painted over."""
 
-    letters: int = Field(3, ge=2, le=20, description="letters in a row that count as text")
+    letters: int = Field(4, ge=2, le=20, description="letters in a row that count as text")
 
 
 class Embed(Config):

@@ -70,7 +70,7 @@ def _pair(sample: dict[str, Any]) -> dict[str, Any]:
     ]
     more = {name: sample.get(name, "") for name in ("page_optout", "credit")}
     base = {name: sample[name] for name in ("uid", "url", "caption")}
-    return {**base, **more, "page_url": "http://host.test/", "source": "test", "lang": lang, "captions": captions, "licence": sample.get("licence", "CC0-1.0")}
+    return {**base, **more, "page_url": "http://host.test/", "source": sample.get("source", "test"), "lang": lang, "captions": captions, "licence": sample.get("licence", "CC0-1.0")}
 
 
 def _download(sample: dict[str, Any]) -> dict[str, Any]:
@@ -81,6 +81,7 @@ def _download(sample: dict[str, Any]) -> dict[str, Any]:
     width, height = sample.get("original", sample["image"].size)
     return {
         "uid": sample["uid"], "url": sample["url"], "status": "ok", "sha256": hashlib.sha256(sample["raw"]).hexdigest(), "original_width": width, "original_height": height,
+        "bytes": sample.get("size", len(sample["raw"])), "mime": sample.get("mime", "image/png"),
         "phash": perceptual.to_hex(perceptual.phash(rgb)), "pdq": perceptual.to_hex(bits), "pdq_quality": quality,
     }  # fmt: skip
 

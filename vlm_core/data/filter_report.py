@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlm_core.data import personal
 from vlm_core.data.charts import bar_chart
 from vlm_core.data.decisions import REASONS, Trail
 from vlm_core.data.filter_config import Filter
@@ -17,6 +18,8 @@ from vlm_core.data.pool import Column, Pool
 
 SHEET = 48  # thumbnails on a sheet
 PER_REASON = 8
+WITHHELD = {*personal.KINDS, "blocked_word"}  # reasons whose captions are not shown again
+
 
 def metrics(pool: Pool, trail: Trail, kept: pa.Table) -> dict[str, float]:
     """Scalars to watch over runs."""
@@ -68,7 +71,7 @@ def _examples(pool: Pool, trail: Trail, decisions: Path) -> list[dict[str, Any]]
     return [
         {
             "reason": trail.reason[row],
-            "caption": "(withheld)" if trail.reason[row] in {"email", "url", "phone"} else pool.raw[row][:80],
+            "caption": "(withheld)" if trail.reason[row] in WITHHELD else pool.raw[row][:80],
             "detail": detail[pool.uid[row]],
             "url": pool.url[row],
         }
@@ -96,7 +99,7 @@ def pictures(pool: Pool, trail: Trail, decisions: Path, folder: Path) -> dict[st
     _sheet(
         pool,
         dropped,
-        lambda row: f"{trail.reason[row]}: {pool.caption[row] if trail.reason[row] not in {'email', 'url', 'phone'} else ''}",
+        lambda row: f"{trail.reason[row]}: {pool.caption[row] if trail.reason[row] not in WITHHELD else ''}",
         folder / "dropped.png",
     )
     return {**out, "kept": "kept.png", "dropped, by reason": "dropped.png"}

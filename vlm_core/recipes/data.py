@@ -2,8 +2,22 @@
 
 from vlm_core.data.caption_config import Gates, OpenAiWriter, Recaption, Rewrite
 from vlm_core.data.config import Embed, EvalSets, ModelScorer, OfflineScorer, OpenClipScorer, Shard
-from vlm_core.data.crawl_config import Crawl, Download, Extract, Fetch, Network, OptOuts, Site, Table, Warc
-from vlm_core.data.filter_config import Cut, ExactDuplicates, Filter, ImageRules, LanguageRule, NearDuplicates, Personal, Rights, Safety, TextRules, Titles
+from vlm_core.data.crawl_config import Crawl, Download, Extract, Fetch, Folder, Network, OptOuts, Site, Table, Warc, WebDataset
+from vlm_core.data.cut_config import Cut, MaskedClipScore
+from vlm_core.data.filter_config import (
+    ExactDuplicates,
+    Filter,
+    ImageRules,
+    LanguageRule,
+    NearDuplicates,
+    Personal,
+    Quality,
+    Rights,
+    Safety,
+    TextRules,
+    Titles,
+    Vocabulary,
+)
 from vlm_core.data.report_config import DatasetPage
 
 # ---- crawl, extract, download
@@ -27,8 +41,18 @@ def warc_crawl() -> Crawl:
 
 
 def table_crawl() -> Crawl:
-    """A list of addresses and captions: set source.path."""
+    """Lists of addresses and captions, or WAT files: set source.path."""
     return Crawl(source=Table())
+
+
+def folder_crawl() -> Crawl:
+    """A folder of pictures with texts, on this machine: set source.path."""
+    return Crawl(source=Folder())
+
+
+def webdataset_crawl() -> Crawl:
+    """Tars of pictures with texts, on this machine: set source.path."""
+    return Crawl(source=WebDataset())
 
 
 def demo_extract() -> Extract:
@@ -58,9 +82,24 @@ def open_clip_embed() -> Embed:
     return Embed(scorer=OpenClipScorer())
 
 
+def tmars_embed() -> Embed:
+    """The packaged towers, on every picture also without its lettering."""
+    return offline_embed().merged({"text_mask": {}})
+
+
+def dfn_embed() -> Embed:
+    """A data filtering network of ours: --in scorer=MODEL --in trained_on=SHARDS --in eval_sets=EVAL_SETS, or set scorer.model to a registered one."""
+    return Embed(scorer=ModelScorer())
+
+
 def offline_recaption() -> Recaption:
     """SmolLM2 within a budget, greedy: so small a model invents when it samples. About half of its rewrites pass."""
     return Recaption(temperature=0.0, max_tokens=20, gates=Gates(max_image_drop=0.08))
+
+
+def offline_alip() -> Recaption:
+    """All origins without a server: rewrites, names that the image tower sees, both fused, and what other pages say about the same picture."""
+    return offline_recaption().but("native={}", "synthetic={}", "fusion={captions: 60}", "rewrite.captions=60")
 
 
 def openai_recaption() -> Recaption:
@@ -92,11 +131,6 @@ def demo_filter() -> Filter:
         truth="infra/demo/truth.jsonl",
     )
 
-def offline_alip() -> Recaption:
-    """All origins without a server: rewrites, names that the image tower sees, both fused, and what other pages say about the same picture."""
-    return offline_recaption().but("native={}", "synthetic={}", "fusion={captions: 60}", "rewrite.captions=60")
-
-
 
 def web_filter() -> Filter:
     """A crawled web in any language: everything but targets and balance; 30 % by the scorer, as DataComp does."""
@@ -111,6 +145,57 @@ def datacomp_filter() -> Filter:
         language=LanguageRule(wanted=["en"], min_confidence=0.0),
         cut=Cut(fraction=0.3, within="all", mode="reference"),
     )
+
+
+def cc3m_filter() -> Filter:
+    """Conceptual Captions' image rules and repetition (ACL 2018), without its part-of-speech rules, which need a tagger; CC12M relaxes them."""
+    return cc12m_filter().merged({"image": {"max_aspect": 2.0}})
+
+
+def cc12m_filter() -> Filter:
+    """Conceptual 12M (arXiv 2102.08981): JPEG over 400 px, aspect 2.5, 3 to 256 words, a fifth of them repeated, captions on ten pictures. Set blocked_words.file for its word list."""
+    return Filter(
+        text=TextRules(min_words=3, max_words=256, by_script=False),
+        quality=Quality(max_repeated_words=0.2, max_repeated_ngrams=1.0),
+        titles=Titles(boilerplate=[], max_pictures=10),
+        image=ImageRules(min_side=401, max_aspect=2.5, formats=["jpeg"]),
+        safety=Safety(),
+    )
+
+
+def laion_filter() -> Filter:
+    """LAION-5B: 5 characters, 5,000 bytes, and OpenAI's ViT-B/32 at 0.28 for English, its multilingual twin at 0.26 for other languages; other scorers need other thresholds."""
+    return Filter(
+        text=TextRules(min_words=0, min_chars=5, max_words=100_000, by_script=False),
+        image=ImageRules(min_side=1, max_aspect=10_000, min_bytes=5_000),
+        language=LanguageRule(),
+        exact_duplicates=ExactDuplicates(),
+        cut=Cut(fraction=None, threshold=0.26, thresholds={"en": 0.28}),
+        safety=Safety(),
+        order=["text", "image", "language", "cut", "exact_duplicates", "safety"],
+    )
+
+
+def datacomp_text_filter() -> Filter:
+    """DataComp's text-based filter with the names of ImageNet's classes; set vocabulary.file for those of ImageNet-21k."""
+    return Filter(text=TextRules(min_words=0, min_chars=0, by_script=False), language=LanguageRule(wanted=["en"], min_confidence=0.0), vocabulary=Vocabulary())
+
+
+def tmars_filter() -> Filter:
+    """T-MARS: of the best half by CLIP score the better half without lettering. The embeddings need text_mask."""
+    return Filter(cut=Cut(fraction=0.5, within="all"), second_cut=Cut(score=MaskedClipScore(), fraction=0.5, within="all"))
+
+
+def trusted_filter() -> Filter:
+    """A small clean subset to train a data filtering network on: every rule, well-kept sites (set domains.only), and the better half by the scorer."""
+    return demo_filter().merged(
+        {"domains": {"only": ["emoji.demo.test", "photos.demo.test"]}, "quality": {}, "text": {"min_words": 2}, "cut": {"fraction": 0.5}, "truth": ""}
+    )
+
+
+def dfn_filter() -> Filter:
+    """The best fifth by a data filtering network: embed with dfn_embed first."""
+    return demo_filter().merged({"cut": {"fraction": 0.2}})
 
 
 # ---- shard, eval-sets

@@ -1,4 +1,4 @@
-"""Fractions, clusters, MetaCLIP balance (golden arrays: tests/golden)."""
+"""Fractions, clusters, chance (golden arrays: tests/golden)."""
 
 from typing import Literal
 
@@ -104,37 +104,6 @@ def test_k_means_finds_well_separated_clusters_and_repeats_itself() -> None:
     assert all(len(set(row)) == 1 for row in ids.tolist())
     assert len(set(ids[:, 0])) == 4
     assert len(select.kmeans(rows, 1000, 2, seed=1, spherical=True)) == 200 // 39
-
-
-def slow_padded_match(text: str, entry: str) -> bool:
-    """MetaCLIP v1 as written in its repository: pad, then look for the substring."""
-    for char in ",.;:?!`":
-        text = text.replace(char, f" {char} ")
-    for char in "\t\n\r":
-        text = text.replace(char, " ")
-    return f" {entry} " in f" {text} "
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    st.lists(st.text("ab ,.\n한", max_size=14), min_size=1, max_size=6), st.lists(st.text("ab 한", min_size=1, max_size=4), min_size=1, max_size=8, unique=True)
-)
-def test_look_up_by_length_finds_what_the_substring_test_finds(texts: list[str], entries: list[str]) -> None:
-    expected = [[number for number, entry in enumerate(entries) if slow_padded_match(text, entry)] for text in texts]
-    assert select.match_lists(texts, entries, "padded") == expected
-
-
-def test_scripts_without_spaces_match_inside_words_in_the_automaton_only() -> None:
-    texts, entries = ["黒い猫がいる", "a catalogue", "the cat"], ["猫", "cat"]
-    assert select.match_lists(texts, entries, "automaton") == [[0], [], [1]]
-    assert select.match_lists(texts, entries, "padded") == [[], [], [1]]
-
-
-def test_balance_by_hand() -> None:
-    prob = select.entry_prob(np.array([10, 40, 5]), 10)
-    assert prob == pytest.approx([1, 0.25, 1])
-    match = np.array([[False, True, False], [True, True, False], [False, False, False]])
-    assert select.curation_prob(match, prob) == pytest.approx([0.25, 1.0, 0.0])
 
 
 def test_the_draw_depends_on_uid_and_seed_only_and_is_uniform() -> None:

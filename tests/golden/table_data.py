@@ -57,22 +57,22 @@ def semdedup(a: Arrays) -> Iterator[Check]:
 
 
 def metaclip_balance(a: Arrays) -> Iterator[Check]:
-    texts, entries = a["text"].tolist(), a["metadata"].tolist()
-    match = select.match_entries(texts, entries, "padded")
+    texts, names = a["text"].tolist(), a["metadata"].tolist()
+    match = entries.match_entries(texts, names, "padded")
     yield Check("match_v1", match, a["match_v1"])
-    yield Check("match_v2_automaton", select.match_entries(texts, entries, "automaton"), a["match_v2_automaton"])
+    yield Check("match_v2_automaton", entries.match_entries(texts, names, "automaton"), a["match_v2_automaton"])
     counts = match.sum(0).astype(np.uint64)
     yield Check("entry_count", counts, a["entry_count"])
-    prob = select.entry_prob(counts, int(a["t"]))
+    prob = entries.entry_prob(counts, int(a["t"]))
     yield Check("entry_prob", prob, a["entry_prob"], **CLOSE)
-    yield Check("curation_prob", select.curation_prob(match, prob), a["curation_prob"], **CLOSE)
+    yield Check("curation_prob", entries.curation_prob(match, prob), a["curation_prob"], **CLOSE)
     # the reference's sequential draws follow the same law from another stream: replayed here with its generator
     rng = random.Random(int(a["py_random_seed"]))
-    drawn = [any(rng.random() < prob[entry] for entry in hits) for hits in select.match_lists(texts, entries, "padded")]
+    drawn = [any(rng.random() < prob[entry] for entry in hits) for hits in map(entries.Entries(names, "padded").find, texts)]
     yield Check("sampled_v1", np.array(drawn), a["sampled_v1"])
     tail = a["tail_counts"]
-    yield Check("t_to_p", np.array([select.t_to_p(tail, int(t)) for t in a["tail_t"]]), a["t_to_p"], rtol=1e-12, atol=0)
-    yield Check("p_to_t", np.array([select.p_to_t(tail, float(p)) for p in a["t_to_p"]]), a["p_to_t"])
+    yield Check("t_to_p", np.array([entries.t_to_p(tail, int(t)) for t in a["tail_t"]]), a["t_to_p"], rtol=1e-12, atol=0)
+    yield Check("p_to_t", np.array([entries.p_to_t(tail, float(p)) for p in a["t_to_p"]]), a["p_to_t"])
 
 
 def datacomp_image_based(a: Arrays) -> Iterator[Check]:
@@ -132,7 +132,7 @@ def xrobots_img2dataset(a: Arrays) -> Iterator[Check]:
 
 
 def image_resize_blur(a: Arrays) -> Iterator[Check]:
-    """Our decoding before img2dataset's resizer. Pixels may differ by 2 of 255 on average, as its README says; faces are not blurred yet."""
+    """Our decoding before img2dataset's resizer, and our blur. Pixels may differ by 2 of 255 on average, as its README says; in blurred boxes by 6."""
     from vlm_core.data.img2dataset_worker import Upright
 
     for i in range(int(a["n_inputs"])):
@@ -149,6 +149,16 @@ def image_resize_blur(a: Arrays) -> Iterator[Check]:
         for j, (side, area, aspect) in enumerate(a["rule_args"]):
             limits = picture.Limits(int(min(area, 1e9)), 512, int(side), float(aspect) if np.isfinite(aspect) else 0.0)
             yield Check(f"rule_errors_{i}_{j}", np.array(_refusal(data, limits)), a["rule_errors"][i, j])
+    image, boxes = a["blur_input_bgr"], [tuple(box) for box in a["blur_bboxes"].tolist()]
+    apart = abs(faces.blur_boxes(image, boxes).astype(int) - a["blur_output_bgr"].astype(int))
+    near = np.zeros(image.shape[:2], bool)
+    corners = (np.array(boxes) * np.tile(image.shape[1::-1], 2)).astype(int)
+    longest = int((corners[:, 2:] - corners[:, :2]).max())
+    for left, top, right, bottom in corners.tolist():
+        more = int(0.1 * max(right - left, bottom - top)) + 1 + int(np.ceil(0.1 * longest))  # grown by a tenth, and soft over the kernel's radius
+        near[max(top - more, 0) : bottom + more, max(left - more, 0) : right + more] = True
+    yield Check("blur_outside", apart[~near].max(), 0, rtol=0, atol=1)
+    yield Check("blur_inside", apart[near].mean(), 0.0, rtol=0, atol=6)
 
 
 def _refusal(data: bytes, limits: picture.Limits) -> str:
@@ -178,14 +188,6 @@ def laclip_rewrite(a: Arrays) -> Iterator[Check]:
     yield Check("choice", np.array(chosen), a["choice_expected"])
 
 
-TABLE = {
-    "datacomp_basic": datacomp_basic,
-    "perceptual_hash": perceptual_hash,
-    "semdedup": semdedup,
-    "metaclip_balance": metaclip_balance,
-    "datacomp_image_based": datacomp_image_based,
-    "negcliploss_normsim": negcliploss_normsim,
-    "hype_hyperbolic": hype_hyperbolic,
 def alip_adaptive(a: Arrays) -> Iterator[Check]:
     """Four steps of ALIP, each with the means that the step before left; weights are constants of the gradient."""
     means = alip.Means(*torch.full((3,), float(a["ema_init"])))
@@ -216,9 +218,17 @@ def alip_weights_warm(a: Arrays) -> Iterator[Check]:
         yield Check(name, ours, a[name], **CLOSE)
 
 
-    "wat_extract": wat_extract,
+TABLE = {
     "alip_adaptive": alip_adaptive,
     "alip_weights_warm": alip_weights_warm,
+    "datacomp_basic": datacomp_basic,
+    "perceptual_hash": perceptual_hash,
+    "semdedup": semdedup,
+    "metaclip_balance": metaclip_balance,
+    "datacomp_image_based": datacomp_image_based,
+    "negcliploss_normsim": negcliploss_normsim,
+    "hype_hyperbolic": hype_hyperbolic,
+    "wat_extract": wat_extract,
     "xrobots_img2dataset": xrobots_img2dataset,
     "image_resize_blur": image_resize_blur,
     "laclip_rewrite": laclip_rewrite,

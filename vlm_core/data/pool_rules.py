@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_core.data import dedup, scores, select
+from vlm_core.data import dedup, duplicate_ranges, scores, select
+from vlm_core.data.blocks import pieces
 from vlm_core.data.cuts import load_targets
-from vlm_core.data.filter_config import Balance, ExactDuplicates, NearDuplicates, SemanticDuplicates, Targets
 from vlm_core.data.decisions import Reason, Verdict, first_reason
+from vlm_core.data.entries import Entries, entry_prob
+from vlm_core.data.filter_config import Balance, ExactDuplicates, NearDuplicates, SemanticDuplicates, Targets
 from vlm_core.data.grouping import EMPTY, usable_hashes
 from vlm_core.data.perceptual import parse_hex
 from vlm_core.data.pool import Column, Pool
@@ -46,7 +48,7 @@ def near_duplicates(section: NearDuplicates, pool: Pool, rows: Column) -> Verdic
     indexes = []
     for codes, bits, radius in ((pool.pdq[rows], 256, section.pdq_bits), (pool.phash[rows], 64, section.phash_bits)):
         usable = usable_hashes(codes.tolist(), pool.pdq_quality[rows], section.min_quality)
-        indexes.append(dedup.hash_index(parse_hex([code or EMPTY[bits] for code in codes], bits), radius, usable))
+        indexes.append(dedup.hash_index(parse_hex([code or EMPTY[bits] for code in codes], bits), radius, usable, duplicate_ranges.near_pairs(pool.scratch)))
     suspects = np.flatnonzero(dedup.involved(indexes[0]) | dedup.involved(indexes[1]))
     place = {int(row): position for position, row in zip(suspects, rows[suspects], strict=True)}
     colours = {place[row]: grid for row, grid in pool.colours(rows[suspects]).items()} if section.max_colour is not None else {}
@@ -74,7 +76,7 @@ def semantic_duplicates(section: SemanticDuplicates, pool: Pool, rows: Column) -
     """SemDeDup; the score is the largest cosine with an earlier picture of the same cluster."""
     has, images = _images(pool, rows)
     centroids = select.kmeans(images, section.clusters, section.iterations, section.seed, spherical=True)
-    _, largest = dedup.semdedup(images, centroids, select.assign_centroids(images, centroids), section.keep)
+    _, largest = duplicate_ranges.semdedup(pool.scratch, images, centroids, select.assign_centroids(images, centroids), section.keep)
     score = np.full(len(rows), np.nan)
     score[has] = largest
     reason = first_reason(len(rows), ("no_embedding", ~has), ("semantic_duplicate", score > 1 - section.eps))
@@ -99,9 +101,10 @@ def balance(section: Balance, pool: Pool, rows: Column) -> Verdict:
     if not path.is_file():
         raise MissingInput(f"Found no file {path}, expected the entries of balance.entries, one per line; give its path.")
     entries = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    hits = select.match_lists(pool.caption[rows].tolist(), entries, section.match)
+    finder = Entries(entries, section.match)
+    hits = [finder.find(caption) for part in pieces(rows) for caption in pool.caption[part]]
     counts = np.bincount([entry for row in hits for entry in row], minlength=len(entries))
-    prob = select.entry_prob(counts, section.t)
+    prob = entry_prob(counts, section.t)
     keep_prob = np.array([1 - np.prod(1 - prob[row]) if row else 0.0 for row in hits])
     draw = select.uniform(pool.uid[rows].tolist(), section.seed)
     reason = first_reason(len(rows), ("no_entry", np.array([not row for row in hits], bool)), ("thinned", draw >= keep_prob))

@@ -1,18 +1,16 @@
-"""Which scored rows stay: fractions, clusters, metadata balance. Pure and deterministic: ties are broken by uid, chance is a hash of uid and seed.
+"""Which scored rows stay: fractions and clusters. Pure and deterministic: ties are broken by uid, chance is a hash of uid and seed.
 
-N samples, D joint width, K centroids, V metadata entries.
-Sources: methods/data.md 5, 6, 12. Checked by golden `data/{datacomp_basic,datacomp_image_based,metaclip_balance}`.
+N samples, D joint width, K centroids.
+Sources: methods/data.md 5, 6. Checked by golden `data/{datacomp_basic,datacomp_image_based}`.
 """
 
 import hashlib
-import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import regex
 from numpy.typing import NDArray
 
 # ---- fractions
@@ -133,65 +131,7 @@ def kmeans(rows_ND: NDArray[Any], clusters: int, iterations: int, seed: int, sph
     return np.asarray(index.centroids)
 
 
-# ---- MetaCLIP: balance over a list of entries
-
-_PADDED = re.compile(r"([,.;:?!`])")
-_JOINED = regex.compile(r"[\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}\p{Script=Myanmar}\p{P}\p{S}]")
-
-
-def _padded(text: str) -> str:
-    return " " + _PADDED.sub(r" \1 ", re.sub(r"[\t\n\r]", " ", text)) + " "
-
-
-def _pattern(entry: str, mode: str) -> str:
-    """The entry with a space where it must border on one; `automaton` asks for none beside characters of scripts without spaces."""
-    left, right = (mode == "padded" or not (entry and _JOINED.match(end)) for end in (entry[:1], entry[-1:]))
-    return " " * left + entry + " " * right
-
-
-def match_lists(texts: Sequence[str], entries: Sequence[str], mode: Literal["padded", "automaton"] = "padded") -> list[list[int]]:
-    """Per text the entries that occur in it, ascending. One look-up per text position and pattern length, whatever the number of entries."""
-    by_length: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for number, entry in enumerate(entries):
-        pattern = _pattern(entry, mode)
-        by_length[len(pattern)][pattern].append(number)
-    found = []
-    for text in map(_padded, texts):
-        hits: set[int] = set()
-        for length, patterns in by_length.items():
-            for start in range(len(text) - length + 1):
-                hits.update(patterns.get(text[start : start + length], ()))
-        found.append(sorted(hits))
-    return found
-
-
-def match_entries(texts: Sequence[str], entries: Sequence[str], mode: Literal["padded", "automaton"] = "padded") -> NDArray[Any]:
-    """`match_lists` as a mask (N, V)."""
-    mask = np.zeros((len(texts), len(entries)), bool)
-    for row, hits in enumerate(match_lists(texts, entries, mode)):
-        mask[row, hits] = True
-    return mask
-
-
-def entry_prob(counts: NDArray[Any], t: int) -> NDArray[Any]:
-    """t / max(count, t): head entries are thinned to about t texts, tail entries stay whole."""
-    return t / np.maximum(counts.astype(np.float64), t)
-
-
-def curation_prob(match_NV: NDArray[Any], prob_V: NDArray[Any]) -> NDArray[Any]:
-    """1 - prod (1 - p_e) over the entries that a text matches: 0 without a match."""
-    return 1 - np.prod(np.where(match_NV, 1 - prob_V, 1.0), axis=1)
-
-
-def t_to_p(counts: NDArray[Any], t: int) -> float:
-    """Share of all matches that belongs to tail entries (count < t): what other languages should share with English."""
-    return float(counts[counts < t].sum() / counts.sum())
-
-
-def p_to_t(counts: NDArray[Any], p: float) -> int:
-    """The count at which the cumulative share of the sorted counts comes nearest to p."""
-    ranked = np.sort(counts)
-    return int(ranked[np.argmin(np.abs(np.cumsum(ranked) / ranked.sum() - p))])
+# ---- chance
 
 
 def uniform(uids: Sequence[str], seed: int) -> NDArray[Any]:

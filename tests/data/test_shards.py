@@ -189,7 +189,7 @@ def test_every_kept_sample_is_in_exactly_one_split_with_its_own_picture(tmp_path
         assert (sample.record["caption"], sample.record["lang"], sample.record["group"]) == (row["caption"], row["lang"], row["group"])
     record = next(sample.record for sample in stored.values() if sample.record["lang"] == "ko")
     assert sorted(record) == sorted(
-        ["uid", "url", "page_url", "caption", "captions", "lang", "sha256", "width", "height", "source", "licence", "credit", "group"]
+        ["uid", "url", "page_url", "caption", "captions", "lang", "sha256", "width", "height", "source", "licence", "credit", "group", "blurred"]
     )
     assert [(c["text"], c["origin"], c["generator"]) for c in record["captions"]] == [
         (record["caption"], "alt", ""),

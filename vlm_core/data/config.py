@@ -74,6 +74,7 @@ class Shard(Config):
     held_out: float = Field(0.15, gt=0, lt=1, description="share of groups that no model is trained on")
     samples_per_shard: int = Field(10_000, ge=1, description="samples in one tar at most")
     shard_mb: int = Field(256, ge=1, description="size of one tar at most, in MB")
+    blur_faces: bool = Field(False, description="write pictures with the faces blurred that the filter's rule faces found")
 
 
 class Mixed(Config):

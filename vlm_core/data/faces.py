@@ -6,13 +6,16 @@ Sources: methods/data.md 3 (blur), 15. Checked by golden `data/image_resize_blur
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from vlm_core.data.stored import Pictures
 
 Box = tuple[float, float, float, float]
 
@@ -106,3 +109,15 @@ def blurred(jpeg: bytes, boxes: Sequence[Box]) -> bytes:
     out = io.BytesIO()
     Image.fromarray(blur_boxes(pixels, boxes)).save(out, "JPEG", quality=QUALITY)
     return out.getvalue()
+
+
+class BlurredPictures(Pictures):
+    """The stored pictures of a download folder, with these faces blurred whenever one is read."""
+
+    def __init__(self, folder: Path, faces: Mapping[str, Sequence[Box]]) -> None:
+        super().__init__(folder)
+        self._faces = faces
+
+    def read(self, uid: str) -> bytes:
+        jpeg = super().read(uid)
+        return blurred(jpeg, self._faces[uid]) if uid in self._faces else jpeg

@@ -13,7 +13,7 @@ from vlm_core.data.sample import ORIGINS
 from vlm_core.errors import BadManifest, MissingInput, NothingLeft, SchemaMismatch
 from vlm_core.stage import Stage
 
-RECORD = ("uid", "url", "page_url", "caption", "captions", "lang", "sha256", "width", "height", "source", "licence", "credit", "group")
+RECORD = ("uid", "url", "page_url", "caption", "captions", "lang", "sha256", "width", "height", "source", "licence", "credit", "group", "blurred")
 Row = dict[str, Any]
 
 
@@ -33,7 +33,7 @@ def join_records(stage: Stage) -> list[Row]:
     records = []
     for row in kept:
         uid = row["uid"]
-        joined = {**pairs[uid], **pictures[uid], **row, "captions": _captions(row, pairs[uid], accepted.get(uid, []))}
+        joined = {**pairs[uid], **pictures[uid], **row, "captions": _captions(row, pairs[uid], accepted.get(uid, [])), "blurred": 0}
         records.append({name: joined[name] for name in RECORD})
     return records
 

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,13 +27,14 @@ from vlm_core import stage as stages
 from vlm_core.config import canonical_json
 from vlm_core.data import growth, tombstones
 from vlm_core.data.config import Shard
+from vlm_core.data.faces import BlurredPictures, Box
 from vlm_core.data.growth import Last, Payload
 from vlm_core.data.pictures import contact_sheet
 from vlm_core.data.records import RECORD, Row, join_records, read_table
 from vlm_core.data.sample import ORIGINS
 from vlm_core.data.shard_files import read_shard, stored_bytes, write_shard
 from vlm_core.data.stored import Pictures
-from vlm_core.errors import BadManifest, MissingInput, NothingLeft
+from vlm_core.errors import BadManifest, MissingInput, NothingLeft, SchemaMismatch
 from vlm_core.stage import Report, Stage, home
 
 SPLITS = ("train", "heldout")
@@ -56,7 +57,7 @@ class Sample(NamedTuple):
 def shard(config: Shard, stage: Stage) -> Report:
     """`vlm shard`: join what the stages before said about the kept samples, and write it."""
     records, refused = _allowed(join_records(stage), stage.input("images"))
-    pictures = _pictures(stage.input("images"), records.keys())
+    pictures = _pictures(stage.input("images"), records.keys(), faces_in(stage.input("filtered"), records) if config.blur_faces else {})
     settings = config.model_dump(mode="json", exclude={"grow"})
     last = growth.last_snapshot(stage.final, settings) if config.grow else None
     placed = growth.settle(list(records.values()), last, lambda group: split_of(group, config))
@@ -87,6 +88,19 @@ def _allowed(records: list[Row], images: Path) -> tuple[dict[str, Row], int]:
     return allowed, len(records) - len(allowed)
 
 
+def faces_in(filtered: Path, records: dict[str, Row]) -> dict[str, list[Box]]:
+    """Boxes of the faces of each sample; their number goes into its record. Raises SchemaMismatch when the filter did not look for faces."""
+    table = read_table(filtered / "kept.parquet", ("uid", "faces"))
+    found = dict(zip(table["uid"].to_pylist(), table["faces"].to_pylist(), strict=True))
+    if unseen := sum(found[uid] is None for uid in records):
+        raise SchemaMismatch(
+            f"Found {unseen} samples in {filtered} whose faces nobody looked for, expected none with blur_faces; filter with the rule faces, or set blur_faces=false."
+        )
+    for uid, record in records.items():
+        record["blurred"] = len(found[uid])
+    return {uid: [(left, top, right, bottom) for left, top, right, bottom in found[uid]] for uid in records if found[uid]}
+
+
 def split_of(group: str, config: Shard) -> str:
     """train or heldout: a pure function of the group and the seed, for a group that no snapshot knows yet."""
     return "heldout" if int(_hash(config.seed, f"split {group}")[:13], 16) / 16**13 < config.held_out else "train"
@@ -95,9 +109,9 @@ def split_of(group: str, config: Shard) -> str:
 # ---------------------------------------------------------------- writing
 
 
-def _pictures(images: Path, wanted: Collection[str]) -> Pictures:
-    """Raises BadManifest for a tar that cannot be read, naming it, and for a kept sample without picture."""
-    pictures = Pictures(images)
+def _pictures(images: Path, wanted: Collection[str], faces: Mapping[str, Sequence[Box]]) -> Pictures:
+    """Stored pictures, with these faces blurred. Raises BadManifest for a tar that cannot be read, naming it, and for a kept sample without picture."""
+    pictures = BlurredPictures(images, faces)
     if missing := sorted(set(wanted) - pictures.places.keys()):
         raise BadManifest(f"Found no picture of {len(missing)} kept samples in {images} (the first is {missing[0]}), expected all; run the download again.")
     return pictures

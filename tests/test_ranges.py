@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.small_world import stage_for
 from vlm_core import ranges
 from vlm_core.errors import BudgetSpent, ConfigError, LaunchError
 
@@ -18,7 +17,7 @@ SQUARES = "tests.range_work:squares"
 
 def run(folder: Path, **job: object) -> list[Path]:
     (folder / "notes").mkdir(parents=True, exist_ok=True)
-    return ranges.work(stage_for(folder, {}), "squares", SQUARES, {"notes": str(folder / "notes"), **job}, total=10, size=3)
+    return ranges.work(folder / "squares", SQUARES, {"notes": str(folder / "notes"), **job}, total=10, size=3)
 
 
 def who(folder: Path, begin: int) -> list[int]:
@@ -66,7 +65,7 @@ def test_a_range_that_kills_whoever_does_it_is_given_up_and_named(tmp_path, monk
     with pytest.raises(LaunchError, match=r"the range 6\.\.9 of .* took down 2 processes"):
         run(tmp_path, die_at=6)
     assert len(who(tmp_path, 6)) == 2
-    assert not list((tmp_path / "state" / "squares").glob("*6"))
+    assert not list((tmp_path / "squares").glob("*6"))
 
 
 def test_what_a_worker_says_arrives_as_it_was_said(tmp_path, monkeypatch):

@@ -1,9 +1,9 @@
 """The work of a verb cut into ranges, so that it may be done elsewhere: in this process, in several of this machine, or on a Ray cluster.
 
-    files = ranges.work(stage, "trunk", "vlm_core.models.picture_ranges:offline_worker", job, total, size)
+    files = ranges.work(stage.state / "trunk", "vlm_core.models.picture_ranges:offline_worker", job, total, size, stage.progress)
 
 The function named is called once per process with the job (plain JSON) and gives a worker; the worker is called as `worker(begin, end)` and gives the bytes
-of its range, which become one file in `stage.state`, whole or not at all. The verb reads the files in their order. So where a range was done changes
+of its range, which become one file of the folder, whole or not at all. The verb reads the files in their order. So where a range was done changes
 nothing in the result, a killed run goes on where it was, and a range whose process died is done again by another one.
 
 $VLM_ENGINE says where ranges are done; it is no setting, because it must not change a result:
@@ -27,18 +27,19 @@ from pathlib import Path
 from typing import Any
 
 from vlm_core.errors import ConfigError, LaunchError
-from vlm_core.stage import PACKAGE, Stage, die_with_parent, write_json
+from vlm_core.stage import PACKAGE, die_with_parent, write_json
 from vlm_core.switches import switch_off
 
 TRIES = 4  # processes that one range may take down
 Range = tuple[int, int]
 Worker = Callable[[int, int], bytes]
+Progress = Callable[[str, int, int], None]
 Engine = Callable[[Path, list[Range]], Iterator[Range]]
 
 
-def work(stage: Stage, name: str, function: str, job: Mapping[str, Any], total: int, size: int) -> list[Path]:
+def work(folder: Path, function: str, job: Mapping[str, Any], total: int, size: int, progress: Progress | None = None) -> list[Path]:
     """The files of all ranges of 0 .. total, `size` each, in order; those that are there already are not made again."""
-    folder = stage.state / name
+    folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "job.json", {"function": function, "job": dict(job)})
     ranges = [(begin, min(begin + size, total)) for begin in range(0, total, size)]
@@ -46,8 +47,14 @@ def work(stage: Stage, name: str, function: str, job: Mapping[str, Any], total: 
     done = total - sum(end - begin for begin, end in missing)
     for begin, end in engine()(folder, missing) if missing else ():
         done += end - begin
-        stage.progress(f"{name}: done", done, total)
+        if progress is not None:
+            progress(f"{folder.name}: done", done, total)
     return [file_of(folder, span) for span in ranges]
+
+
+def elsewhere() -> bool:
+    """Whether ranges are done in other processes than this one."""
+    return bool(os.environ.get("VLM_ENGINE"))
 
 
 def file_of(folder: Path, span: Range) -> Path:

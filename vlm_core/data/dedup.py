@@ -37,12 +37,12 @@ class HashIndex(NamedTuple):
     edges: Edges  # the same as pairs
 
 
-def hash_index(codes_NP: NDArray[Any], radius: int, usable: NDArray[Any]) -> HashIndex:
-    """Index of packed hashes; rows that are not usable match nothing."""
+def hash_index(codes_NP: NDArray[Any], radius: int, usable: NDArray[Any], find: Callable[[NDArray[Any], int], NDArray[Any]] = near_pairs) -> HashIndex:
+    """Index of packed hashes; rows that are not usable match nothing. `find` does the work of `near_pairs`, here or elsewhere."""
     rows = np.flatnonzero(usable)
     first, near = np.full(len(codes_NP), -1), dict[int, list[int]]()
     first[rows] = rows[twins(codes_NP[rows])] if len(rows) else rows
-    edges = rows[near_pairs(codes_NP[rows], radius)] if len(rows) else np.zeros((0, 2), np.int64)
+    edges = rows[find(codes_NP[rows], radius)] if len(rows) else np.zeros((0, 2), np.int64)
     for i, j in edges.tolist():
         near.setdefault(i, []).append(j)
         near.setdefault(j, []).append(i)

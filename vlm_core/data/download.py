@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlm_core import ranges
 from vlm_core.config import canonical_json
-from vlm_core.data import demo_web, local, tombstones
+from vlm_core.data import demo_web, fetch_ranges, local, tombstones
 from vlm_core.data.by_address import Stored
 from vlm_core.data.child import run_module
 from vlm_core.data.crawl_config import Download
@@ -63,7 +64,8 @@ def download(config: Download, stage: Stage) -> Report:
         is_all_here = local.ingest(copies, todo, ledger, config.fetch) == len(todo)
         with contextlib.nullcontext(config) if is_all_here else reachable(config) as reached:
             write_json(ledger.root / "job.json", reached.model_dump(mode="json"))
-            _fetch_all(config, stage, ledger, todo)
+            fetch = fetch_ranges.fetch_all if ranges.elsewhere() else fetch_here
+            fetch(reached, stage, ledger, todo)
         stored.look(state := ledger.state())
     records = _answers(urls, state)
     _mark_taken_down(records)
@@ -117,7 +119,8 @@ def _read_pairs(folder: Path) -> list[Row]:
     return rows
 
 
-def _fetch_all(config: Download, stage: Stage, ledger: Ledger, todo: list[str]) -> None:
+def fetch_here(config: Download, stage: Stage, ledger: Ledger, todo: list[str]) -> None:
+    """Ask the addresses of `todo`, in a process of its own that may be killed. Raises ServiceError, LaunchError."""
     log, before = stage.state.parent / "img2dataset.log", set(ledger.passes.iterdir())
     log.unlink(missing_ok=True)
     said, looked, left = -1, 0.0, todo

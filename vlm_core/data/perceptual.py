@@ -65,20 +65,22 @@ def twins(codes_NP: NDArray[Any]) -> NDArray[Any]:
     return first[inverse.reshape(-1)]
 
 
-def near_pairs(codes_NP: NDArray[Any], radius: int) -> NDArray[Any]:
-    """All pairs (i < j) of rows whose hashes differ in 1 .. radius bits, sorted; of rows with equal hashes only the first takes part (`twins`)."""
+def near_pairs(codes_NP: NDArray[Any], radius: int, parts: slice = slice(None)) -> NDArray[Any]:
+    """All pairs (i < j) of rows whose hashes differ in 1 .. radius bits, sorted; of rows with equal hashes only the first takes part (`twins`).
+
+    With `parts` only those that some of these parts of the hash bring together: the union over all parts is everything.
+    """
     rows = np.unique(twins(codes_NP))
     codes = codes_NP[rows]
-    found = [pairs[distance(codes[pairs[:, 0]], codes[pairs[:, 1]]) <= radius] for pairs in _candidates(codes, radius)]
+    found = [pairs[distance(codes[pairs[:, 0]], codes[pairs[:, 1]]) <= radius] for pairs in _candidates(codes, radius, parts)]
     pairs = np.concatenate(found) if found else np.zeros((0, 2), np.int64)
     return rows[np.unique(np.sort(pairs, axis=1), axis=0)] if len(pairs) else pairs
 
 
-def _candidates(codes: NDArray[Any], radius: int) -> Iterator[NDArray[Any]]:
-    """Blocks of row pairs that agree in one part up to the flips which the pigeonhole principle leaves."""
-    parts = codes.shape[1]
-    flips = [sum(1 << bit for bit in bits) for n in range(radius // parts + 1) for bits in combinations(range(16), n)]
-    for part in codes.T:
+def _candidates(codes: NDArray[Any], radius: int, parts: slice) -> Iterator[NDArray[Any]]:
+    """Blocks of row pairs that agree in one of the parts up to the flips which the pigeonhole principle leaves."""
+    flips = [sum(1 << bit for bit in bits) for n in range(radius // codes.shape[1] + 1) for bits in combinations(range(16), n)]
+    for part in codes.T[parts]:
         order = np.argsort(part, kind="stable")
         ranked = part[order]
         for flip in flips:

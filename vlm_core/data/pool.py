@@ -69,6 +69,7 @@ class Pool:
     clip: Stored
     masked_clip: Stored  # of the picture with its text masked; NaN where nobody masked it
     scorer: str  # name and version of what made the embeddings
+    scratch: Path | None = None  # where rules may keep what they work on
     copy_of: dict[str, str] = field(default_factory=dict)  # uid that went -> uid that stayed for it
     same_picture: set[str] = field(default_factory=set)  # those of them that went as exact copies
     faces: dict[str, Any] = field(default_factory=dict)  # uid -> boxes, in shares of the picture
@@ -129,7 +130,7 @@ def load_pool(pairs: Path, images: Path, embeddings: Path, scratch: Path | None 
     return Pool(
         raw=Stored(blocks, "caption"), caption=Stored(blocks, "caption", derive=clean_all), texts=Stored(blocks, "caption", "others", derive=_all_texts),
         width=Stored(blocks, "original_width"), height=Stored(blocks, "original_height"), lang=np.concatenate(langs), images=images,
-        image_emb=image_emb, text_emb=text_emb, scorer=scorer, **columns,
+        image_emb=image_emb, text_emb=text_emb, scorer=scorer, scratch=scratch, **columns,
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def trained(stage: Stage, folder: Path, uids: list[str]) -> NDArray[np.float32]:
 
 def _all(stage: Stage, name: str, function: str, job: Mapping[str, Any], uids: list[str]) -> dict[str, NDArray[np.float32]]:
     job = {**job, "images": str(stage.input("images").absolute()), "uids": uids}
-    files = ranges.work(stage, name, f"{__name__}:{function}", job, len(uids), RANGE)
+    files = ranges.work(stage.state / name, f"{__name__}:{function}", job, len(uids), RANGE, stage.progress)
     parts = [dict(np.load(file)) for file in files]
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 

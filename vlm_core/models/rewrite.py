@@ -20,9 +20,8 @@ from vlm_core.data.caption_gates import masked
 from vlm_core.data.caption_plan import Row, Task
 from vlm_core.data.recaption import caption_id, without_opening
 from vlm_core.data.sample import CAPTIONS
-from vlm_core.data.stored import Pictures
 from vlm_core.errors import MissingInput, SchemaMismatch
-from vlm_core.models import captioner, llm
+from vlm_core.models import caption_ranges, captioner, llm
 from vlm_core.models.caption_scores import Judge
 from vlm_core.stage import Report, Stage
 
@@ -79,7 +78,7 @@ def recaption(config: Recaption, stage: Stage) -> Report:
 def _from_raw(config: Recaption, stage: Stage, kept: Sequence[Row], written: Sequence[Written]) -> list[Part]:
     tasks = caption_plan.plan_rewrites(config.rewrite, kept, config.seed) if config.rewrite else []
     tasks += caption_plan.plan_translations(config.translation, kept, config.seed) if config.translation else []
-    return [Part(tasks, llm.generator(config), llm.sampling(config), lambda: llm.build(config))]
+    return [Part(tasks, llm.generator(config), llm.sampling(config), lambda: caption_ranges.writer(config, stage))]
 
 
 def _from_pictures(config: Recaption, stage: Stage, kept: Sequence[Row], written: Sequence[Written]) -> list[Part]:
@@ -89,7 +88,7 @@ def _from_pictures(config: Recaption, stage: Stage, kept: Sequence[Row], written
     images = stage.input("images")
     sha256 = {row["uid"]: row["sha256"] for row in _table(images / "status.parquet", ["uid", "sha256"])}
     tasks = caption_plan.plan_descriptions(part, kept, sha256, config.seed)
-    return [Part(tasks, captioner.generator(part), captioner.sampling(config, part), lambda: captioner.build(config, part, Pictures(images).read))]
+    return [Part(tasks, captioner.generator(part), captioner.sampling(config, part), lambda: caption_ranges.describer(config, stage))]
 
 
 def _from_both(config: Recaption, stage: Stage, kept: Sequence[Row], written: Sequence[Written]) -> list[Part]:
@@ -97,7 +96,7 @@ def _from_both(config: Recaption, stage: Stage, kept: Sequence[Row], written: Se
         return []
     synthetic = [item.row for item in written if item.task.origin == "synthetic"]
     tasks = caption_plan.plan_fusions(config.fusion, synthetic, kept, config.seed)
-    return [Part(tasks, llm.generator(config), llm.sampling(config), lambda: llm.build(config))]
+    return [Part(tasks, llm.generator(config), llm.sampling(config), lambda: caption_ranges.writer(config, stage))]
 
 
 # ---------------------------------------------------------------- asking and judging

@@ -1,9 +1,10 @@
-"""Fixtures that several test folders share."""
+"""Fixtures that several test folders share, and the line of figures under a run."""
 
 from vlm_core.switches import switch_off
 
 switch_off()  # before anything imports torch
 
+from tests.figures import losses, pytest_collection_modifyitems, pytest_configure, pytest_terminal_summary  # noqa: E402
 from tests.small_set import small_set  # noqa: E402
 
-__all__ = ["small_set"]
+__all__ = ["losses", "pytest_collection_modifyitems", "pytest_configure", "pytest_terminal_summary", "small_set"]

@@ -1,0 +1,39 @@
+"""The line of figures counts what happened, failures included."""
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+SUITE = """
+import pytest
+from tests.figures import *
+
+@pytest.mark.fault("F1")
+def test_survives(losses):
+    losses(lost=0)
+
+@pytest.mark.fault("F2")
+def test_loses_some(losses):
+    losses(lost=3, doubled=1)
+
+@pytest.mark.abuse("A4")
+@pytest.mark.parametrize("n", range(3))
+def test_refuses(n):
+    assert n < 2
+
+def test_something_else():
+    pass
+"""
+
+
+def test_failures_lower_the_share_and_what_was_lost_is_added_up(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("from tests.figures import losses, pytest_collection_modifyitems, pytest_configure, pytest_terminal_summary")
+    pytester.makepyfile(SUITE)
+    said = pytester.runpytest_inprocess("-p", "no:randomly", "-p", "no:xdist").stdout.str()
+    assert "faults survived 1/2 (F1, F2), bad inputs refused 2/3 (A4), lost 3, duplicated 1" in said
+
+
+def test_a_run_without_faults_says_nothing(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest("from tests.figures import losses, pytest_collection_modifyitems, pytest_configure, pytest_terminal_summary")
+    pytester.makepyfile("def test_plain(): pass")
+    assert "faults survived" not in pytester.runpytest_inprocess("-p", "no:xdist").stdout.str()

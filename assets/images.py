@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from assets.sources import DATA, candidate_pairs
+from assets.sources import DATA, candidate_pairs, crawled
 from assets.worker import menu, perform
 from pipelines.resources import Launcher
 
@@ -12,7 +12,10 @@ DOWNLOAD, EMBED = menu("download"), menu("embed")
 @dg.asset(**DATA, kinds={"image", "parquet"}, deps=[candidate_pairs], pool="network")
 def images(context: dg.AssetExecutionContext, launcher: Launcher, config: DOWNLOAD.form) -> dg.MaterializeResult:
     """Pictures behind the candidate pairs, checked, resized and hashed; every address ends in exactly one status."""
-    return perform(context, launcher, DOWNLOAD, config, {"pairs": launcher.data("candidate_pairs")}, launcher.data("images"))
+    from vlm_core.data.local_source import LIST  # late: it brings pyarrow
+
+    pictures = {name: path for name, path in crawled(launcher).items() if (launcher.at(path) / LIST).exists()}  # of sources that need no network
+    return perform(context, launcher, DOWNLOAD, config, {"pairs": launcher.data("candidate_pairs"), **pictures}, launcher.data("images"))
 
 
 @dg.asset(**DATA, kinds={"numpy", "faiss"}, deps=[candidate_pairs, images])

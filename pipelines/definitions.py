@@ -8,12 +8,12 @@ from pipelines.resources import deployment
 
 defs = dg.Definitions(
     assets=[
-        sources.pages, sources.candidate_pairs, images.images, images.embeddings, filtered.filtered, captions.captions, shards.shards, shards.snapshot,
+        sources.pages, sources.crawl_batches, sources.candidate_pairs, images.images, images.embeddings, filtered.filtered, captions.captions, shards.shards, shards.snapshot,
         eval_sets.eval_sets, report.report, *pretrained.models, features.features, transferred.transferred, distilled.distilled, *evaluation.evaluations, *registry.registrations,
     ],
     asset_checks=checks.CHECKS,
-    jobs=[jobs.data_to_model, jobs.data_only, jobs.retrain],
+    jobs=[jobs.data_to_model, jobs.data_only, jobs.crawl_batch, jobs.retrain],
     schedules=[schedules.nightly],
-    sensors=[sensors.new_data, sensors.close_failed, sensors.close_cancelled, sensors.close_finished],
+    sensors=[sensors.new_data, sensors.crawl_sources, sensors.close_failed, sensors.close_cancelled, sensors.close_finished],
     resources=deployment(),
 )  # fmt: skip

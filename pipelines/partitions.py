@@ -1,4 +1,4 @@
-"""How one asset stands for many results: adaptation methods x test sets."""
+"""How one asset stands for many results: adaptation methods x test sets, and sources that params.yaml may add at any time."""
 
 import dagster as dg
 
@@ -10,6 +10,8 @@ METHODS = [*CHOSEN_METHODS, *(name for name in recipes("transfer") if name not i
 DATASETS = list(chosen("eval-sets")[1].model_dump()["datasets"])
 
 cells = dg.MultiPartitionsDefinition({"dataset": dg.StaticPartitionsDefinition(DATASETS), "method": dg.StaticPartitionsDefinition(METHODS)})
+
+crawl_batches = dg.DynamicPartitionsDefinition(name="crawl_batches")  # kept in step with params.yaml by the sensor `crawl_sources`
 
 # One run materialises the whole grid that params.yaml lists: a range from its first to its last cell, in each dimension.
 WHOLE_GRID = {

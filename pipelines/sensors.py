@@ -4,6 +4,9 @@ import os
 
 import dagster as dg
 
+from pipelines.choices import batches
+from pipelines.partitions import crawl_batches
+
 SNAPSHOT = dg.AssetKey("snapshot")
 
 
@@ -21,6 +24,19 @@ def new_data(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipRe
         return dg.SkipReason(f"the snapshot is still {version}")
     request = dg.RunRequest(run_key=f"snapshot-{version}", tags={"trigger": "new_data", "snapshot": version})
     return dg.SensorResult(run_requests=[request], cursor=version)
+
+
+@dg.sensor(
+    minimum_interval_seconds=30, default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Keeps the partitions of crawl_batches in step with the sources that params.yaml lists. It runs nothing.",
+)  # fmt: skip
+def crawl_sources(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+    listed, known = set(batches()), set(context.instance.get_dynamic_partitions(crawl_batches.name or ""))
+    new, gone = sorted(listed - known), sorted(known - listed)
+    if not new and not gone:
+        return dg.SkipReason(f"params.yaml lists {len(listed)} further sources, and all are known")
+    requests = [*([crawl_batches.build_add_request(new)] if new else []), *([crawl_batches.build_delete_request(gone)] if gone else [])]
+    return dg.SensorResult(dynamic_partitions_requests=requests)
 
 
 @dg.run_status_sensor(

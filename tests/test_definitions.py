@@ -13,12 +13,12 @@ from pipelines.choices import BASE, MODELS, PARAMS, ROOT, listed
 from pipelines.definitions import defs
 from pipelines.partitions import CHOSEN_METHODS, DATASETS, METHODS
 from pipelines.schedules import nightly
-from pipelines.sensors import new_data
+from pipelines.sensors import crawl_sources, new_data
 from vlm_core.run import VERBS, load, recipes
 
 GRAPH = defs.resolve_asset_graph()
 EDGES = {
-    "candidate_pairs": {"pages"},
+    "candidate_pairs": {"pages", "crawl_batches"},
     "images": {"candidate_pairs"},
     "embeddings": {"candidate_pairs", "images"},
     "filtered": {"candidate_pairs", "embeddings", "images"},
@@ -50,7 +50,7 @@ def test_loading_the_definitions_imports_neither_torch_nor_lightning_nor_mlflow(
 
 def test_the_assets_and_their_edges_are_the_flow() -> None:
     found = {key.to_user_string(): {parent.to_user_string() for parent in GRAPH.get(key).parent_keys} for key in GRAPH.get_all_asset_keys()}
-    assert found == {"pages": set(), **EDGES}
+    assert found == {"pages": set(), "crawl_batches": set(), **EDGES}
 
 
 def test_every_asset_has_an_owner_a_group_and_a_sentence() -> None:
@@ -65,7 +65,8 @@ def test_every_asset_has_an_owner_a_group_and_a_sentence() -> None:
 def test_the_main_job_covers_every_asset_check_and_listed_cell_in_one_run() -> None:
     job = defs.resolve_job_def("data_to_model")
     steps = {key.split(".")[0] for key in job.graph.node_dict}
-    assert {key.to_python_identifier() for key in GRAPH.get_all_asset_keys()} <= steps
+    assert {key.to_python_identifier() for key in GRAPH.get_all_asset_keys()} - {"crawl_batches"} <= steps
+    assert "crawl_batches" not in steps, "further sources are runs of their own"
     first, last = (job.tags[f"dagster/asset_partition_range_{end}"] for end in ("start", "end"))
     parts = job.partitions_def
     assert parts is not None
@@ -108,6 +109,25 @@ def _tick(instance: dg.DagsterInstance, cursor: str | None) -> dg.SensorResult |
     result = new_data(context)
     assert isinstance(result, dg.SensorResult | dg.SkipReason)
     return result
+
+
+def test_the_partitions_of_crawl_batches_follow_params_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = tmp_path / "params.yaml"
+    monkeypatch.setattr("pipelines.choices.PARAMS", params)
+    with dg.DagsterInstance.ephemeral() as instance:
+        for listed in (["table_crawl@laion", "warc_crawl"], ["warc_crawl", "site_crawl@shop"], []):
+            params.write_text(yaml.safe_dump({"crawl": dict.fromkeys(["demo_crawl", *listed], {})}, sort_keys=False))
+            found = crawl_sources(dg.build_sensor_context(instance=instance, definitions=defs))
+            assert isinstance(found, dg.SensorResult)
+            assert not found.run_requests
+            for request in found.dynamic_partitions_requests or []:
+                if isinstance(request, dg.AddDynamicPartitionsRequest):
+                    instance.add_dynamic_partitions("crawl_batches", request.partition_keys)
+                else:
+                    for key in request.partition_keys:
+                        instance.delete_dynamic_partition("crawl_batches", key)
+            assert set(instance.get_dynamic_partitions("crawl_batches")) == {name.rpartition("@")[2] for name in listed}
+            assert isinstance(crawl_sources(dg.build_sensor_context(instance=instance, definitions=defs)), dg.SkipReason)
 
 
 def test_the_new_data_sensor_asks_once_for_a_new_version_and_never_for_a_rebuild() -> None:

@@ -76,7 +76,9 @@ def test_a_folder_of_pictures_and_texts_becomes_images_with_the_hashes_and_statu
         if name != "silent.png":
             (pictures / name).with_suffix(".txt").write_text(f"a picture called {Path(name).stem}\n")
     (pictures / "cats" / "tom.txt").unlink()
-    (pictures / "cats" / "tom.json").write_text(json.dumps({"caption": "Tom", "captions": ["a cat", 3], "lang": "de", "license": "CC0", "author": "Ana", "url": "no address"}))
+    (pictures / "cats" / "tom.json").write_text(
+        json.dumps({"caption": "Tom", "captions": ["a cat", 3], "lang": "de", "license": "CC0", "author": "Ana", "url": "no address"})
+    )
     crawled = crawl(tmp_path, Folder(path=str(pictures)))
     assert crawled.counts == {"in": 9, "pictures": 8, "dropped.no_text": 1}
     rows, report = extract(tmp_path)
@@ -160,7 +162,13 @@ def test_a_link_that_leads_out_of_the_folder_and_what_is_no_file_are_refused(tmp
     (pictures / "b.png").write_bytes(png(seed=7))
     (pictures / "b.txt").symlink_to(tmp_path / "secret.txt")
     os.mkfifo(pictures / "pipe.png")
-    assert crawl(tmp_path, Folder(path=str(pictures))).counts == {"in": 6, "pictures": 2, "dropped.no_text": 1, "dropped.not_a_file": 2, "dropped.unreadable_text": 1}
+    assert crawl(tmp_path, Folder(path=str(pictures))).counts == {
+        "in": 6,
+        "pictures": 2,
+        "dropped.no_text": 1,
+        "dropped.not_a_file": 2,
+        "dropped.unreadable_text": 1,
+    }
     assert set(extract(tmp_path)[0]) == {"local://pictures/a.png", "local://pictures/inside.png"}
 
 
@@ -171,7 +179,10 @@ def test_webdataset_tars_keep_the_address_that_they_tell_and_need_no_network(tmp
     shards = tmp_path / "shards"
     shards.mkdir()
     told = {"url": "http://A.org:80/fox.png", "caption": "a fox", "key": "000", "license": "CC0", "sha256": "no"}
-    tar_of(shards / "00000.tar", [("000.png", png(seed=1)), ("000.txt", b"a fox"), ("000.json", json.dumps(told).encode()), ("x/001.webp", png(seed=2)), ("x/001.txt", b"an owl")])
+    tar_of(
+        shards / "00000.tar",
+        [("000.png", png(seed=1)), ("000.txt", b"a fox"), ("000.json", json.dumps(told).encode()), ("x/001.webp", png(seed=2)), ("x/001.txt", b"an owl")],
+    )
     tar_of(shards / "00001.tar", [("000.txt", b"a hen"), ("000.jpg", png(seed=3)), ("000.cls", b"3"), ("002.png", png(seed=4)), ("003.txt", b"no picture")])
     assert crawl(tmp_path, WebDataset(path=str(shards))).counts == {"in": 4, "pictures": 3, "dropped.no_text": 1}
     rows, _ = extract(tmp_path)
@@ -199,7 +210,12 @@ def test_hostile_members_are_refused_by_themselves_and_nothing_is_written_under_
     tar_of(shards / "a.tar", members)
     before = sorted(path for path in tmp_path.rglob("*") if "home" not in path.parts)
     counts = crawl(tmp_path, WebDataset(path=str(shards))).counts
-    assert {name: n for name, n in counts.items() if name.startswith("dropped.")} == {"dropped.unsafe_name": 8, "dropped.not_a_file": 4, "dropped.duplicate_name": 1, "dropped.too_large": 1}
+    assert {name: n for name, n in counts.items() if name.startswith("dropped.")} == {
+        "dropped.unsafe_name": 8,
+        "dropped.not_a_file": 4,
+        "dropped.duplicate_name": 1,
+        "dropped.too_large": 1,
+    }
     assert set(extract(tmp_path)[0]) == {"local://shards/a.tar/good.png", "local://shards/a.tar/last.png"}
     made = {path for path in tmp_path.rglob("*") if "home" not in path.parts} - set(before)
     assert {path.relative_to(tmp_path).parts[0] for path in made} == {"pages", "pages.run", "pairs", "pairs.run"}

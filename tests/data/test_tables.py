@@ -162,7 +162,9 @@ def test_every_broken_row_is_counted_by_its_reason_and_the_others_are_read(tmp_p
         "a.csv": b"url,caption\nhttp://a.org/1.jpg,fox\nhttp://a.org/2.jpg\nhttp://a.org/3.jpg,fox,more\nhttp://a.org/4.jpg,f\xffx\n\n",
         "b.jsonl": b'{"url": "http://a.org/5.jpg", "caption": "fox"}\n{"url": \nnull\n{"url": "http://a.org/6.jpg"}\n',
         "c.json": b'[{"url": "http://a.org/7.jpg", "caption": "fox"}, 3, {"url": "http://a.org/8.jpg", "caption": ',
-        "d.csv.gz": gzip.compress(b"url,caption\nhttp://a.org/9.jpg,fox\n" + b"".join(b"http://a.org/x%d.jpg,owl %d\n" % (n, n * n) for n in range(20_000)))[:-2_000],
+        "d.csv.gz": gzip.compress(b"url,caption\nhttp://a.org/9.jpg,fox\n" + b"".join(b"http://a.org/x%d.jpg,owl %d\n" % (n, n * n) for n in range(20_000)))[
+            :-2_000
+        ],
         "e.parquet": b"PAR1 no",
         "f.csv": b"url,caption\nhttp://a.org/local.jpg,fox\nlocal://mine/1.jpg,steals a picture\nhttp://[x/,bad\n",
     }

@@ -26,6 +26,7 @@ from vlm_core.switches import switch_off
 COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("the resolved settings of a verb", "vlm_core.cli:show"),
     "methods": ("the catalogue of methods: kind, paper, setting", "vlm_core.methods:main"),
+    "why": ("what happened to a sample and by which rule: UID (short for lineage why)", "vlm_core.data.lineage:why_main"),
     "lineage": ("why UID | samples MODEL | models --url|--domain|--sha256 | bytes MODEL --out DIR", "vlm_core.data.lineage:main"),
     "takedown": ("--uid|--url|--domain|--sha256|--pdq VALUE: out, for ever; --scan proves it", "vlm_core.data.takedown:main"),
     "verify": ("read every byte of a shards folder again and check it: verify DIR", "vlm_core.data.verify_shards:main"),

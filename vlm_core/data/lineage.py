@@ -57,6 +57,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def why_main(argv: list[str]) -> int:
+    """`vlm why UID`."""
+    return main(["why", *argv])
+
+
 def _parser() -> _Parser:
     parser = _Parser(prog="vlm lineage", description="from any sample to the models that saw it, and from any model to its exact bytes")
     parser.add_argument("--catalog", type=Path, default=stages.home() / "catalog", help="folder of the catalog")

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_core.data.crawl_config import Columns, Extract
 from vlm_core.data.crawl import PAGES
+from vlm_core.data.crawl_config import Columns, Extract
 from vlm_core.data.html import decode_html, parse_srcset, read_page
 from vlm_core.data.sample import PAIRS, make_uid
 from vlm_core.data.wat import extract_links
-from vlm_core.errors import BadManifest, MissingInput, NothingLeft, SchemaMismatch
+from vlm_core.errors import BadManifest, ConfigError, MissingInput, NothingLeft, SchemaMismatch
 from vlm_core.run import run
 
 HERE = "http://a.org/d/p.html"
@@ -64,6 +64,32 @@ def test_texts_language_licence_and_credit_of_a_figure():
 
 def test_a_caption_of_several_pictures_belongs_to_none_of_them():
     assert [found.figcaption for found in pictures("<figure><img src=a><img src=b><figcaption>left and right</figcaption></figure>")] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("markup", "shared"),
+    [
+        ("<meta property=og:image content=/x.jpg><meta property='og:description' content='A &amp;amp; B'>", ("http://a.org/x.jpg", "A & B")),
+        ("<meta property=og:image content=x.jpg><meta property=og:title content=t><meta property='og:image:alt' content=alt>", ("http://a.org/d/x.jpg", "alt")),
+        ("<meta property='og:image:url' content=x.jpg>", ("http://a.org/d/x.jpg", "")), ("<meta property=og:image content=''>", ("", "")),
+        ("<meta property=og:image content='data:image/png;base64,A'><meta property=og:title content=t>", ("", "")), ("<meta name=og content=x>", ("", "")),
+    ],
+)  # fmt: skip
+def test_the_picture_that_stands_for_a_page_comes_with_the_nearest_text(markup, shared):
+    assert read_page(markup, HERE).shared == shared
+
+
+@pytest.mark.parametrize(
+    ("markup", "canonical"),
+    [
+        ("<link rel=canonical href=/x#y>", "http://a.org/x"),
+        ("<link rel='shortlink CANONICAL' href=x>", "http://a.org/d/x"),
+        ("<a rel=canonical href=x>", ""),
+        ("", ""),
+    ],
+)
+def test_a_page_may_give_its_canonical_address(markup, canonical):
+    assert read_page(markup, HERE).canonical == canonical
 
 
 def test_links_are_pages_in_order_once_and_none_that_ask_not_to_be_followed():
@@ -148,6 +174,50 @@ def test_the_same_pair_on_two_pages_is_one_pair_with_the_texts_and_the_opt_out_o
     assert (report.counts["in"], report.counts["merged"]) == (2, 1)
 
 
+def test_og_image_is_a_pair_of_its_own_unless_the_page_shows_the_picture(tmp_path):
+    head = "<meta property=og:image content={}><meta property=og:description content='all about foxes'><img src=a.jpg alt=fox>"
+    pages = write_pages(tmp_path / "pages", (HERE, head.format("a.jpg"), {}), ("http://a.org/d/q", head.format("big.jpg"), {"x_robots": "noai"}))
+    rows, _ = extract(tmp_path, pages)
+    assert {name: [(c["text"], c["origin"]) for c in row["captions"]] for name, row in rows.items()} == {
+        "a.jpg": [("fox", "alt")],
+        "big.jpg": [("all about foxes", "og")],
+    }
+    assert rows["big.jpg"]["page_optout"] == "X-Robots-Tag: noai"
+    assert set(extract(tmp_path, pages, Extract(open_graph=False))[0]) == {"a.jpg"}
+
+
+def test_batches_merge_into_one_pair_with_all_captions_and_all_places(tmp_path):
+    first = write_pages(tmp_path / "pages", (HERE, "<img src=/x.jpg alt=fox title='A fox'>", {}))
+    second = write_pages(
+        tmp_path / "more",
+        (
+            "http://b.org/",
+            "<html lang=en><meta name=robots content=noai><figure><img src=http://a.org/x.jpg alt=fox><figcaption>Reynard</figcaption></figure>",
+            {},
+        ),
+    )
+    (tmp_path / "list.csv").write_text("url,caption,licence\nhttp://A.org/x.jpg#f,fox,CC0\nhttp://a.org/y.jpg,hen,\n")
+    inputs = {"pages": first, "pages.shop": second, "pages.list": tmp_path / "list.csv"}
+    report = run("extract", Extract(), inputs, tmp_path / "out")
+    rows = {row["caption"]: row for row in pq.read_table(tmp_path / "out" / "pairs.parquet").to_pylist()}
+    assert set(rows) == {"fox", "hen"}
+    fox = rows["fox"]
+    assert [(c["text"], c["origin"]) for c in fox["captions"]] == [("fox", "alt"), ("A fox", "title"), ("Reynard", "figcaption")]
+    assert fox["pages"] == [
+        {"page_url": HERE, "source": "page:a.org", "place": ""}, {"page_url": "", "source": "list/table:list.csv", "place": "1"},
+        {"page_url": "http://b.org/", "source": "shop/page:b.org", "place": ""},
+    ]  # fmt: skip
+    assert (fox["page_url"], fox["source"], fox["lang"], fox["licence"]) == (HERE, "page:a.org", "en", "CC0")
+    assert fox["page_optout"], "an opt-out on one of its pages holds"
+    assert report.tables["batches"] == [{"batch": "pages", "pairs": 1}, {"batch": "list", "pairs": 2}, {"batch": "shop", "pairs": 1}]
+    again = run("extract", Extract(), dict(reversed(inputs.items())), tmp_path / "again")
+    assert again.data_version == report.data_version
+    with pytest.raises(ConfigError, match="columns_of.lost"):
+        run("extract", Extract(columns_of={"lost": Columns()}), inputs, tmp_path / "no")
+    with pytest.raises(ConfigError, match="'page.shop'"):
+        run("extract", Extract(), {"pages": first, "page.shop": second}, tmp_path / "no")
+
+
 def test_hostile_and_odd_addresses_become_pairs_that_the_download_refuses_but_invalid_ones_do_not(tmp_path):
     page = "<img src=file:///etc/passwd alt=a><img src=http://10.0.0.1/x alt=b><img src='http://[bad/x' alt=c><img src='https:///y' alt=d><img src=ftp://a.org/f alt=e>"
     rows, report = extract(tmp_path, write_pages(tmp_path / "pages", (HERE, page, {})))
@@ -221,8 +291,15 @@ def envelope(*links, page=HERE, **head):
 
 def test_wat_records_that_are_broken_or_cut_off_do_not_lose_the_others():
     good, late = envelope({"url": "x.jpg", "alt": "a"}), envelope({"url": "y.jpg", "alt": "b"})
-    assert [link.url for link in extract_links(wat(good, b'{"IMG@/src', late))] == ["http://a.org/d/x.jpg", "http://a.org/d/y.jpg"]
-    assert [link.url for link in extract_links(wat(good, late, cut=30))] == ["http://a.org/d/x.jpg"]
+    trouble = Counter()
+    odd = [b'{"IMG@/src', b'["IMG@/src"]', b'{"Envelope": "IMG@/src"}', b'"\xff IMG@/src"', b'{"IMG@/src": NaN}']
+    assert [link.url for link in extract_links(wat(good, *odd, late), trouble=trouble)] == ["http://a.org/d/x.jpg", "http://a.org/d/y.jpg"]
+    assert trouble == {"broken_record": 5}
+    assert [link.url for link in extract_links(wat(good, late, cut=30), trouble=trouble)] == ["http://a.org/d/x.jpg"]
+    assert trouble == {"broken_record": 6}, "the record that is cut off"
+    damaged = io.BytesIO(wat(good).read() + b"\x1f\x8b not a record" * 9 + wat(late).read())
+    assert [link.url for link in extract_links(damaged, trouble=trouble)] == ["http://a.org/d/x.jpg"]
+    assert trouble == {"broken_record": 6, "damaged_archive": 1}
 
 
 def test_wat_strict_drops_what_cannot_be_fetched_and_the_reference_keeps_it():
@@ -236,4 +313,5 @@ def test_a_wat_file_is_a_table_for_the_verb(tmp_path):
     file.write_bytes(wat(envelope({"url": "x.jpg", "alt": "a fox"}, {"url": "x.jpg", "alt": "a fox"})).read())
     rows, report = extract(tmp_path, file)
     assert (rows["x.jpg"]["page_url"], report.counts["merged"]) == (HERE, 1)
+    assert rows["x.jpg"]["pages"] == [{"page_url": HERE, "source": "wat:CC.warc.wat.gz", "place": "0"}]
     assert Counter(c["origin"] for row in rows.values() for c in row["captions"]) == {"alt": 1}

@@ -31,7 +31,7 @@ ALLOWED = Rights(True)
 
 
 def read_robots(text: str) -> Protego:
-    return Protego.parse(text[:ROBOTS_BYTES])
+    return Protego.parse(text.removeprefix("\ufeff")[:ROBOTS_BYTES])  # Protego takes a byte order mark for a part of the first word
 
 
 def robots_decision(robots: Protego, url: str, agent: str, text: str = "") -> Rights:

@@ -140,6 +140,8 @@ class SemanticDuplicates(Config):
     clusters: int = Field(1000, ge=1, description="k-means clusters, at most one per 39 samples")
     iterations: int = Field(20, ge=1, description="k-means iterations")
     keep: Literal["hard", "easy"] = Field("hard", description="stay: the copy farthest from its centroid, or the nearest")
+    neighbours: int = Field(2, ge=1, le=10, description="nearest clusters in which a picture's duplicates are looked for; 1: its own only, as in the paper")
+    chains: Literal["reference", "greedy"] = Field("reference", description="every earlier picture makes others go, or (greedy) only one that stays")
     seed: int = Field(0, ge=0, description="seed of k-means")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_core.data import dedup, duplicate_ranges, scores, select
+from vlm_core.data import dedup, duplicate_ranges, scores, select, semantic
 from vlm_core.data.blocks import pieces
 from vlm_core.data.cuts import load_targets
 from vlm_core.data.decisions import Reason, Verdict, first_reason
@@ -40,7 +40,9 @@ def exact_duplicates(section: ExactDuplicates, pool: Pool, rows: Column) -> Verd
     same = dedup.components(len(rows), np.concatenate([dedup.key_edges(sha), dedup.key_edges(pool.stored_hashes(rows))]))
     langs = pool.lang[rows] if section.within == "language" else [""] * len(rows)
     keys = [f"{number} {lang}" for number, lang in zip(same, langs, strict=True)]
-    return _copies(pool, rows, dedup.first_of_each(keys, by_preference(pool, rows)), "exact_duplicate", "copy of")
+    verdict = _copies(pool, rows, dedup.first_of_each(keys, by_preference(pool, rows)), "exact_duplicate", "copy of")
+    pool.same_picture.update(pool.uid[rows[~verdict.keep]].tolist())
+    return verdict
 
 
 def near_duplicates(section: NearDuplicates, pool: Pool, rows: Column) -> Verdict:
@@ -73,14 +75,27 @@ def _images(pool: Pool, rows: Column) -> tuple[Column, Column]:
 
 
 def semantic_duplicates(section: SemanticDuplicates, pool: Pool, rows: Column) -> Verdict:
-    """SemDeDup; the score is the largest cosine with an earlier picture of the same cluster."""
+    """SemDeDup; the score is the largest cosine with an earlier picture of the same cluster or of a neighbouring one."""
     has, images = _images(pool, rows)
     centroids = select.kmeans(images, section.clusters, section.iterations, section.seed, spherical=True)
-    _, largest = duplicate_ranges.semdedup(pool.scratch, images, centroids, select.assign_centroids(images, centroids), section.keep)
+    own = select.assign_centroids(images, centroids)
+    nearest = semantic.nearest_clusters(images, centroids, section.neighbours)
+    nearest[:, 0] = own
+    order = semantic.visiting_order(images, centroids, own, section.keep)
+    _, largest = duplicate_ranges.semdedup(pool.scratch, images, centroids, own, section.keep)
+    if section.neighbours > 1:
+        largest = np.maximum(largest, semantic.largest_earlier(images, nearest, order, inside=False))
     score = np.full(len(rows), np.nan)
     score[has] = largest
-    reason = first_reason(len(rows), ("no_embedding", ~has), ("semantic_duplicate", score > 1 - section.eps))
-    return Verdict(reason, score, 1 - section.eps, version=pool.scorer)
+    goes, detail = score > 1 - section.eps, [""] * len(rows)
+    if section.chains == "greedy":
+        survivor, place = semantic.greedy_survivors(images, nearest, order, 1 - section.eps), np.flatnonzero(has)
+        goes = np.zeros(len(rows), bool)
+        goes[place] = survivor != np.arange(len(place))
+        stays = pool.uid[rows[place[survivor]]]
+        for position, uid in zip(place[goes[place]].tolist(), stays[goes[place]].tolist(), strict=True):
+            detail[position] = f"means the same as {uid}"
+    return Verdict(first_reason(len(rows), ("no_embedding", ~has), ("semantic_duplicate", goes)), score, 1 - section.eps, detail, pool.scorer)
 
 
 def targets(section: Targets, pool: Pool, rows: Column) -> Verdict:

@@ -17,7 +17,8 @@ figcaption{font-size:.8rem;padding:.4rem .5rem;overflow-wrap:anywhere}figcaption
 h2{font-size:1.1rem;margin:1.5rem 0 .3rem}.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem}th,td{text-align:left;vertical-align:top;padding:.25rem .8rem .25rem 0;border-bottom:1px solid var(--line);overflow-wrap:anywhere;max-width:30rem}
 """
 
-HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{{ title }}</title><style>{{ style|safe }}</style></head><body>
+ICON = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><g fill="none" stroke="#0969da" stroke-width="2"><circle cx="6.5" cy="6.5" r="4.5"/><path d="M10 10l5 5"/></g></svg>'
+HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="/icon.svg"><title>{{ title }}</title><style>{{ style|safe }}</style></head><body>
 """
 
 SEARCH = """

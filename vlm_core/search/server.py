@@ -55,6 +55,8 @@ class Handler(BaseHTTPRequestHandler):
             case "/health":
                 scorer = shelf.embedded.scorer
                 return _json({"status": "ok", "samples": int(shelf.alive.sum()), "taken_down": shelf.removed, "scorer": scorer.name, "version": scorer.version})
+            case "/icon.svg":
+                return 200, "image/svg+xml", page.ICON.encode()
             case "/indices-list":
                 return _json([INDEX])
             case "/":

@@ -16,7 +16,7 @@ from tests.data.test_faces import head
 from vlm_core import run as runner
 from vlm_core.data import filters
 from vlm_core.data.cut_config import Cut, External, MaskedClipScore
-from vlm_core.data.decisions import Trail
+from vlm_core.data.decisions import REASONS, Trail
 from vlm_core.data.filter_config import (
     BlockedWords,
     DomainCap,
@@ -400,3 +400,21 @@ def test_decisions_and_reports_hold_no_blocked_word_and_no_number_of_a_person(tm
     said = json.dumps(report.model_dump(mode="json", exclude={"provenance"})) + str(pq.read_table(tmp_path / "out" / "decisions.parquet").to_pylist())
     assert [secret for secret in ("heck", "4111", "192.168") if secret in said] == []
     assert report.counts["dropped.card"] == report.counts["dropped.ip_address"] == report.counts["dropped.blocked_word"] == 1
+
+
+def test_every_score_that_was_cut_has_its_histogram(tmp_path: Path) -> None:
+    world = scored({f"sample {number}": 0.1 + 0.02 * number for number in range(20)})
+    beauty = outside(tmp_path / "s.parquet", {sample["uid"]: float(number) for number, sample in enumerate(world.samples)})
+    config = Filter(cut=Cut(fraction=0.5), second_cut=Cut(score=External(file=beauty), fraction=0.5, within="all"))
+    report = runner.run("filter", config, world.write(tmp_path / "in"), tmp_path / "out")
+    assert {"CLIP score and its cut", "external and its cut"} <= set(report.pictures)
+    assert all((tmp_path / "out.run" / "pictures" / file).stat().st_size > 3_000 for file in report.pictures.values())
+
+
+def test_every_rule_and_every_reason_has_its_place_in_the_table() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "filters.md").read_text()
+    table = [line for line in page.splitlines() if line.startswith("| ")]
+    named = {name for line in table for name in line.split("|")[1].replace("`", "").replace(",", " ").split()}
+    assert [name for name in Filter.menu() if name not in named] == []
+    assert [reason for reason in REASONS if f"`{reason}`" not in page] == []
+    assert [name for name in runner.recipes("filter") if name not in {"demo_filter", "web_filter"} and f"`{name}`" not in page] == []

@@ -91,9 +91,7 @@ def pictures(pool: Pool, trail: Trail, decisions: Path, folder: Path) -> dict[st
     counts = {name.removeprefix("dropped."): n for name, n in trail.counts().items() if name != "in"}
     bar_chart(counts, "samples kept, and dropped by reason", folder / "counts.png")
     out = {"kept and dropped by reason": "counts.png"}
-    if np.isfinite(pool.clip).any():
-        _histogram(pool, decisions, folder / "clip_score.png")
-        out["CLIP score and its cut"] = "clip_score.png"
+    out |= _histograms(pool, decisions, folder)
     _sheet(pool, _spread(trail.rows, SHEET), lambda row: f"{_number(float(pool.clip[row]))} {pool.lang[row]} {pool.caption[row]}", folder / "kept.png")
     dropped = [row for name in REASONS if name != "not_downloaded" for row in _spread(np.flatnonzero(trail.reason == name), PER_REASON)]
     _sheet(
@@ -115,25 +113,53 @@ def _sheet(pool: Pool, rows: Iterable[int], label: Any, path: Path) -> None:
     contact_sheet([(images[row], label(row)) for row in order], path)
 
 
-def _histogram(pool: Pool, decisions: Path, path: Path) -> None:
-    """Score of everything that has one, per language, with the threshold of the first cut in that language (or the one for all)."""
+def _histograms(pool: Pool, decisions: Path, folder: Path) -> dict[str, str]:
+    """Every score that was cut, with its cut; the CLIP score of everything that has one, cut or not."""
+    out = {}
+    clip, has = np.asarray(pool.clip), np.isfinite(pool.clip)
+    if has.any():
+        marks = _marks(decisions, "clip_score")
+        langs = np.where(pool.lang[has].astype(str) == "", "?", pool.lang[has].astype(str))
+        _histogram(clip[has], langs, marks, f"cosine of image and text ({pool.scorer})", folder / "clip_score.png")
+        out["CLIP score and its cut"] = "clip_score.png"
+    for kind in sorted(_kinds(decisions) - {"clip_score"}):
+        table = pq.read_table(decisions, columns=["rule", "detail", "score"], filters=[("rule", "in", ["cut", "second_cut"]), ("score", ">", -np.inf)])
+        rows = [(name, score) for name, score in zip(table["detail"].to_pylist(), table["score"].to_pylist(), strict=True) if name.startswith(f"{kind} in ")]
+        names = np.array([name.removeprefix(f"{kind} in ") for name, _ in rows])
+        _histogram(np.array([score for _, score in rows]), names, _marks(decisions, kind), kind.replace("_", " "), folder / f"{kind}.png")
+        out[f"{kind.replace('_', ' ')} and its cut"] = f"{kind}.png"
+    return out
+
+
+def _kinds(decisions: Path) -> set[str]:
+    """Scores that a cut ranked; the detail of a cut begins with the kind of its score."""
+    details = pq.read_table(decisions, columns=["detail"], filters=[("rule", "in", ["cut", "second_cut"])])["detail"].unique().to_pylist()
+    return {detail.partition(" in ")[0] for detail in details}
+
+
+def _marks(decisions: Path, kind: str) -> dict[str, float]:
+    """Where each language, source or domain was cut."""
+    wanted = [("rule", "in", ["cut", "second_cut"])]
+    cuts = pq.read_table(decisions, columns=["detail", "threshold"], filters=wanted).group_by("detail").aggregate([("threshold", "min")])
+    found = zip(cuts["detail"].to_pylist(), cuts["threshold_min"].to_pylist(), strict=True)
+    return {detail.removeprefix(f"{kind} in "): mark for detail, mark in found if detail.startswith(f"{kind} in ") and mark is not None}
+
+
+def _histogram(scores: Column, names: Column, marks: dict[str, float], label: str, path: Path) -> None:
+    """Scores of the six commonest names, each with its cut; or of all with one cut."""
     from matplotlib.figure import Figure
 
-    cut = pq.read_table(decisions, columns=["detail", "threshold"], filters=[("rule", "==", "cut")]).group_by("detail").aggregate([("threshold", "min")])
-    marks = dict(zip(cut["detail"].to_pylist(), cut["threshold_min"].to_pylist(), strict=True))
-    clip = np.asarray(pool.clip)
-    has = np.isfinite(clip)
-    names, sizes = np.unique(pool.lang[has].astype(str), return_counts=True)
+    known, sizes = np.unique(names, return_counts=True)
+    bins = np.linspace(scores.min(), scores.max() + 1e-6, 61)
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    for number, name in enumerate(names[np.argsort(-sizes)][:6]):
-        colour, mark = f"C{number}", marks.get(f"clip_score in {name or '?'}")
-        axes.hist(clip[has & (pool.lang == name)], bins=60, histtype="step", color=colour, label=str(name) or "?")
-        if mark is not None:
-            axes.axvline(mark, color=colour, linestyle="--", linewidth=1)
-    if (mark := marks.get("clip_score in all")) is not None:
-        axes.axvline(mark, color="black", linestyle="--", linewidth=1)
-    axes.set_xlabel(f"cosine of image and text ({pool.scorer}); dashed: the cut")
+    for number, name in enumerate(known[np.argsort(-sizes)][:6].tolist()):
+        axes.hist(scores[names == name], bins=bins, histtype="step", color=f"C{number}", label=name)
+        if name in marks:
+            axes.axvline(marks[name], color=f"C{number}", linestyle="--", linewidth=1)
+    if "all" in marks and "all" not in known:
+        axes.axvline(marks["all"], color="black", linestyle="--", linewidth=1)
+    axes.set_xlabel(f"{label}; dashed: the cut")
     axes.set_ylabel("samples")
-    axes.legend(title="language")
-    figure.savefig(path, dpi=100)
+    axes.legend()
+    figure.savefig(path, dpi=100, metadata={"Software": None})

@@ -1,0 +1,185 @@
+"""A data filtering network, end to end: trusted subset, training, scores, filtered set, and the lines that the catalog draws between them."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.data import filter_world
+from tests.data.filter_world import World, encoded
+from tests.train import tiny
+from vlm_core import run as runner
+from vlm_core.cli import main
+from vlm_core.data.catalog import open_catalog
+from vlm_core.data.config import Embed, ModelScorer, Shard
+from vlm_core.data.cut_config import Cut
+from vlm_core.data.eval_sets import TABLE
+from vlm_core.data.filter_config import Domains, Filter, Grouping
+from vlm_core.data.sample import CAPTIONS
+from vlm_core.data.tar import TarWriter
+from vlm_core.errors import CheckpointError, ConfigError, DataError, Incompatible
+from vlm_core.models import scorer as scorers
+from vlm_core.models import trained_scorer
+from vlm_core.stage import Report
+
+GROUPS = Grouping(pdq_bits=0, phash_bits=0)  # shapes of 32 px look alike to every hash
+PATTERN = filter_world.picture(77, 128)
+
+
+def shapes() -> World:
+    """Eight pictures of each of 48 sentences on a trusted site; on another site four more of each, every second one under the sentence of another picture."""
+    world, random = World(), np.random.default_rng(0)
+    sentences = [(colour, shape, place) for colour in tiny.COLOURS for shape in tiny.SHAPES for place in tiny.PLACES]
+    for number, (colour, shape, place) in enumerate(sentences):
+        for copy in range(12):
+            image = Image.open(io.BytesIO(tiny.picture(colour, shape, place, random)))
+            wrong = copy >= 8 and copy % 2 == 1
+            said = sentences[(number + 17) % len(sentences)] if wrong else (colour, shape, place)
+            site = "trusted.test" if copy < 8 else "noisy.test"
+            world.add("a {} {} on the {}".format(*said), image, url=f"http://{site}/{number}/{copy}{'-wrong' if wrong else ''}.png", size=900)
+    world.add("a pattern of many colours", PATTERN, url="http://trusted.test/pattern.png")
+    return world
+
+
+def eval_sets(folder: Path, pictures: dict[str, bytes]) -> Path:
+    """One dataset of the layout of `vlm eval-sets`, all of it test pictures."""
+    out = folder / "emoji_groups"
+    out.mkdir(parents=True)
+    rows = []
+    with TarWriter(out / "images.tar") as tar:
+        for key, data in sorted(pictures.items()):
+            tar.add(f"{key}.png", data)
+            rows.append({"key": key, "split": "test", "label": 0, "classname": "a", "group": key, "style": "noto", "sha256": f"{key:0>64}"})
+    pq.write_table(pa.Table.from_pylist(rows, TABLE), out / "table.parquet")
+    (out / "dataset.json").write_text(json.dumps({"name": "emoji_groups", "classnames": ["a"], "templates": ["{}"], "metric": "acc1"}))
+    return folder
+
+
+class Flow:
+    """The stages by hand, as a shell would call them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.inputs = root, shapes().write(root / "in")
+        path = self.inputs["images"] / "status.parquet"
+        table = pq.read_table(path)
+        sizes = pa.array([32] * len(table), pa.int32())
+        pq.write_table(table.drop_columns(["width", "height"]).append_column("width", sizes).append_column("height", sizes), path)
+        (root / "captions").mkdir()
+        pq.write_table(CAPTIONS.empty_table(), root / "captions" / "captions.parquet")
+
+    def run(self, verb: str, config: Any, name: str, **inputs: Path) -> Report:
+        return runner.run(verb, config, inputs, self.root / name, recipe=name)
+
+    def model(self, name: str, rules: Filter, embeddings: Path, *changes: str) -> Path:
+        """filter, shard, pretrain."""
+        data = {"pairs": self.inputs["pairs"], "images": self.inputs["images"]}
+        self.run("filter", rules, f"{name}_filtered", **data, embeddings=embeddings)
+        self.run("shard", Shard(held_out=0.25), f"{name}_shards", **data, filtered=self.root / f"{name}_filtered", captions=self.root / "captions")
+        self.run("pretrain", tiny.small(*changes), name, shards=self.root / f"{name}_shards")
+        return self.root / name
+
+    def embed(self, name: str, config: ModelScorer = ModelScorer(), **more: Path) -> Report:
+        return self.run("embed", Embed(scorer=config), name, pairs=self.inputs["pairs"], images=self.inputs["images"], **more)
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
+    root = tmp_path_factory.mktemp("dfn")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLM_HOME", str(root / "home"))
+        made = Flow(root)
+        made.model("network", Filter(domains=Domains(only=["trusted.test"]), group=GROUPS), made.inputs["embeddings"], "fit.epochs=12")
+        clean = eval_sets(root / "eval_sets", {str(seed): encoded(filter_world.picture(seed, 96)) for seed in range(200, 210)})
+        made.embed("embeddings", scorer=root / "network", trained_on=root / "network_shards", eval_sets=clean)
+        noisy = Filter(domains=Domains(only=["noisy.test"]), cut=Cut(fraction=0.5, within="all"), group=GROUPS)
+        made.model("student", noisy, root / "embeddings", "fit.epochs=1", "loader.batch_size=16")
+    return made
+
+
+@pytest.fixture(autouse=True)
+def home(flow: Flow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLM_HOME", str(flow.root / "home"))
+
+
+def test_the_network_keeps_right_captions_and_drops_wrong_ones(flow: Flow) -> None:
+    url = {row["uid"]: row["url"] for row in pq.read_table(flow.inputs["pairs"] / "pairs.parquet").to_pylist()}
+    kept = [url[uid] for uid in pq.read_table(flow.root / "student_filtered" / "kept.parquet")["uid"].to_pylist()]
+    assert len(kept) == 96
+    assert sum("wrong" not in address for address in kept) / len(kept) > 0.85  # half of the pool is right
+
+
+def test_its_scores_are_those_of_the_model_for_picture_and_caption(flow: Flow) -> None:
+    embeddings = flow.root / "embeddings"
+    rows = pq.read_table(embeddings / "metadata" / "metadata_0.parquet").to_pylist()[:40]
+    scorer = scorers.load(embeddings)
+    assert isinstance(scorer, trained_scorer.Trained)
+    assert scorer.name == "model:network"
+    store = trained_scorer_pictures(flow)
+    image, text = scorer.encode_images([store(row["uid"]) for row in rows]), scorer.encode_texts([row["caption"] for row in rows])
+    assert [row["score"] for row in rows] == pytest.approx(np.einsum("nd,nd->n", image, text).tolist(), abs=1e-5)
+    stored = np.load(embeddings / "img_emb" / "img_emb_0.npy")[:40].astype(np.float32)
+    assert np.abs(stored - image).max() < 1e-3
+
+
+def trained_scorer_pictures(flow: Flow) -> Any:
+    from vlm_core.data.stored import Pictures
+
+    return Pictures(flow.inputs["images"]).image
+
+
+def test_the_catalog_links_what_was_filtered_to_the_network_and_to_its_data(flow: Flow) -> None:
+    con = open_catalog(flow.root / "home" / "catalog")
+    ids = {name: json.loads((flow.root / name / "config.json").read_text())["weights_sha256"] for name in ("network", "student")}
+    assert con.sql("SELECT parent_model_id, relation FROM model_links WHERE model_id = ?", params=[ids["student"]]).fetchall() == [(ids["network"], "filtered by")]
+    ways = dict(con.sql("SELECT how, count(DISTINCT uid) FROM model_samples WHERE model_id = ? GROUP BY how", params=[ids["student"]]).fetchall())
+    trained = con.sql("SELECT count(DISTINCT uid) FROM model_samples WHERE model_id = ?", params=[ids["network"]]).fetchall()[0][0]
+    assert ways["filtered by"] == trained > 300
+    assert con.sql("SELECT count(*) FROM model_links WHERE model_id = ?", params=[ids["network"]]).fetchall() == [(0,)]
+
+
+def test_why_tells_the_trail_of_a_sample_and_the_models_that_it_formed(flow: Flow, capsys: pytest.CaptureFixture[str]) -> None:
+    index = pq.read_table(flow.root / "network_shards" / "index.parquet")
+    uid = next(row["uid"] for row in index.to_pylist() if row["split"] == "train")
+    assert main(["why", uid]) == 0
+    said = capsys.readouterr().out
+    assert [word for word in ("downloaded", "domains", "trusted.test", "network", "student", "filtered by") if word not in said] == []
+    assert main(["why", "0" * 32]) == 20
+
+
+def test_a_scorer_that_knows_a_test_picture_is_refused(flow: Flow, tmp_path: Path) -> None:
+    smaller = PATTERN.resize((110, 110))  # other bytes, same look
+    dirty = eval_sets(tmp_path / "eval_sets", {"1": encoded(filter_world.picture(5, 96)), "2": encoded(smaller)})
+    inputs = {"scorer": flow.root / "network", "trained_on": flow.root / "network_shards", "eval_sets": dirty}
+    with pytest.raises(DataError, match=r"Found test pictures that the scorer was trained on, or look-alikes of those \(emoji_groups 1\), expected none"):
+        flow.embed("refused", **inputs)
+    assert not (flow.root / "refused").exists()
+
+
+def test_a_scorer_is_not_used_unchecked_unless_somebody_says_so(flow: Flow) -> None:
+    network = flow.root / "network"
+    with pytest.raises(ConfigError, match=r"Found no --in trained_on=PATH beside a scorer of ours"):
+        flow.embed("refused", scorer=network)
+    with pytest.raises(Incompatible, match=r"Found the shards .* as trained_on, expected .*, which the scorer was trained on"):
+        flow.embed("refused", scorer=network, trained_on=flow.root / "student_shards", eval_sets=flow.root / "eval_sets")
+    report = flow.embed("unchecked", ModelScorer(unchecked=True), scorer=network)
+    assert report.counts["embedded"] == 48 * 12 + 1
+
+
+def test_embeddings_whose_model_was_replaced_are_refused(flow: Flow, tmp_path: Path) -> None:
+    embeddings = flow.root / "embeddings"
+    record = embeddings.with_name("embeddings.run") / "spec.json"
+    before = record.read_text()
+    spec = json.loads(before)
+    spec["inputs"]["scorer"] = str(flow.root / "student")
+    record.write_text(json.dumps(spec))
+    try:
+        with pytest.raises(CheckpointError, match="Found the scorer model:student of version"):
+            scorers.load(embeddings)
+    finally:
+        record.write_text(before)

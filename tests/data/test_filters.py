@@ -198,6 +198,33 @@ def test_copies_may_be_kept_once_per_language(tmp_path: Path) -> None:
         assert do(Filter(near_duplicates=NearDuplicates(within=within)), inputs, tmp_path / f"near {within}").counts["kept"] == kept
 
 
+def test_captions_of_exact_copies_go_to_the_survivor_and_those_of_similar_pictures_do_not(tmp_path: Path) -> None:
+    world, same = World(), picture(1)
+    stays = world.add("a cat", same, original=(900, 900))
+    for caption in ("the cat", "the cat", "eine Katze"):
+        world.add(caption, same, lang="de" if "K" in caption else "en")
+    world.add("looks alike", same.resize((80, 80)))
+    inputs = world.write(tmp_path / "in")
+    both = Filter(text=TextRules(), exact_duplicates=ExactDuplicates(), near_duplicates=NearDuplicates())
+    do(both, inputs, tmp_path / "out")
+    (kept,) = rows(tmp_path / "out" / "kept.parquet")
+    assert (kept["uid"], len(kept["copies"])) == (stays, 4)
+    assert sorted((caption["text"], caption["lang"], caption["origin"]) for caption in kept["merged"]) == [("eine Katze", "de", "alt"), ("the cat", "en", "alt")]
+    # captions that no rule on captions has seen are not taken over
+    do(both.merged({"order": ["exact_duplicates", "near_duplicates", "text"]}), inputs, tmp_path / "late")
+    assert rows(tmp_path / "late" / "kept.parquet")[0]["merged"] == []
+
+
+def test_a_copy_of_a_copy_that_only_looks_alike_gives_no_caption(tmp_path: Path) -> None:
+    world, small = World(), picture(1).resize((80, 80))
+    world.add("small", small)
+    world.add("small too", small)
+    stays = world.add("large", picture(1), original=(900, 900))
+    do(Filter(exact_duplicates=ExactDuplicates(), near_duplicates=NearDuplicates()), world.write(tmp_path / "in"), tmp_path / "out")
+    (kept,) = rows(tmp_path / "out" / "kept.parquet")
+    assert (kept["uid"], len(kept["copies"]), kept["merged"]) == (stays, 2, [])
+
+
 def test_equal_pixels_in_another_file_format_are_exact_duplicates(tmp_path: Path) -> None:
     world = World()
     image = picture(3)

@@ -19,7 +19,7 @@ from vlm_core.data.decisions import Trail, Verdict
 from vlm_core.data.filter_config import Filter
 from vlm_core.data.grouping import group_samples
 from vlm_core.data.pool import Column, Pool, load_pool
-from vlm_core.data.sample import DECISIONS
+from vlm_core.data.sample import CAPTION, DECISIONS
 from vlm_core.errors import ConfigError
 from vlm_core.stage import Report, Stage
 
@@ -51,9 +51,10 @@ RULES: dict[str, Callable[[Any, Pool, Column], Verdict]] = {
 }
 
 # filtered/kept.parquet, sorted by uid. `faces` are boxes in shares of the picture, null when nobody looked. `copies` are the uids that went because this sample stayed for them: their captions describe it, too.
+# `merged` are the raw captions of those copies that are the same picture, not just a similar one.
 KEPT = pa.schema([
     ("uid", pa.string()), ("caption", pa.string()), ("lang", pa.string()), ("clip_score", pa.float64()), ("group", pa.string()), ("copies", pa.list_(pa.string())),
-    ("faces", pa.list_(pa.list_(pa.float32()))),
+    ("merged", pa.list_(CAPTION)), ("faces", pa.list_(pa.list_(pa.float32()))),
 ])  # fmt: skip
 
 
@@ -137,7 +138,26 @@ def kept_table(config: Filter, pool: Pool, rows: Column) -> pa.Table:
             "uid": uids, "caption": pool.raw[rows].tolist(), "lang": pool.lang[rows].tolist(),
             "clip_score": pa.array(np.round(pool.clip[rows], 6), pa.float64(), from_pandas=True),
             "group": group_samples(uids, caption, sha256, phash, pdq, quality, credit, config.group), "copies": [copies[uid] for uid in uids],
-            "faces": [pool.faces.get(uid) for uid in uids],
+            "merged": merged_captions(config, pool, uids), "faces": [pool.faces.get(uid) for uid in uids],
         },
         schema=KEPT,
     )  # fmt: skip
+
+
+# Rules on captions: only what they have seen is merged.
+ON_CAPTIONS = frozenset({"text", "quality", "titles", "blocked_words", "personal", "language", "vocabulary"})
+
+
+def merged_captions(config: Filter, pool: Pool, uids: list[str]) -> list[list[dict[str, str]]]:
+    """Per kept sample the captions of its exact copies, by uid, no text twice. None at all when a rule on captions ran after the copies were gone."""
+    order = config.chosen()
+    merged: dict[str, dict[str, dict[str, str]]] = {uid: {} for uid in uids}
+    late = "exact_duplicates" in order and ON_CAPTIONS.intersection(order[order.index("exact_duplicates") :])
+    for uid in [] if late else sorted(pool.same_picture):
+        stays = uid
+        while stays in pool.same_picture:
+            stays = pool.copy_of[stays]
+        row = pool.same_picture[uid]
+        if stays in merged:
+            merged[stays].setdefault(pool.raw[row], {"text": pool.raw[row], "origin": pool.origin[row], "lang": pool.lang[row]})
+    return [list(merged[uid].values()) for uid in uids]

@@ -6,7 +6,7 @@ no memory but what a rule itself holds. Embeddings stay in their files (memory-m
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlm_core.data.blocks import BLOCK, Blocks, ByUid, Stored
+from vlm_core.data.blocks import Blocks, ByUid, Stored
 from vlm_core.data.language import page_code
 from vlm_core.data.scores import clip_score
 from vlm_core.data.tar import read_tar
@@ -35,7 +35,7 @@ _PAIRS = ("uid", "caption", "captions", "lang", "source", "url", "licence", "cre
 _DOWNLOADS = ("uid", "status", "sha256", "phash", "pdq", "mime", *_NUMBERS)
 _SCHEMA = pa.schema([
     *((name, pa.string()) for name in _TEXTS), *((name, pa.int64()) for name in _NUMBERS),
-    ("others", pa.list_(pa.string())), ("emb_row", pa.int64()), ("clip", pa.float64()), ("masked_clip", pa.float64()),
+    ("origin", pa.string()), ("others", pa.list_(pa.string())), ("emb_row", pa.int64()), ("clip", pa.float64()), ("masked_clip", pa.float64()),
 ])  # fmt: skip
 
 
@@ -45,6 +45,7 @@ class Pool:
 
     uid: Stored
     raw: Stored  # the caption as found
+    origin: Stored  # where it was found: alt, title, ...
     caption: Stored  # cleaned
     texts: Stored  # all captions of the pair, cleaned, one per line
     lang: Column  # as the page says; the language rule replaces it
@@ -71,7 +72,7 @@ class Pool:
     scorer: str  # name and version of what made the embeddings
     scratch: Path | None = None  # where rules may keep what they work on
     copy_of: dict[str, str] = field(default_factory=dict)  # uid that went -> uid that stayed for it
-    same_picture: set[str] = field(default_factory=set)  # those of them that went as exact copies
+    same_picture: dict[str, int] = field(default_factory=dict)  # those of them that went as exact copies -> their rows
     faces: dict[str, Any] = field(default_factory=dict)  # uid -> boxes, in shares of the picture
 
     def __len__(self) -> int:
@@ -135,18 +136,20 @@ def load_pool(pairs: Path, images: Path, embeddings: Path, scratch: Path | None 
 
 
 def _joined(pairs: pa.Table, downloads: pa.Table, scores: dict[str, Any]) -> pa.Table:
-    columns: dict[str, Any] = {"others": _other_texts(pairs["captions"].combine_chunks()), **scores}
+    origin, others = _other_texts(pairs["captions"].combine_chunks())
+    columns: dict[str, Any] = {"origin": origin, "others": others, **scores}
     for name in (*_TEXTS, *_NUMBERS):
         kind, source = _SCHEMA.field(name).type, pairs if name in _PAIRS else downloads
         columns[name] = pc.fill_null(source[name].cast(kind), "" if pa.types.is_string(kind) else 0)
     return pa.table({name: columns[name] for name in _SCHEMA.names}, schema=_SCHEMA)
 
 
-def _other_texts(captions: pa.Array) -> pa.Array:
-    """list<struct<text, ..>> -> list<string>."""
+def _other_texts(captions: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """list<struct<text, origin, ..>> -> (origin of the first, list<string>)."""
     lengths = pc.fill_null(pc.list_value_length(captions), 0).to_numpy()
-    texts = pc.fill_null(pc.struct_field(captions.flatten(), "text"), "")
-    return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()), texts)
+    flat, ends = captions.flatten(), np.concatenate([[0], np.cumsum(lengths)])
+    first = pc.struct_field(flat, "origin").take(pa.array(ends[:-1], mask=lengths == 0))
+    return pc.fill_null(first, "alt"), pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pc.fill_null(pc.struct_field(flat, "text"), ""))
 
 
 def _page_langs(declared: pa.ChunkedArray) -> Column:

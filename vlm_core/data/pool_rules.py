@@ -41,7 +41,8 @@ def exact_duplicates(section: ExactDuplicates, pool: Pool, rows: Column) -> Verd
     langs = pool.lang[rows] if section.within == "language" else [""] * len(rows)
     keys = [f"{number} {lang}" for number, lang in zip(same, langs, strict=True)]
     verdict = _copies(pool, rows, dedup.first_of_each(keys, by_preference(pool, rows)), "exact_duplicate", "copy of")
-    pool.same_picture.update(pool.uid[rows[~verdict.keep]].tolist())
+    gone = rows[~verdict.keep]
+    pool.same_picture.update(zip(pool.uid[gone].tolist(), gone.tolist(), strict=True))
     return verdict
 
 

@@ -3,7 +3,9 @@
 import gzip
 import io
 import json
+import random
 from collections import Counter
+from urllib.parse import urljoin
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -296,10 +298,58 @@ def test_wat_records_that_are_broken_or_cut_off_do_not_lose_the_others():
     assert [link.url for link in extract_links(wat(good, *odd, late), trouble=trouble)] == ["http://a.org/d/x.jpg", "http://a.org/d/y.jpg"]
     assert trouble == {"broken_record": 5}
     assert [link.url for link in extract_links(wat(good, late, cut=30), trouble=trouble)] == ["http://a.org/d/x.jpg"]
-    assert trouble == {"broken_record": 6}, "the record that is cut off"
-    damaged = io.BytesIO(wat(good).read() + b"\x1f\x8b not a record" * 9 + wat(late).read())
-    assert [link.url for link in extract_links(damaged, trouble=trouble)] == ["http://a.org/d/x.jpg"]
-    assert trouble == {"broken_record": 6, "damaged_archive": 1}
+    assert trouble == {"broken_record": 5, "damaged_archive": 1}, "the record that is cut off"
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"\x1f\x8b not a record" * 9,
+        b"\x1f\x8b\x08" * 50_000,
+        b"x" * 200_000,
+        gzip.compress(random.Random(0).randbytes(200_000))[:100_000],
+        gzip.compress(random.Random(0).randbytes(900))[:500],
+        b"\x1f\x8b\x08\x1f",
+    ],
+)
+def test_wat_damage_in_the_middle_costs_what_is_damaged_and_is_counted_once(junk):
+    good, late = wat(envelope({"url": "x.jpg", "alt": "a"})).read(), wat(envelope({"url": "y.jpg", "alt": "b"}), envelope({"url": "z.jpg", "alt": "c"})).read()
+    trouble = Counter()
+    links = list(extract_links(io.BytesIO(good + junk + late), trouble=trouble))
+    assert [(link.url[-5:], link.offset) for link in links] == [("x.jpg", 0), ("y.jpg", len(good + junk)), ("z.jpg", len(good + junk + late) - len(wat(envelope({"url": "z.jpg", "alt": "c"})).read()))]  # fmt: skip
+    assert trouble == {"damaged_archive": 1}
+
+
+def test_wat_may_be_unpacked_and_its_members_may_hold_several_records():
+    bodies = [envelope({"url": f"{n}.jpg", "alt": "a" * n}) for n in range(1, 40)]
+    packed = wat(*bodies).read()
+    plain = gzip.decompress(packed)
+    names = [f"http://a.org/d/{n}.jpg" for n in range(1, 40)]
+    for data in (packed, plain, gzip.compress(plain), plain.replace(b"WARC-Type", b"warc-type")):
+        trouble = Counter()
+        assert [link.url for link in extract_links(io.BytesIO(data), trouble=trouble)] == names
+        assert not trouble
+
+
+def test_a_wat_member_that_grows_without_end_is_left_out(monkeypatch):
+    monkeypatch.setattr("vlm_core.data.wat.RECORD_BYTES", 100_000)
+    trouble = Counter()
+    links = extract_links(io.BytesIO(wat(envelope({"url": "x.jpg", "alt": "a"})).read() + gzip.compress(bytes(50_000_000)) + wat(envelope({"url": "y.jpg", "alt": "b"})).read()), trouble=trouble)  # fmt: skip
+    assert [link.url[-5:] for link in links] == ["x.jpg", "y.jpg"]
+    assert trouble == {"damaged_archive": 1}
+
+
+@given(
+    st.text("/.?ab%&=~-_:;#@ \t", max_size=12),
+    st.sampled_from([HERE, "https://a.org", "http://a.org:80/x?y#z", "http://[::1]/x", "ftp://a.org/", "http://a@b.org/x"]),
+)
+def test_wat_addresses_are_joined_as_urljoin_joins_them(address, page):
+    links = [link.url for link in extract_links(wat(envelope({"url": address, "alt": "a"}, page=page)), strict=False)]
+    try:
+        joined = urljoin(page, address) if address else page
+    except ValueError:
+        joined = address
+    assert links == ([joined] if joined.startswith(("http://", "https://")) else [])
 
 
 def test_wat_strict_drops_what_cannot_be_fetched_and_the_reference_keeps_it():

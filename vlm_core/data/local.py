@@ -80,7 +80,7 @@ def _answer(url: str, data: bytes, copy: Copy, ledger: Ledger, fetch: Fetch) -> 
         raise BadManifest(
             f"Found other bytes than it says for {copy.sha256} in {copy.tar}, expected the picture of {url}; run 'vlm crawl' for its source again."
         )
-    known = {"bytes": len(data), "sha256": copy.sha256, "fetched_at": datetime.now(UTC).isoformat(timespec="milliseconds")}
+    known: dict[str, Any] = {"bytes": len(data), "sha256": copy.sha256, "fetched_at": datetime.now(UTC).isoformat(timespec="milliseconds")}
     try:
         if len(data) > fetch.max_bytes:
             raise FetchFailed("too_large", f"{len(data):,} bytes, at most {fetch.max_bytes:,} allowed")

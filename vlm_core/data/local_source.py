@@ -75,8 +75,8 @@ class _Copies:
     """Tars with each picture once."""
 
     def __init__(self, out: Path) -> None:
-        self.out, self.tar, self.pictures, self.number = out, None, 0, 0
-        self.tar: TarWriter | None
+        self.out, self.pictures, self.number = out, 0, 0
+        self.tar: TarWriter | None = None
         self.known: dict[str, str] = {}
 
     def add(self, item: Item) -> tuple[str, str]:

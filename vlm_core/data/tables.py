@@ -107,7 +107,7 @@ def _table_pairs(file: Path, columns: Columns, source: str, config: Extract, dro
         page = words.pop("page_url", "")
         page = preset.site + page if page.startswith("/") else page
         captions = [(clean_text(_text(text)), "table") for text in (texts if isinstance(texts, list) else [texts])]
-        yield make_pair(_text(row["url"]), captions, words.pop("lang", ""), config, dropped, Seen(page, source, str(place)), **words)
+        yield make_pair(_text(row["url"]), captions, words.pop("lang", ""), config, dropped, Seen(page, source, str(place)), is_local=False, **words)
 
 
 def _text(value: Any) -> str:

@@ -100,7 +100,7 @@ class Visits:
             request.meta["autothrottle_dont_adjust_delay"] = target.host in settled  # it would shorten the pause that the site asks for
 
     async def _decide(self, target: Target) -> Rights:
-        found = self.robots.get(target.origin)
+        found: Any = self.robots.get(target.origin)
         if found is None:
             waiting: list[Deferred[Any]] = []
             self.robots[target.origin] = waiting

@@ -14,6 +14,7 @@
       BudgetSpent               a limit that the user set      exit 30
       LaunchError               the process or cluster failed  -> where its log is
         OutputBusy              another run owns the folder    exit 10
+        DiskFull                no room for what is written    exit 10
       NumericsError             NaN or divergence              -> step, term, last good checkpoint
 
 Every message is one sentence: what was found (with the value), what was expected, what to do.
@@ -76,6 +77,10 @@ class LaunchError(VlmError):
 
 
 class OutputBusy(LaunchError):
+    exit_code = 10
+
+
+class DiskFull(LaunchError):
     exit_code = 10
 
 

@@ -3,6 +3,7 @@
 `vlm <verb>`, `dvc repro`, Dagster and a cluster all come through `run`. Nothing heavy is imported before a verb starts.
 """
 
+import errno
 import hashlib
 import importlib
 import inspect
@@ -22,7 +23,7 @@ import yaml
 
 from vlm_core import stage as stages
 from vlm_core.config import Config, canonical_json
-from vlm_core.errors import ConfigError, MissingInput, did_you_mean
+from vlm_core.errors import ConfigError, DiskFull, MissingInput, did_you_mean
 from vlm_core.stage import Report, Stage
 from vlm_core.track import CsvTracker, Tracker
 
@@ -49,6 +50,7 @@ VERBS: dict[str, Verb] = {
     "recaption": Verb("further captions: reworded, translated, seen, fused; within a budget", "vlm_core.data.caption_config:Recaption", "vlm_core.models.rewrite:recaption", "vlm_core.recipes.data", ("filtered", "pairs", "embeddings"), ("images",)),
     "shard": Verb("kept samples -> reproducible tar shards, split by group", "vlm_core.data.config:Shard", "vlm_core.data.shards:shard", "vlm_core.recipes.data", ("pairs", "images", "filtered", "captions"), obeys=True),
     "eval-sets": Verb("labelled test sets that share nothing with the training shards", "vlm_core.data.config:EvalSets", "vlm_core.data.eval_sets:eval_sets", "vlm_core.recipes.data", ("shards",), obeys=True),
+    "fingerprint": Verb("evaluation sets -> fingerprints that the filter keeps out", "vlm_core.data.config:Fingerprint", "vlm_core.models.fingerprint:fingerprint", "vlm_core.recipes.data", ("eval_sets", "embeddings")),
     "report": Verb("one page that shows a snapshot: what was kept, dropped, scored, copied, and why", "vlm_core.data.report_config:DatasetPage", "vlm_core.data.report:report", "vlm_core.recipes.data", ("pairs", "images", "embeddings", "filtered", "captions", "shards"), obeys=True),
     # models
     "pretrain": Verb("shards -> a vision-language model", "vlm_core.train.config:Pretrain", "vlm_core.train.pretrain:pretrain", "vlm_core.recipes.pretrain", ("shards",), ("initial",)),
@@ -141,7 +143,11 @@ def run(verb: str, config: Config, inputs: Mapping[str, Path], out: Path, tracke
         spec_hash = hashlib.sha256(canonical_json([verb, spec["config"], versions, spec["files"], spec["takedowns"], code]).encode()).hexdigest()
         if not (force or config.reads_the_world) and (report := _reusable(record, out, spec_hash)) is not None:
             return report
-        return _work(what, verb, config, inputs, out, record, tracker, recipe, spec, spec_hash)
+        try:
+            return _work(what, verb, config, inputs, out, record, tracker, recipe, spec, spec_hash)
+        except (OSError, RuntimeError) as error:
+            _say_if_full(error, verb, out)
+            raise
 
 
 def _reusable(record: Path, out: Path, spec_hash: str) -> Report | None:
@@ -152,6 +158,20 @@ def _reusable(record: Path, out: Path, spec_hash: str) -> Report | None:
     if report.spec_hash != spec_hash or report.data_version != stages.data_version(out):
         return None
     return report.model_copy(update={"reused": True})
+
+
+def _say_if_full(error: BaseException, verb: str, out: Path) -> None:
+    """Raises DiskFull, naming the disk, if that is what stopped the verb; first removes what it wrote in vain. Libraries that lose the error code are found out by the free space."""
+    folders = [out.parent, stages.home()]
+    free = {path: shutil.disk_usage(path).free for path in folders if path.exists()}
+    if getattr(error, "errno", None) not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and min(free.values()) > 2**16:
+        return
+    for leftover in out.parent.glob(f"{out.name}.tmp-{os.getpid()}"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    said = " and ".join(f"{space / 1e6:,.1f} MB at {path}" for path, space in free.items())
+    raise DiskFull(
+        f"Found no room for what 'vlm {verb}' writes ({error}; free: {said}), expected enough for the whole of {out}; free some space and give the same command again."
+    ) from None
 
 
 def _work(

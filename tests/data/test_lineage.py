@@ -283,4 +283,4 @@ def test_the_difference_of_two_snapshots_counts_what_came_and_went(world: World,
     assert counted == {("added", "not seen before"): len(b - a), ("unchanged", ""): len(a & b)}
     assert next(row["example"] for row in answer["changes"] if row["change"] == "added") in b - a
     back = ask(capsys, "diff", world.snapshot["b"], world.snapshot["a"])
-    assert {(row["change"], row["reason"]): row["samples"] for row in back["changes"]} == {("removed", "ok"): 30, ("unchanged", ""): len(a & b)}
+    assert {(row["change"], row["reason"]): row["samples"] for row in back["changes"]} == {("removed", "no longer found"): 30, ("unchanged", ""): len(a & b)}

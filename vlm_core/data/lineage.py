@@ -149,18 +149,21 @@ def models(con: "DuckDBPyConnection", selector: str, value: str) -> Answer:
     seen = ask(con, f"SELECT count(*) AS samples FROM {chosen}", *values)
     if not seen[0]["samples"]:
         raise MissingInput(f"Found no sample with {selector} {value!r} in the catalog, expected one; compare with 'vlm lineage samples MODEL --csv FILE'.")
-    rows = models_behind(con, chosen, *values)
+    rows = models_behind(con, f"(SELECT s.* FROM snapshot_samples s JOIN {chosen} USING (uid) WHERE s.split = 'train')", *values)
     return {"selected": [{selector: value, **seen[0], "models": len({row["model_id"] for row in rows})}], "models": rows}
 
 
-def models_behind(con: "DuckDBPyConnection", chosen: str, *values: object) -> list[Row]:
-    """The models that stand on the uids of a relation, by way. Exposures: how often training showed them, occurrences times epochs of the model on the way."""
+def models_behind(con: "DuckDBPyConnection", held: str, *values: object) -> list[Row]:
+    """The models that stand on samples, by way; `held` names them as rows (snapshot_md5, uid) of training shards.
+
+    Exposures: how often training showed them, occurrences times epochs of the model on the way.
+    """
     named = "(SELECT model_id, any_value(name) AS name, max(epochs) AS epochs FROM models GROUP BY model_id)"
     return ask(
         con,
-        f"""SELECT m.model_id, any_value(n.name) AS name, m.how, m.via_model, m.snapshot_md5, count(DISTINCT m.uid) AS samples,
+        f"""SELECT m.model_id, any_value(n.name) AS name, m.how, m.via_model, m.snapshot_md5, count(DISTINCT h.uid) AS samples,
                 round(count(*) * any_value(v.epochs)) AS exposures
-            FROM model_samples m JOIN {chosen} USING (uid) LEFT JOIN {named} n ON n.model_id = m.model_id LEFT JOIN {named} v ON v.model_id = m.via_model
+            FROM model_snapshots m JOIN {held} h USING (snapshot_md5) LEFT JOIN {named} n ON n.model_id = m.model_id LEFT JOIN {named} v ON v.model_id = m.via_model
             GROUP BY m.model_id, m.how, m.via_model, m.snapshot_md5 ORDER BY min(m.depth), m.model_id, m.how""",
         *values,
     )

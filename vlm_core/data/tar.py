@@ -9,6 +9,7 @@ Equal members in equal order give equal bytes: time 0, owner 0, mode 0644, USTAR
 
 import hashlib
 import tarfile
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -115,9 +116,9 @@ def read_member(stream: BinaryIO, member: Member) -> bytes:
 
 
 def _check(path: Path, name: str, size: int, names: set[str]) -> None:
-    """A name that is safe to join to a folder on any system, seen once, of a sane length and size."""
-    parts = name.split("/")
-    if name in names:
+    """A name that is safe to join to a folder on any system, seen once (in any normal form of its letters), of a sane length and size."""
+    parts, key = name.split("/"), unicodedata.normalize("NFC", name)
+    if key in names:
         what = f"the name {name!r} twice"
     elif not name.isprintable() or "\\" in name or ":" in name or any(part in {"", ".", ".."} for part in parts):
         what = f"the unsafe name {name!r}"
@@ -126,7 +127,7 @@ def _check(path: Path, name: str, size: int, names: set[str]) -> None:
     elif size > MEMBER_BYTES:
         what = f"{name!r} of {size:,} bytes"
     else:
-        names.add(name)
+        names.add(key)
         return
     raise BadManifest(
         f"Found {what} in {path}, expected relative names without '..', each once, of at most {NAME_BYTES} bytes, and files of at most {MEMBER_BYTES:,} bytes; refuse this tar."

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,6 +91,7 @@ class MlflowTracker:
         self.uri, self.name, self.parent = uri, name, parent
         self._tags, self._run, self._experiment = dict(tags or {}), "", ""
         self._metrics: list[Any] = []
+        self._traced = False
         self._flushed = time.monotonic()
 
     @functools.cached_property
@@ -153,17 +155,20 @@ class MlflowTracker:
         self.client.log_inputs(self.run_id, [DatasetInput(dataset=found, tags=[InputTag("mlflow.data.context", context)])])
 
     def trace(self, name: str, asked: Mapping[str, str], answered: str, seconds: float, facts: Mapping[str, Any]) -> str:
+        import mlflow
+
         end, attributes = time.time_ns(), {key: str(value) for key, value in facts.items()}
         run_id = self.run_id  # also finds the experiment
-        try:
+        mlflow.set_tracking_uri(self.uri)  # traces go where this says, not where the client does
+        with warnings.catch_warnings(action="ignore"):  # MLflow warns of type hints of its own
             span = self.client.start_trace(
                 name, span_type="LLM", inputs=dict(asked), attributes=attributes, experiment_id=self._experiment, run_id=run_id,
                 start_time_ns=end - int(seconds * 1e9),
             )  # fmt: skip
+            if span.trace_id.startswith("MLFLOW_NO_OP"):  # it could not, and has said why: a trace is not worth a run
+                return ""
+            self._traced = True
             self.client.end_trace(span.trace_id, outputs=answered, end_time_ns=end)
-        except Exception as error:  # whatever MLflow or its transport raises: a trace is not worth a run
-            print(f"MLflow at {self.uri} did not take a trace ({type(error).__name__})", file=sys.stderr)
-            return ""
         return str(span.trace_id)
 
     def model_metrics(self, model_id: str, values: Mapping[str, tuple[float, str]], dataset: tuple[str, str]) -> None:
@@ -186,6 +191,10 @@ class MlflowTracker:
     def close(self, status: str = "FINISHED") -> None:
         if self._run or self._metrics:
             self.flush()
+            if self._traced:
+                import mlflow
+
+                mlflow.flush_trace_async_logging()
             self.client.set_terminated(self.run_id, status)
 
 

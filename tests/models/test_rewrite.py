@@ -6,10 +6,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,68 +17,20 @@ import pytest
 import torch
 
 from tests.data.test_recaption import ATTACKS
+from tests.models.chat_server import ChatServer, serving
 from vlm_core import run as seam
-from vlm_core.data import recaption as rules
 from vlm_core.data import caption_plan
+from vlm_core.data import recaption as rules
 from vlm_core.data.caption_config import Gates, OpenAiWriter, Recaption, Rewrite
 from vlm_core.data.sample import CAPTIONS
 from vlm_core.errors import ConfigError, ServiceError
 from vlm_core.models import llm, packaged
 
 
-class Server(ThreadingHTTPServer):
-    """A loopback server with the chat half of OpenAI's protocol. `answer(caption, number)` is what its model says; `failures` come first."""
-
-    def __init__(self) -> None:
-        self.requests: list[dict[str, Any]] = []
-        self.keys: list[str] = []
-        self.failures: list[int] = []
-        self.wait_s = 0.0
-        self.finish = "stop"
-        self.answer = lambda caption, number: f"This shows {caption}."
-        super().__init__(("127.0.0.1", 0), Chat)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Chat(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append(asked)
-        self.server.keys.append(self.headers.get("Authorization", ""))
-        time.sleep(self.server.wait_s)
-        status = self.server.failures.pop(0) if self.server.failures else 200
-        caption = asked["messages"][1]["content"].split("\n")[1]
-        message = {"role": "assistant", "content": self.server.answer(caption, len(self.server.requests))}
-        choice = {"index": 0, "message": message, "finish_reason": self.server.finish}
-        reply = (
-            {"id": "1", "object": "chat.completion", "created": 0, "model": asked["model"], "choices": [choice]}
-            if status == 200
-            else {"error": {"message": "no"}}
-        )
-        body = json.dumps(reply).encode()
-        self.send_response(status)
-        for name, value in (("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("retry-after-ms", "1")):
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None: ...
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    running = Server()
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
-    thread.start()
-    yield running
-    running.shutdown()
-    running.server_close()
-    thread.join()
+def server() -> Iterator[ChatServer]:
+    with serving() as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +47,7 @@ def inputs(small_set: Path) -> dict[str, Path]:
     return {"filtered": small_set / "filtered", "pairs": small_set / "candidate_pairs", "embeddings": small_set / "embeddings"}
 
 
-def chat(server: Server, **changes: Any) -> Recaption:
+def chat(server: ChatServer, **changes: Any) -> Recaption:
     writer = OpenAiWriter(base_url=server.url, model="tiny", parallel=2, timeout_s=5, retries=2)
     part = Rewrite(captions=changes.pop("captions", 12), per_caption=changes.pop("rewrites", 1))
     return Recaption(writer=writer, rewrite=part, gates=Gates(max_image_drop=2.0), **changes)

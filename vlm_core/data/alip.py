@@ -16,7 +16,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 SAME = 1 - 1e-6  # two captions that are one text agree, whatever rounding makes of their cosine
 
 

@@ -84,7 +84,7 @@ class Cost(NamedTuple):
     money: float = 0.0
 
     def plus(self, other: "Cost") -> "Cost":
-        return Cost(*(a + b for a, b in zip(self, other, strict=True)))
+        return Cost(self.answers + other.answers, self.tokens_in + other.tokens_in, self.tokens_out + other.tokens_out, self.money + other.money)
 
     @property
     def tokens(self) -> int:

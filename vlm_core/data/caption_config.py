@@ -92,12 +92,6 @@ class Translation(Config):
     captions: int = Field(0, ge=0, description="captions that are translated, drawn by seed and uid; 0: all that are in another language")
 
 
-class Native(Config):
-    """Captions that other pages give the same picture, in whatever language."""
-
-    languages: list[str] = Field(default=[], description="languages that are taken; empty: all")
-
-
 class Limits(Config):
     """What one result may cost at most. What fits is written, what does not is counted as unwritten."""
 
@@ -107,10 +101,9 @@ class Limits(Config):
 
 
 class Recaption(Config):
-    """Further captions of the kept samples: native, rewritten, translated, synthetic, fused; what a model wrote passes the gates or is kept as rejected."""
+    """Further captions of the kept samples: rewritten, translated, synthetic, fused; what a model wrote passes the gates or is kept as rejected."""
 
     writer: WriterConfig = Field(default=OfflineWriter(), description="who rewrites, translates and fuses")
-    native: Native | None = Field(default=None, description="captions of other pages")
     rewrite: Rewrite | None = Field(default=Rewrite(), description="raw captions in other words")
     translation: Translation | None = Field(default=None, description="raw captions in other languages")
     synthetic: Synthetic | None = Field(default=None, description="captions written from the picture")
@@ -128,9 +121,7 @@ class Recaption(Config):
         if self.fusion is not None and self.synthetic is None:
             raise Incompatible("Found fusion without synthetic, expected synthetic captions to fuse with; set synthetic={}, or fusion=null.")
         if self.translation is not None and isinstance(self.writer, OfflineWriter):
-            raise Incompatible(
-                "Found translation with the writer 'offline', which knows English only, expected a server; set writer={kind: openai, ..}, or use native."
-            )
+            raise Incompatible("Found translation with the writer 'offline', which knows English only, expected a server; set writer={kind: openai, ..}.")
         paid = [part for part in (self.writer, self.synthetic and self.synthetic.captioner) if isinstance(part, OpenAiWriter)]
         if self.limits.money and not any(part.price_in or part.price_out for part in paid):
             raise Incompatible(

@@ -16,7 +16,35 @@ from vlm_core.data.language import SCRIPTS, by_script, identify
 from vlm_core.data.personal import EMAIL, PHONE, URL
 from vlm_core.data.recaption import CANARY, Prompt
 
-_FILLERS = frozenset("with from that this have into over under there their they them these those which while where what some very image picture photo shows being".split())
+_FILLERS = frozenset(
+    [
+        "with",
+        "from",
+        "that",
+        "this",
+        "have",
+        "into",
+        "over",
+        "under",
+        "there",
+        "their",
+        "they",
+        "them",
+        "these",
+        "those",
+        "which",
+        "while",
+        "where",
+        "what",
+        "some",
+        "very",
+        "image",
+        "picture",
+        "photo",
+        "shows",
+        "being",
+    ]
+)
 SHINGLE = 5  # words in a row that an answer may not share with the instructions
 
 # How one asks a model to drop its instructions: (verbs, what is dropped), in either order within a few words.
@@ -45,9 +73,11 @@ _OTHER = r"""
   | </?\s*(?:system|assistant|user|caption|script|img|iframe|inst)\b | <\|[^|>]*\|> | \[/?inst\] | \#\#\#\s*\w+ | (?:^|\s)(?:system|assistant|user)\s*:
   | you are (?:now|no longer|an? (?:ai|assistant|language model)) | as an ai\b | act as (?:an? )?(?:\w+ )?(?:assistant|language model|ai|terminal|shell)\b | pretend (?:to be|you are) | tu es maintenant | vous êtes maintenant | du bist (?:jetzt|nun) | (?:ahora eres|eres ahora) | ora sei\b | (?:agora você é|você agora é) | ты теперь | теперь ты | 你现在是 | 你現在是 | 今からあなたは | あなたは今から | (?:너는|당신은|넌) 이제 | أنت الآن | अब (?:तुम|आप)\b
   | (?:answer|reply|respond|output)\s(?:only|just|exactly|with)\b | (?:write|print|say|repeat)\s(?:only|exactly|verbatim|the (?:word|phrase|text|following))\b | (?:antworte|schreibe?|gib)\s(?:nur|nun|stattdessen|genau)\b | (?:réponds|répondez|écris|écrivez)\s(?:uniquement|seulement|simplement|plutôt|exactement|«|") | (?:responde|escribe|di)\s(?:solo|sólo|únicamente|exactamente|en su lugar) | (?:rispondi|scrivi)\s(?:solo|soltanto|esattamente|invece) | (?:responda|escreva)\s(?:apenas|somente|exatamente) | (?:ответь|напиши|выведи|скажи)\s(?:только|вместо|слово|фразу) | odpowiedz tylko | napisz tylko | (?:请|只|仅)(?:输出|回答|回复|写出?) | (?:だけ|のみ)を?(?:出力|答え|返答|書) | と(?:出力|だけ答え)\w* | (?:만|라고) (?:출력|대답)\w* | (?:اكتب|أجب|اطبع|قل) (?:فقط|كلمة|بدلا) | (?:सिर्फ|केवल) .{0,30}(?:लिख|जवाब)\S* | (?:sadece|yalnızca) .{0,30}(?:yaz|cevap|yanıt)\w*
-  | (?:api|secret|access)[ _-]?key | password | contraseña | mot de passe | passwort | пароль | 密码 | パスワード | 비밀번호 | jailbreak | do anything now | developer mode
+  | instead of (?:a|the|your) (?:caption|description|answer) | (?:captioning|language|ai|vision) model\b.{0,20}[:,] | from now on\b | hidden (?:rules|prompts?|instructions) | (?:written|said|told|stands) (?:above|before this) | whatever (?:the|this) (?:picture|image|photo) (?:shows|says|is) | (?:captions?|descriptions?) (?:must|should|have to) | (?:shell|bash|terminal) command | 代わりに.{0,30}(?:書|出力|答え) | 대신.{0,30}(?:써|출력|답)
+  | (?:api|secret|access)[ _-]?key | (?:my|your|the|server|admin\w*) password | password\s*(?:is\b|:|=) | contraseña | mot de passe | passwort | пароль | 密码 | パスワード | 비밀번호 | jailbreak | do anything now | developer mode
 """
-_INJECTION = re.compile(f"{_DROPS}|{' '.join(_OTHER.split()).replace(' | ', '|')}", re.IGNORECASE)
+_VERBS = re.compile("|".join(verb for verb, _ in _DROP), re.IGNORECASE)  # looked for first: the windows of _DROPPED are slow
+_DROPPED, _ASKED = re.compile(_DROPS, re.IGNORECASE), re.compile(" ".join(_OTHER.split()).replace(" | ", "|"), re.IGNORECASE)
 _JOINED = re.compile(
     r"ignore(?:all|the|any|your|my|these|of)*(?:previous|prior|above|instructions?|rules)|disregard(?:all|the)*(?:previous|above|instructions)|systemprompt|sayexactly"
 )
@@ -81,20 +111,24 @@ def suspicious(text: str) -> str:
         return "canary"
     if any(unicodedata.category(letter) in {"Cf", "Co", "Cn"} or (unicodedata.category(letter) == "Cc" and not letter.isspace()) for letter in text):
         return "hidden_characters"
-    checks = (("injection", _INJECTION), ("address", _ADDRESS), ("markup", _MARKUP), ("code", _CODE), ("encoded", _ENCODED))
-    for reason, pattern in checks:
-        if pattern.search(plain) or pattern.search(text):
+    shown = (plain, text) if plain != text else (plain,)
+    if any(map(_injected, shown)):
+        return "injection"
+    for reason, pattern in (("address", _ADDRESS), ("markup", _MARKUP), ("code", _CODE), ("encoded", _ENCODED)):
+        if any(map(pattern.search, shown)):
             return reason
     return "disguised" if _disguised(plain) else ""
 
 
+def _injected(text: str) -> bool:
+    return bool(_ASKED.search(text) or (_VERBS.search(text) and _DROPPED.search(text)))
+
+
 def _disguised(plain: str) -> bool:
     folded = plain.casefold()
-    read_otherwise = (folded.translate(_LEET), folded[::-1], codecs.encode(folded, "rot13"))
+    read_otherwise = (other for other in (folded.translate(_LEET), folded[::-1], codecs.encode(folded, "rot13")) if other != folded)
     return bool(
-        _MIXED.search(plain)
-        or _JOINED.search(re.sub(r"[^a-z]", "", folded.translate(_LEET)))
-        or (folded.isascii() and any(_INJECTION.search(other) for other in read_otherwise))
+        _MIXED.search(plain) or _JOINED.search(re.sub(r"[^a-z]", "", folded.translate(_LEET))) or (folded.isascii() and any(map(_injected, read_otherwise)))
     )
 
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from vlm_core.data.caption_config import Fusion, Recaption, Rewrite, Synthetic, Translation
+from vlm_core.data.caption_config import Fusion, Rewrite, Synthetic, Translation
 from vlm_core.data.caption_gates import suspicious, words
 from vlm_core.data.recaption import (
     Asked,
@@ -18,6 +18,7 @@ from vlm_core.data.recaption import (
 )
 
 Row = dict[str, Any]
+_OF_A_COPY = '{"page":"of a copy"}'
 
 
 class Task(NamedTuple):
@@ -88,25 +89,17 @@ def plan_fusions(part: Fusion, synthetic: Sequence[Row], kept: Sequence[Row], se
 # ---------------------------------------------------------------- captions that pages wrote
 
 
-def page_captions(config: Recaption, kept: Sequence[Row], pairs: Mapping[str, Row]) -> list[Row]:
-    """The raw caption of each sample, what else its page says, and (native) what other pages say about the same picture, in their own languages.
+def page_captions(kept: Sequence[Row], pairs: Mapping[str, Row]) -> list[Row]:
+    """The raw caption of each sample, what else its page says, and what other pages say about the same picture, each in its own language.
 
-    A further caption that looks like an attack is kept as rejected. The copies of a sample are those that the filter named when it dropped them.
+    A further caption that looks like an attack is kept as rejected. `merged` are the captions of exact copies, as the filter merged them.
     """
     rows = []
     for sample in kept:
         own = (pairs.get(sample["uid"]) or {}).get("captions") or []
         raw = {"text": sample["caption"], "origin": own[0]["origin"] if own else "alt", "lang": sample["lang"]}
-        rows += [_page_row(sample["uid"], f"p{n}", caption, bool(n)) for n, caption in enumerate(_distinct([raw, *own]))]
-        if config.native is not None:
-            copies = [
-                {**caption, "params": f'{{"copy":"{copy}"}}'}
-                for copy in sample.get("copies") or []
-                for caption in (pairs.get(copy) or {}).get("captions") or []
-                if not config.native.languages or _short(caption["lang"]) in config.native.languages
-            ]
-            known = {caption["text"] for caption in [raw, *own]}
-            rows += [_page_row(sample["uid"], f"n{n}", caption, True) for n, caption in enumerate(_distinct(copies)) if caption["text"] not in known]
+        copies = [{**caption, "params": _OF_A_COPY} for caption in sample.get("merged") or []]
+        rows += [_page_row(sample["uid"], f"p{n}", caption, bool(n)) for n, caption in enumerate(_distinct([raw, *own, *copies]))]
     return rows
 
 

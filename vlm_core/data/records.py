@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 def join_records(stage: Stage) -> list[Row]:
     """One record per kept sample, sorted by uid. Raises NothingLeft, BadManifest, SchemaMismatch."""
-    kept = read_table(stage.input("filtered") / "kept.parquet", ("uid", "caption", "lang", "clip_score", "group"), ("merged",)).sort_by("uid").to_pylist()
+    kept = read_table(stage.input("filtered") / "kept.parquet", ("uid", "caption", "lang", "clip_score", "group")).sort_by("uid").to_pylist()
     wanted = {row["uid"] for row in kept}
     if not kept:
         raise NothingLeft(f"Found no kept sample in {stage.input('filtered')}, expected at least two groups; loosen the filter.")
@@ -77,10 +77,9 @@ def _accepted(path: Path, wanted: Collection[str]) -> dict[str, list[Row]]:
 
 
 def _captions(kept: Row, pair: Row, accepted: list[Row]) -> list[Row]:
-    """The raw caption first, then those of exact copies, then every accepted other one, in a fixed order, no text twice."""
+    """The raw caption first, then every accepted other one, in a fixed order, no text twice."""
     origin = (pair["captions"] or [{"origin": "alt"}])[0]["origin"]
     captions = [{"text": kept["caption"], "origin": origin, "lang": kept["lang"], "generator": "", "score": _rounded(kept["clip_score"])}]
-    captions += [{**other, "generator": "", "score": None} for other in kept.get("merged") or () if other["text"] != kept["caption"]]
     for row in sorted(accepted, key=lambda row: (ORIGINS.index(row["origin"]), row["caption_id"])):
         if row["text"] not in {caption["text"] for caption in captions}:
             more = {

@@ -71,7 +71,8 @@ class Judge:
             return Measured((), (), ())
         texts = [row["text"] for row in rows]
         added = added_shares(texts, [[text] for text in raw], self.gates.same_meaning)
-        return Measured(*self.fits([row["uid"] for row in rows], texts, raw), added)
+        fit, raw_fit = self.fits([row["uid"] for row in rows], texts, raw)
+        return Measured(fit, raw_fit, added)
 
     def _verdict(self, task: Task, text: str, similarity: float, fit: float, raw_fit: float, added: float) -> Row:
         gates = self.gates

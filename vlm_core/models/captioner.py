@@ -6,7 +6,7 @@ The names captioner knows the 1,000 ImageNet classes and words them by a templat
 import io
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ class Names:
                 yield request, Answer(name_caption(likely, self.config, random.Random(request.seed)), 0, 0)
 
     @torch.inference_mode()
-    def _look(self, images: list[Image.Image]) -> list[list[tuple[str, float]]]:
+    def _look(self, images: Sequence[Image.Image]) -> list[list[tuple[str, float]]]:
         """The two likeliest names of each picture with their probabilities."""
         pixels = torch.from_numpy(np.stack([square(image, self.config.size_px) for image in images])).permute(0, 3, 1, 2)
         features_BE = self.tower.features(packaged.pixels(pixels).contiguous(memory_format=torch.channels_last))  # type: ignore[operator]

@@ -6,7 +6,6 @@ killed run goes on where it was, pays nothing twice, and ends with the same byte
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -19,8 +18,8 @@ from vlm_core.data.caption_config import Recaption
 from vlm_core.data.caption_gates import masked
 from vlm_core.data.caption_plan import Row, Task
 from vlm_core.data.recaption import caption_id, without_opening
+from vlm_core.data.records import read_table
 from vlm_core.data.sample import CAPTIONS
-from vlm_core.errors import MissingInput, SchemaMismatch
 from vlm_core.models import caption_ranges, captioner, llm
 from vlm_core.models.caption_scores import Judge
 from vlm_core.stage import Report, Stage
@@ -48,10 +47,9 @@ class Written(NamedTuple):
 
 def recaption(config: Recaption, stage: Stage) -> Report:
     """Writes captions.parquet, and weights.parquet where synthetic captions were accepted."""
-    kept = _table(stage.input("filtered") / "kept.parquet", ["uid", "caption", "lang", *(["copies"] if config.native else [])])
-    kept.sort(key=lambda row: row["uid"])
-    pairs = {row["uid"]: row for row in _table(stage.input("pairs") / "pairs.parquet", ["uid", "captions"])}
-    rows = caption_plan.page_captions(config, kept, pairs)
+    kept = read_table(stage.input("filtered") / "kept.parquet", ("uid", "caption", "lang"), ("merged",)).sort_by("uid").to_pylist()
+    pairs = {row["uid"]: row for row in read_table(stage.input("pairs") / "pairs.parquet", ("uid", "captions")).to_pylist()}
+    rows = caption_plan.page_captions(kept, pairs)
     store = Answers(stage.state.parent / "answers.sqlite")
     desk = Desk(config, stage, store, Judge(stage.input("embeddings"), config.gates))
     try:
@@ -86,7 +84,7 @@ def _from_pictures(config: Recaption, stage: Stage, kept: Sequence[Row], written
     if part is None:
         return []
     images = stage.input("images")
-    sha256 = {row["uid"]: row["sha256"] for row in _table(images / "status.parquet", ["uid", "sha256"])}
+    sha256 = {row["uid"]: row["sha256"] for row in read_table(images / "status.parquet", ("uid", "sha256")).to_pylist()}
     tasks = caption_plan.plan_descriptions(part, kept, sha256, config.seed)
     return [Part(tasks, captioner.generator(part), captioner.sampling(config, part), lambda: caption_ranges.describer(config, stage))]
 
@@ -167,12 +165,3 @@ def _row(config: Recaption, part: Part, task: Task, text: str, answer: Answer, v
         "lang": task.lang, "generator": part.generator, "prompt_sha256": task.prompt.sha256, "params": canonical_json(params), "seed": task.seed,
         "tokens_in": answer.tokens_in, "tokens_out": answer.tokens_out, **verdict,
     }  # fmt: skip
-
-
-def _table(file: Path, columns: list[str]) -> list[Row]:
-    if not file.exists():
-        raise MissingInput(f"Found no file {file}, expected a table with {', '.join(columns)}; run the stage that makes it first.")
-    if missing := [name for name in columns if name not in pq.read_schema(file).names]:
-        raise SchemaMismatch(f"Found no column {missing[0]!r} in {file}, expected it; run the stage that makes it again.")
-    rows: list[Row] = pq.read_table(file, columns=columns).to_pylist()
-    return rows

@@ -30,17 +30,22 @@ def weighted_clip_loss(
     """Symmetric InfoNCE whose rows are weighted.
 
     Args:
-        image_BD, text_BD: unit-norm embeddings of this rank; row i belongs to row i.
+        image_BD: unit-norm embeddings of this rank.
+        text_BD: the same of its texts; row i belongs to row i.
         scale: multiplies the cosine, > 0.
-        pair_B, sample_B: weights of the rows, without gradient.
-        image_ND, text_ND: what the rows are scored against, if more than themselves.
+        pair_B: weights of the pairs, without gradient.
+        sample_B: weights of the samples, without gradient.
+        image_ND: what the texts are scored against, if more than image_BD.
+        text_ND: what the images are scored against, if more than text_BD.
         offset: row i belongs to column offset + i.
 
     Source: ALIP, arXiv 2308.08428. Checked by golden `data/alip_adaptive`.
     """
     image_ND, text_ND = (image_BD if image_ND is None else image_ND), (text_BD if text_ND is None else text_ND)
     labels_B = torch.arange(offset, offset + len(image_BD), device=image_BD.device)
-    rows_B = F.cross_entropy(scale * image_BD @ text_ND.T, labels_B, reduction="none") + F.cross_entropy(scale * text_BD @ image_ND.T, labels_B, reduction="none")
+    rows_B = F.cross_entropy(scale * image_BD @ text_ND.T, labels_B, reduction="none") + F.cross_entropy(
+        scale * text_BD @ image_ND.T, labels_B, reduction="none"
+    )
     return (sample_B * pair_B * rows_B).mean() / 2
 
 
@@ -60,9 +65,7 @@ class WeightedCaptions(Objective):
             caption_ND = caption_BD if gather.world()[1] == 1 else gather.gather(caption_BD)
             mine = slice(raw.offset, raw.offset + len(out.image_BD))
             sample_B, raw_B, caption_B = (weight_N[mine] for weight_N in self._weights(raw.image_ND, raw.text_ND, caption_ND))
-            loss_raw = weighted_clip_loss(
-                out.image_BD, out.text_BD, out.scale, raw_B, sample_B, image_ND=raw.image_ND, text_ND=raw.text_ND, offset=raw.offset
-            )
+            loss_raw = weighted_clip_loss(out.image_BD, out.text_BD, out.scale, raw_B, sample_B, image_ND=raw.image_ND, text_ND=raw.text_ND, offset=raw.offset)
             loss_caption = weighted_clip_loss(
                 out.image_BD, caption_BD, out.scale, caption_B, sample_B, image_ND=raw.image_ND, text_ND=caption_ND, offset=raw.offset
             )
@@ -75,7 +78,9 @@ class WeightedCaptions(Objective):
         if not self.training:
             return weights_at(old, image_ND, raw_ND, caption_ND, config.gamma)
         fresh = bool(self.means.isnan().any())
-        weights, new = alip_weights(image_ND, raw_ND, caption_ND, Means(*torch.zeros_like(self.means)) if fresh else old, config.gamma, 0.0 if fresh else config.momentum)
+        weights, new = alip_weights(
+            image_ND, raw_ND, caption_ND, Means(*torch.zeros_like(self.means)) if fresh else old, config.gamma, 0.0 if fresh else config.momentum
+        )
         self.means.copy_(torch.stack(new))
         return weights
 

@@ -98,8 +98,8 @@ def offline_recaption() -> Recaption:
 
 
 def offline_alip() -> Recaption:
-    """All origins without a server: rewrites, names that the image tower sees, both fused, and what other pages say about the same picture."""
-    return offline_recaption().but("native={}", "synthetic={}", "fusion={captions: 60}", "rewrite.captions=60")
+    """All origins without a server: rewrites, names that the image tower sees, and both fused."""
+    return offline_recaption().but("synthetic={}", "fusion={captions: 60}", "rewrite.captions=60")
 
 
 def openai_recaption() -> Recaption:
@@ -109,7 +109,7 @@ def openai_recaption() -> Recaption:
 
 def openai_captions() -> Recaption:
     """Rewrites, descriptions by a vision model and both fused: set writer.model, synthetic.captioner.model, their base_url and their prices."""
-    return openai_recaption().merged({"native": {}, "synthetic": {"captioner": OpenAiWriter().model_dump()}, "fusion": {}})
+    return openai_recaption().merged({"synthetic": {"captioner": OpenAiWriter().model_dump()}, "fusion": {}})
 
 
 # ---- filter

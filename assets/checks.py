@@ -9,6 +9,7 @@ from assets.registry import registrations
 from assets.shards import shards, snapshot
 from pipelines.ledger import lock_version
 from pipelines.resources import Launcher
+from vlm_core.data.tombstones import load
 from vlm_core.stage import Report, data_version, record_of
 
 
@@ -48,6 +49,14 @@ def splits_are_disjoint(launcher: Launcher) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=not any(shared.values()), metadata=shared)
 
 
+@dg.asset_check(asset=shards, blocking=True, description="Nothing that was taken down is in the shards.")
+def no_takedown_leak(launcher: Launcher) -> dg.AssetCheckResult:
+    stones = load(launcher.home())
+    index = pq.read_table(launcher.at(launcher.data("shards")) / "index.parquet", columns=["uid"])["uid"].to_pylist()
+    found = {"takedowns": len(set(stones.uids.values())), "samples that were taken down": sum(uid in stones.uids for uid in index)}
+    return dg.AssetCheckResult(passed=found["samples that were taken down"] == 0, metadata=found)
+
+
 @dg.asset_check(asset=snapshot, blocking=True, description="The bytes on disk, the asset's data version and dvc.lock name the same hash.")
 def hashes_agree(launcher: Launcher) -> dg.AssetCheckResult:
     folder = launcher.data("shards")
@@ -71,4 +80,4 @@ def not_worse_than_champion(registration: dg.AssetsDefinition) -> dg.AssetChecks
     return check
 
 
-CHECKS = [conservation_law, not_empty, splits_are_disjoint, hashes_agree, *(not_worse_than_champion(registration) for registration in registrations)]
+CHECKS = [conservation_law, not_empty, splits_are_disjoint, no_takedown_leak, hashes_agree, *(not_worse_than_champion(registration) for registration in registrations)]

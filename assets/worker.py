@@ -54,7 +54,7 @@ def metadata(report: Report, launcher: Launcher) -> dict[str, Any]:
     pictures = launcher.at(record_of(Path(report.out))) / "pictures"
     return {
         **{name: float(value) if isinstance(value, float) else value for name, value in plain.items()},
-        **{title: _table(rows) for title, rows in tables.items() if rows},
+        **{title: table(rows) for title, rows in tables.items() if rows},
         **{title: picture(pictures / file) for title, file in report.pictures.items() if (pictures / file).exists()},
         **{title: dg.MetadataValue.url(link) for title, link in report.links.items()},
         "settings": dg.MetadataValue.json(report.provenance.get("config", {})),
@@ -76,7 +76,8 @@ def picture(file: Path, width: int = PICTURE_WIDTH) -> dg.MarkdownMetadataValue:
     return dg.MetadataValue.md(f"![{file.stem}](data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()})")
 
 
-def _table(rows: list[dict[str, Any]]) -> dg.TableMetadataValue:
+def table(rows: list[dict[str, Any]]) -> dg.TableMetadataValue:
+    """Rows as a table of the UI."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     records = [dg.TableRecord({name: _cell(row.get(name)) for name in columns}) for row in rows[:ROWS]]
     schema = dg.TableSchema([dg.TableColumn(name, _kind([record.data[name] for record in records])) for name in columns])

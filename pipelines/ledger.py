@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -60,6 +60,18 @@ def lock_version(root: Path, stage: str, folder: str) -> str:
     lock = root / "dvc.lock"
     stages = (yaml.safe_load(lock.read_text()) or {}).get("stages", {}) if lock.exists() else {}
     return next((str(out["md5"]) for out in stages.get(stage, {}).get("outs", []) if out["path"] == folder), "")
+
+
+def changes(catalog: Path, before: str, now: str) -> list[dict[str, Any]]:
+    """What differs between two snapshots of the catalog, by reason; nothing when one is unknown."""
+    if not before or before == now:
+        return []
+    from vlm_core.data.catalog import ask, open_catalog
+    from vlm_core.data.lineage_diff import diff
+
+    con = open_catalog(catalog)
+    known = {row["snapshot_md5"] for row in ask(con, "SELECT DISTINCT snapshot_md5 FROM snapshots")}
+    return diff(con, before, now)["changes"] if {before, now} <= known else []
 
 
 def _dvc_commit(stage: str, root: Path, tries: int = 4) -> None:

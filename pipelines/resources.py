@@ -45,6 +45,10 @@ class Launcher(dg.ConfigurableResource):
     def at(self, path: Path) -> Path:
         return Path(self.root) / path
 
+    def home(self) -> Path:
+        """Where catalog, services and caches lie, for this process and for the verbs."""
+        return Path(os.environ.get("VLM_HOME", str(self.at(Path(".platform")))))
+
     def launch(
         self,
         context: dg.AssetExecutionContext,
@@ -104,7 +108,7 @@ class Launcher(dg.ConfigurableResource):
             **os.environ,
             "VLM_PARENT_PID": str(os.getpid()),
             "VLM_DAGSTER_RUN": context.run_id,
-            "VLM_HOME": os.environ.get("VLM_HOME", str(self.at(Path(".platform")))),
+            "VLM_HOME": str(self.home()),
         }
         found["PYTHONPATH"] = os.pathsep.join(part for part in (str(CODE), os.environ.get("PYTHONPATH", "")) if part)
         if is_one_of_many:  # they share the cores; a user's own number stays

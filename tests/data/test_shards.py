@@ -137,6 +137,15 @@ def test_a_hostile_tar_is_refused_by_name(tmp_path: Path, kind: str) -> None:
         list(members(path))
 
 
+def test_two_names_that_a_file_system_may_take_for_one_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name in ("caf\u00e9.jpg", "cafe\u0301.jpg"):
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(BadManifest, match="twice.*refuse this tar"):
+        list(members(path))
+
+
 def test_the_writer_refuses_what_the_reader_would_refuse(tmp_path: Path) -> None:
     for name in ("../x", "/x", "a//b", "n" * 256, ""):
         with pytest.raises(BadManifest, match="refuse"), TarWriter(tmp_path / "x.tar") as tar:

@@ -310,3 +310,22 @@ def test_tombstones_cover_by_name_address_bytes_and_look(tmp_path: Path) -> None
     ]:  # fmt: skip
         assert stones.hit(row) == found, row
     assert pc.all(pc.equal(pa.array([bool(stones), bool(tombstones.Tombstones())]), pa.array([True, False]))).as_py()
+
+
+def test_the_check_of_the_shards_and_the_table_of_the_snapshot_say_what_was_taken_down(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from assets.checks import no_takedown_leak
+    from pipelines.ledger import changes
+    from pipelines.resources import Launcher
+
+    (made / "data").mkdir()
+    (made / "data" / "shards").symlink_to(made / "shards")
+    launcher = Launcher(root=str(made))
+    before = json.loads((made / "shards.run" / "result.json").read_text())["data_version"]
+    assert no_takedown_leak(launcher).passed
+    take(capsys, "--uid", read_index(made / "shards")["uid"][0].as_py())
+    assert not no_takedown_leak(launcher).passed
+    now = reshard(made).data_version
+    assert no_takedown_leak(launcher).passed
+    rows = changes(made / "home" / "catalog", before, now)
+    assert {(row["change"], row["reason"]): row["samples"] for row in rows} == {("removed", "taken_down"): 1, ("unchanged", ""): 59}
+    assert changes(made / "home" / "catalog", "", now) == changes(made / "home" / "catalog", "f" * 36, now) == []

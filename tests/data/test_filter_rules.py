@@ -113,7 +113,9 @@ def test_the_vocabulary_keeps_captions_that_name_its_things(tmp_path: Path) -> N
 
 
 def test_the_default_vocabulary_is_that_of_imagenet(tmp_path: Path) -> None:
-    found = reasons(Filter(vocabulary=Vocabulary()), captioned("a tench in a pond", "golden retrievers", "abstract idea", "an African elephant"), tmp_path / "in")
+    found = reasons(
+        Filter(vocabulary=Vocabulary()), captioned("a tench in a pond", "golden retrievers", "abstract idea", "an African elephant"), tmp_path / "in"
+    )
     assert found == {"a tench in a pond": "", "golden retrievers": "", "abstract idea": "off_vocabulary", "an African elephant": ""}
 
 
@@ -251,7 +253,9 @@ def test_a_share_is_taken_of_every_source_or_domain(tmp_path: Path, within: str)
     world = World()
     for number in range(20):
         site = "good.org" if number < 10 else "poor.org"
-        world.add(f"{site} {number % 10}", number, cosine=(0.5 if number < 10 else 0.1) + number % 10 / 100, url=f"http://w{number}.{site}/{number}", source=site)
+        world.add(
+            f"{site} {number % 10}", number, cosine=(0.5 if number < 10 else 0.1) + number % 10 / 100, url=f"http://w{number}.{site}/{number}", source=site
+        )
     found = reasons(Filter(cut=Cut(fraction=0.2, within=within)), world, tmp_path / within)
     assert {caption for caption, why in found.items() if not why} == {"good.org 8", "good.org 9", "poor.org 8", "poor.org 9"}
     together = reasons(Filter(cut=Cut(fraction=0.2, within="all")), world, tmp_path / "all")

@@ -62,7 +62,9 @@ def test_text_painted_over_on_plain_ground_leaves_the_ground() -> None:
     assert ink.sum() > 500
 
 
-AREAS = st.lists(st.tuples(*[st.integers(0, 40)] * 4).map(lambda v: Area(min(v[0], v[2]), min(v[1], v[3]), max(v[0], v[2]) + 1, max(v[1], v[3]) + 1)), max_size=4)
+AREAS = st.lists(
+    st.tuples(*[st.integers(0, 40)] * 4).map(lambda v: Area(min(v[0], v[2]), min(v[1], v[3]), max(v[0], v[2]) + 1, max(v[1], v[3]) + 1)), max_size=4
+)
 
 
 @settings(max_examples=60, deadline=None)

@@ -150,6 +150,9 @@ def test_open_clip_model_of_our_own_runs_through_clip_retrieval_and_agrees_with_
         expected_text = model.encode_text(tokens, normalize=True).numpy()
     assert np.allclose(image, expected_image, atol=2e-3)
     assert np.allclose(text, expected_text, atol=2e-3)
+    score = np.array(pq.read_table(tmp_path / "embeddings" / "metadata" / "metadata_0.parquet")["score"].to_pylist())
+    assert np.abs(score - (expected_image * expected_text).sum(1)).max() < 1e-5
+    assert np.abs(score - (image.astype(np.float32) * text).sum(1)).max() > 1e-5  # rounded vectors would give other scores
     assert json.loads((tmp_path / "embeddings" / "scorer.json").read_text())["scorer"] == "open_clip:tiny-test-clip"
     assert not [file for file in (tmp_path / "embeddings").rglob("*") if file.is_file() and str(tmp_path).encode() in file.read_bytes()]
     assert np.allclose(scorers.load(tmp_path / "embeddings").encode_texts(captions[:3]), text[:3], atol=2e-3)

@@ -84,8 +84,8 @@ class Flow:
         self.run("pretrain", tiny.small(*changes), name, shards=self.root / f"{name}_shards")
         return self.root / name
 
-    def embed(self, name: str, config: ModelScorer = ModelScorer(), **more: Path) -> Report:
-        return self.run("embed", Embed(scorer=config), name, pairs=self.inputs["pairs"], images=self.inputs["images"], **more)
+    def embed(self, name: str, scorer_of: ModelScorer | None = None, **more: Path) -> Report:
+        return self.run("embed", Embed(scorer=scorer_of or ModelScorer()), name, pairs=self.inputs["pairs"], images=self.inputs["images"], **more)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,9 @@ def trained_scorer_pictures(flow: Flow) -> Any:
 def test_the_catalog_links_what_was_filtered_to_the_network_and_to_its_data(flow: Flow) -> None:
     con = open_catalog(flow.root / "home" / "catalog")
     ids = {name: json.loads((flow.root / name / "config.json").read_text())["weights_sha256"] for name in ("network", "student")}
-    assert con.sql("SELECT parent_model_id, relation FROM model_links WHERE model_id = ?", params=[ids["student"]]).fetchall() == [(ids["network"], "filtered by")]
+    assert con.sql("SELECT parent_model_id, relation FROM model_links WHERE model_id = ?", params=[ids["student"]]).fetchall() == [
+        (ids["network"], "filtered by")
+    ]
     ways = dict(con.sql("SELECT how, count(DISTINCT uid) FROM model_samples WHERE model_id = ? GROUP BY how", params=[ids["student"]]).fetchall())
     trained = con.sql("SELECT count(DISTINCT uid) FROM model_samples WHERE model_id = ?", params=[ids["network"]]).fetchall()[0][0]
     assert ways["filtered by"] == trained > 300

@@ -126,7 +126,9 @@ def outside_scores(file: str, column: str, pool: Pool, rows: Column) -> tuple[Co
         table = pq.read_table(path, columns=["uid", column])
         uids, values = table["uid"].to_pylist(), np.asarray(table[column].cast(pa.float64()).to_numpy(), np.float64)
     except (pa.ArrowException, KeyError) as error:
-        raise SchemaMismatch(f"Found {path} without usable columns uid and {column} ({str(error)[:120]}), expected texts and numbers; correct the file.") from None
+        raise SchemaMismatch(
+            f"Found {path} without usable columns uid and {column} ({str(error)[:120]}), expected texts and numbers; correct the file."
+        ) from None
     where = {uid: row for row, uid in enumerate(uids)}
     if len(where) != len(uids):
         raise SchemaMismatch(f"Found {len(uids) - len(where):,} uids twice in {path}, expected every uid once; correct the file.")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB
+Grey = NDArray[Any]  # (H, W), as OpenCV gives it
 INK = 24  # grey levels by which letters of one line may differ
 
 
@@ -62,7 +63,7 @@ class Strokes:
         grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC) if scale > 1 else grey
         window = max(15, min(grey.shape) // 8) | 1
         found: list[Area] = []
-        for side in (grey, 255 - grey):
+        for side in (grey, cv2.bitwise_not(grey)):
             ink = cv2.adaptiveThreshold(side, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY_INV, window, 18)
             found += lines_of(letter_shapes(ink, side, 6 * scale), self.letters)
         height, width = image_HW3.shape[:2]
@@ -70,7 +71,7 @@ class Strokes:
         return sorted(set(small), key=lambda area: (area.top, area.left))
 
 
-def letter_shapes(ink_HW: Pixels, grey_HW: Pixels, lowest: int) -> list[Shape]:
+def letter_shapes(ink_HW: Grey, grey_HW: Grey, lowest: int) -> list[Shape]:
     """Components of the size and solidity of a letter whose strokes are of nearly one width, at least `lowest` pixels high."""
     import cv2
 
@@ -111,7 +112,13 @@ def _continues(last: Shape, shape: Shape) -> bool:
     shared = min(last.area.bottom, shape.area.bottom) - max(last.area.top, shape.area.top)
     stroke = max(last.stroke, shape.stroke) / min(last.stroke, shape.stroke)
     same_ink = abs(last.ink - shape.ink) <= INK
-    return same_ink and -0.3 * tall <= gap <= 1.2 * tall and shared >= 0.4 * min(last.height, shape.height) and tall <= 2.2 * min(last.height, shape.height) and stroke <= 1.8
+    return (
+        same_ink
+        and -0.3 * tall <= gap <= 1.2 * tall
+        and shared >= 0.4 * min(last.height, shape.height)
+        and tall <= 2.2 * min(last.height, shape.height)
+        and stroke <= 1.8
+    )
 
 
 def _is_line(run: list[Shape]) -> bool:

@@ -31,7 +31,10 @@ def inference(job: dict[str, Any]) -> None:
 def exact_scores(mapper: Any) -> Any:
     """clip-retrieval's mapper, which rounds vectors to float16; this one writes the cosine before that into the metadata, as `score`."""
 
-    class Exact(mapper):  # type: ignore[misc]
+    class Exact(mapper):
+        model_img: Any
+        model_txt: Any
+
         def __init__(self, *args: Any, **settings: Any) -> None:
             super().__init__(*args, **settings)
             self.last: dict[str, Any] = {}

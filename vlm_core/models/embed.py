@@ -41,7 +41,10 @@ MEASURED = 600  # trusted pairs on which the heads are measured
 METADATA = pa.schema(
     [
         *((name, pa.string()) for name in ("uid", "caption", "url", "page_url", "lang", "sha256")),
-        ("fitted", pa.bool_()), ("score", pa.float32()), ("masked_score", pa.float32()), ("text_area", pa.float32()),
+        ("fitted", pa.bool_()),
+        ("score", pa.float32()),
+        ("masked_score", pa.float32()),
+        ("text_area", pa.float32()),
     ]
 )
 WORKER = "vlm_core.models.clip_retrieval_worker"

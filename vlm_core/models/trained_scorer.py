@@ -32,7 +32,7 @@ from vlm_core.errors import ConfigError, DataError, Incompatible, MissingInput
 from vlm_core.models import pretrained
 from vlm_core.models.scorer import Vectors
 from vlm_core.stage import Stage
-from vlm_core.track import Registered, Registry
+from vlm_core.track import Registry
 
 PREFIX = "model:"  # of the scorer's name in scorer.json
 
@@ -74,13 +74,11 @@ def registered(name: str) -> Path:
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not (mark and base and tail) or not uri:
         found = f"the model {name!r}" if uri else "no MLFLOW_TRACKING_URI in the environment"
-        raise ConfigError(f"Found {found}, expected NAME@ALIAS or NAME:VERSION of the registry at that address; correct scorer.model, or give --in scorer=PATH.")
+        raise ConfigError(
+            f"Found {found}, expected NAME@ALIAS or NAME:VERSION of the registry at that address; correct scorer.model, or give --in scorer=PATH."
+        )
     registry = Registry(uri)
-    version: Registered | None
-    if mark == "@":
-        version = registry.holder(base, tail)
-    else:
-        version = next((version for version in registry.versions(base) if str(version.version) == tail), None)
+    version = registry.holder(base, tail) if mark == "@" else next((found for found in registry.versions(base) if str(found.version) == tail), None)
     if version is None:
         raise MissingInput(f"Found no {name!r} in the registry {uri}, expected a registered model; register one with 'vlm promote', or give --in scorer=PATH.")
     folder = kept(version.weights)
@@ -123,7 +121,9 @@ def refuse_overlap(config: ModelScorer, model: Path, stage: Stage) -> dict[str, 
         )
     said = pretrained.read_settings(model).get("snapshot_md5", "")
     if (given := stage.versions["trained_on"]) != said:
-        raise Incompatible(f"Found the shards {given} as trained_on, expected {said or 'none'}, which the scorer was trained on; give those, or another scorer.")
+        raise Incompatible(
+            f"Found the shards {given} as trained_on, expected {said or 'none'}, which the scorer was trained on; give those, or another scorer."
+        )
     compared, overlaps = overlap(stage.input("trained_on"), stage.input("eval_sets"), stage)
     if shared := {name: count for name, count in overlaps.items() if count}:
         listed = ", ".join(f"{name} {count}" for name, count in shared.items())

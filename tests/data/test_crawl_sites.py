@@ -1,7 +1,10 @@
 """Sites as they are: canonical pages, budgets of hosts, sitemaps, Crawl-delay, robots.txt to the letter of RFC 9309."""
 
 import gzip
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +99,42 @@ def test_sitemaps_may_be_packed_and_may_lead_to_others_but_not_to_bombs(tmp_path
     assert {path: row["status"] for path, row in rows.items()} == {"/": "ok", "/deep": "ok"}
 
 
+PEAK = """
+import sys
+from pathlib import Path
+from vlm_core.data.crawl_config import Crawl, Warc
+from vlm_core.run import run
+from vlm_core.stage import own_peak_mb
+report = run("crawl", Crawl(source=Warc(path=sys.argv[1])), {}, Path(sys.argv[2]))
+print(report.counts["ok"], own_peak_mb())
+"""
+
+
+def archive(path, pages, first):
+    """An archive of pages of 60 KB each."""
+    with path.open("wb") as stream:
+        for n in range(first, first + pages):
+            http = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html lang=en><title>{n}</title>".encode() + f"<p>{n} foxes ".encode() * 5_000
+            head = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.test/{n}\r\nContent-Type: application/http; msgtype=response\r\nContent-Length: {len(http)}\r\n\r\n"
+            stream.write(gzip.compress(head.encode() + http + b"\r\n\r\n", 1))
+    return path
+
+
+@pytest.mark.slow
+def test_an_archive_of_eight_times_the_pages_takes_the_same_memory(tmp_path):
+    (tmp_path / "many").mkdir()
+    peaks = []
+    for files in (1, 8):
+        for n in range(files):
+            archive(tmp_path / "many" / f"{n}.warc.gz", 500, 500 * n)
+        words = [sys.executable, "-c", PEAK, str(tmp_path / "many"), str(tmp_path / f"out{files}")]
+        count, peak = subprocess.run(words, cwd=Path.cwd(), capture_output=True, text=True, check=True).stdout.split()[-2:]
+        assert int(count) == 500 * files
+        peaks.append(float(peak))
+    print(f"peak memory: {peaks[0]:.0f} MB for one archive of 30 MB of pages, {peaks[1]:.0f} MB for eight")
+    assert peaks[1] < 1.2 * peaks[0]
+
+
 def timed(at, links):
     answer = page(*links)
 
@@ -119,6 +158,7 @@ def test_crawl_delay_is_a_pause_that_nothing_shortens(tmp_path, delay_s):
     assert min(gaps) >= 0.4 * 0.95
 
 
+@pytest.mark.abuse("A11")
 def test_start_pages_of_a_forbidden_folder_all_end_as_robots_denied(tmp_path):
     routes = {"/": page(), "/open": moved("/secret/"), "/robots.txt": robots("User-agent: *\nDisallow: /secret/")}
     starts = [START, *(f"{START}secret/{n}" for n in range(5)), f"{START}secret/", f"{START}open"]

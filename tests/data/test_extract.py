@@ -312,6 +312,7 @@ def test_wat_records_that_are_broken_or_cut_off_do_not_lose_the_others():
         b"\x1f\x8b\x08\x1f",
     ],
 )
+@pytest.mark.fault("F8")
 def test_wat_damage_in_the_middle_costs_what_is_damaged_and_is_counted_once(junk):
     good, late = wat(envelope({"url": "x.jpg", "alt": "a"})).read(), wat(envelope({"url": "y.jpg", "alt": "b"}), envelope({"url": "z.jpg", "alt": "c"})).read()
     trouble = Counter()

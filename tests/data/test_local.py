@@ -148,6 +148,7 @@ def test_captions_may_lie_in_a_table_inside_the_folder(tmp_path):
         crawl(tmp_path, Folder(path=str(pictures), captions="labels.csv"))
 
 
+@pytest.mark.abuse("A4")
 def test_a_link_that_leads_out_of_the_folder_and_what_is_no_file_are_refused(tmp_path):
     secret, pictures = tmp_path / "secret.png", tmp_path / "pictures"
     pictures.mkdir()
@@ -196,6 +197,7 @@ def test_webdataset_tars_keep_the_address_that_they_tell_and_need_no_network(tmp
     assert {row["sha256"] for row in status.values()} == {hashlib.sha256(png(seed=seed)).hexdigest() for seed in (1, 2, 3)}
 
 
+@pytest.mark.abuse("A4")
 def test_hostile_members_are_refused_by_themselves_and_nothing_is_written_under_their_names(tmp_path):
     fox, text = png(seed=1), b"a fox"
     long = "n" * 300 + ".png"
@@ -221,6 +223,7 @@ def test_hostile_members_are_refused_by_themselves_and_nothing_is_written_under_
     assert {path.relative_to(tmp_path).parts[0] for path in made} == {"pages", "pages.run", "pairs", "pairs.run"}
 
 
+@pytest.mark.fault("F8")
 def test_a_damaged_tar_keeps_what_came_before_and_the_next_one_is_read(tmp_path):
     shards = tmp_path / "shards"
     shards.mkdir()
@@ -241,6 +244,7 @@ def test_a_damaged_tar_keeps_what_came_before_and_the_next_one_is_read(tmp_path)
     assert 1 <= len([name for name in names if name.startswith("a.tar")]) <= 3
 
 
+@pytest.mark.abuse("A4")
 def test_an_extended_header_that_asks_for_gigabytes_is_no_reason_to_read_them(tmp_path):
     head = odd("x", tarfile.XHDTYPE, 8 * 2**30).tobuf(tarfile.GNU_FORMAT)
     file = tmp_path / "bomb.tar"
@@ -254,6 +258,7 @@ def test_an_extended_header_that_asks_for_gigabytes_is_no_reason_to_read_them(tm
 # ---------------------------------------------------------------- what strangers may not do
 
 
+@pytest.mark.abuse("A1")
 def test_pages_and_tables_cannot_name_pictures_of_this_machine(tmp_path):
     pictures = tmp_path / "mine"
     pictures.mkdir()

@@ -20,7 +20,7 @@ from vlm_core.data.crawl_config import Columns, Crawl, Extract, Table
 from vlm_core.data.pairs import Merger, Seen, make_pair
 from vlm_core.data.sample import make_uid
 from vlm_core.errors import BadManifest, ConfigError, MissingInput, NothingLeft
-from vlm_core.run import run
+from vlm_core.run import load, run
 
 FOX = ("http://a.org/1.jpg", "a fox, red")
 
@@ -152,6 +152,18 @@ def test_a_changed_file_in_a_folder_is_read_again_and_an_equal_one_gives_the_sam
     (folder / "a.csv").write_text("url,caption\nhttp://a.org/2.jpg,fox\n")
     rows, _, second = through_crawl(tmp_path, folder)
     assert (found(rows), second.data_version != first.data_version) == ([("http://a.org/2.jpg", "fox")], True)
+
+
+def test_a_recipe_may_be_chosen_many_times_in_params_yaml_under_names_of_its_own(tmp_path):
+    params = tmp_path / "params.yaml"
+    params.write_text(
+        "crawl: {demo_crawl: {}, table_crawl@laion: {source: {path: /l}}, table_crawl@cc12m: {source: {path: /c}}, table_crawl: {source: {path: /x}}}"
+    )
+    found = {name: load("crawl", name, params)[1].source.path for name in ("table_crawl@laion", "table_crawl@cc12m", "table_crawl")}
+    assert found == {"table_crawl@laion": "/l", "table_crawl@cc12m": "/c", "table_crawl": "/x"}
+    assert load("crawl", None, params)[0] == "demo_crawl"
+    with pytest.raises(ConfigError, match="'table_crow@laion'"):
+        load("crawl", "table_crow@laion", params)
 
 
 # ---------------------------------------------------------------- broken rows

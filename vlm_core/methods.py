@@ -64,9 +64,10 @@ def _row(family: str, kind: str, schema: type[Config], file: Path, setting: str,
     about = ast.get_docstring(tree) or ""
     said = dict(_constants(tree))
     paper = re.search(r"arXiv \d{4}\.\d{4,5}", sentence) or re.search(r"arXiv \d{4}\.\d{4,5}", about)
+    more = sorted(word.replace("_", " ") for word in getattr(schema, "needs", ()))  # of an objective
     return Row(
         family, kind, re.sub(r" \([^()]*arXiv[^()]*\)", "", sentence), paper.group() if paper else "", said.get("setting", setting),
-        said.get("needs", needs), ", ".join(goldens(file.read_text())),
+        said.get("needs", ", ".join([needs, *more])), ", ".join(goldens(file.read_text())),
     )  # fmt: skip
 
 

@@ -6,59 +6,99 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vlm_core.models.towers import Outputs, unit
-from vlm_core.objectives import base
+from tests.objectives.world import SMALL, batch, built, towers
+from vlm_core.models.tokenizer import BytePair, trim
+from vlm_core.models.towers import TwoTower, unit
 from vlm_core.objectives import config as menu
-from vlm_core.objectives.gather import gather
+from vlm_core.objectives.gather import exchange, gather, of_first
+from vlm_core.objectives.mixup import mixup_infonce
 
-# B pairs of all ranks, E input width
-
+PAIRS = 8  # of all ranks
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "clip, local loss": {"image_text_contrastive": {}},
     "clip, local loss in chunks": {"image_text_contrastive": {"chunk_size": 3}},
     "clip, whole loss on every rank": {"image_text_contrastive": {"local_loss": False}},
+    "align": {"image_text_contrastive": {"label_smoothing": 0.1}},
     "siglip": {"sigmoid": {}},
     "siglip in chunks": {"sigmoid": {"chunk_size": 3}},
     "both, weighted": {"image_text_contrastive": {"weight": 0.3}, "sigmoid": {"weight": 2.0}},
+    "alip": {"weighted_captions": {}},
+    "pyramidclip": {"soft_target": {"chunk_size": 3}, "hierarchical": {"chunk_size": 3}},
+    "otter": {"optimal_transport": {"chunk_size": 3}},
+    "declip": {"multi_view": {}, "nearest_neighbour": SMALL["nearest_neighbour"], "simsiam": SMALL["simsiam"]},
+    "laclip-mt": {"multi_text": {}},
+    "filip": {"token_wise": {"chunk_size": 3}},
+    "filip, thinned": {"token_wise": {"top_k": 2}},
+    "unicl": {"image_text_label": {"chunk_size": 3}},
+    "slip": {"image_text_contrastive": {}, "image_contrastive": {**SMALL["image_contrastive"], "chunk_size": 3}},
+    "moco": {"image_text_contrastive": {}, "moco": SMALL["moco"]},
 }
 
 
-class Towers(nn.Module):
-    """Two layers a side, in float64: small enough to compare every gradient."""
+class Whole(nn.Module):
+    """Towers and objectives in float64; gives the loss of a step, as the loop computes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, chosen: dict[str, Any]) -> None:
         super().__init__()
-        torch.manual_seed(0)
-        self.image, self.text = (nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 5)) for _ in range(2))
-        self.log_scale, self.bias = nn.Parameter(torch.tensor(2.3)), nn.Parameter(torch.tensor(-10.0))
-        self.double()
+        self.settings = menu.Objectives.read(chosen)
+        self.towers: TwoTower = towers().double()
+        self.objectives = built(self.settings, self.towers)
 
-    def forward(self, image_BE: Tensor, text_BE: Tensor) -> Outputs:
-        return Outputs(unit(self.image(image_BE)), unit(self.text(text_BE)), self.log_scale.exp(), self.bias)
-
-
-def batch() -> tuple[Tensor, Tensor]:
-    random = torch.Generator().manual_seed(1)
-    return torch.randn(8, 6, dtype=torch.float64, generator=random), torch.randn(8, 6, dtype=torch.float64, generator=random)
+    def forward(self, given: dict[str, Any]) -> Tensor:
+        out = self.towers(given, self.settings.needs)
+        weights = {kind: settings.weight for kind, settings in self.settings.chosen().items()}
+        terms = [weights[kind] * value for kind, objective in self.objectives.items() for value in objective(out, given).values()]
+        return torch.stack(terms).sum()
 
 
-def loss_and_gradients(model: nn.Module, towers: Towers, image_BE: Tensor, text_BE: Tensor, chosen: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
-    objectives, weights = base.build(menu.Objectives.read(chosen))
-    out = model(image_BE, text_BE)
-    total = sum((weights[kind] * value for kind, objective in objectives.items() for value in objective(out, {}).values()), torch.zeros(()))
-    towers.zero_grad()
-    total.backward()
-    return float(total.detach()), {name: value.grad.clone() for name, value in towers.named_parameters() if value.grad is not None}
+def batches() -> list[dict[str, Any]]:
+    """Two steps of all ranks; captions of the second half are longer, so that ranks cut their ids at different lengths."""
+    steps = []
+    for step in range(2):
+        given = batch(PAIRS, torch.float64)
+        texts = [f"step {step} number {row}" + " and more" * (row >= PAIRS // 2) for row in range(PAIRS)]
+        steps.append({**given, "images": given["images"].roll(step, 0), "ids": BytePair(12)(texts)})
+    return steps
 
 
-def gradients_of_rank(rank: int) -> dict[str, tuple[float, dict[str, Tensor]]]:
+def part(given: dict[str, Any], rows: slice) -> dict[str, Any]:
+    cut = {name: [view[rows] for view in value] if isinstance(value, list) else value[rows] for name, value in given.items()}
+    return {**cut, "ids": trim(cut["ids"])}
+
+
+def two_steps(model: nn.Module, whole: Whole, rows: slice) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:
+    """(losses, gradients of the second step, buffers after it): the second sees what the first left in queues and means."""
+    losses = []
+    for given in batches():
+        whole.zero_grad()
+        loss = model(part(given, rows))
+        loss.backward()
+        losses.append(float(loss.detach()))
+    gradients = {name: value.grad.clone() for name, value in whole.named_parameters() if value.grad is not None}
+    return losses, gradients, {name: value.clone() for name, value in whole.named_buffers()}
+
+
+def steps_of_rank(rank: int) -> dict[str, Any]:
     """What DistributedDataParallel leaves in `.grad`, for every objective, on half of the batch."""
-    image_BE, text_BE = (side[rank * 4 : rank * 4 + 4] for side in batch())
     results = {}
     for name, chosen in OBJECTIVES.items():
-        towers = Towers()
-        results[name] = loss_and_gradients(DistributedDataParallel(towers), towers, image_BE, text_BE, chosen)
+        whole = Whole(chosen)
+        model = DistributedDataParallel(whole, broadcast_buffers=False, find_unused_parameters=True)
+        results[name] = two_steps(model, whole, slice(rank * PAIRS // 2, (rank + 1) * PAIRS // 2))
     return results
+
+
+def free_pairs() -> list[Tensor]:
+    random = torch.Generator().manual_seed(2)
+    return [unit(torch.randn(PAIRS, 5, dtype=torch.float64, generator=random)).requires_grad_() for _ in range(2)]
+
+
+def mixed(rank: int) -> tuple[float, list[Tensor]]:
+    """(mixup loss, gradients of all free embeddings as this rank has them): the rank scores its half against all."""
+    image, text = free_pairs()
+    half = slice(rank * PAIRS // 2, (rank + 1) * PAIRS // 2)
+    loss = mixup_infonce(exchange(image[half], text[half]), 0.7, 5.0, chunk_size=3)
+    return float(loss.detach()), [*torch.autograd.grad(loss, (image, text))]
 
 
 def gathered(rank: int) -> tuple[Tensor, Tensor]:
@@ -70,5 +110,5 @@ def gathered(rank: int) -> tuple[Tensor, Tensor]:
     return all_ND.detach(), own_BD.grad
 
 
-def of_rank(rank: int) -> tuple[tuple[Tensor, Tensor], dict[str, tuple[float, dict[str, Tensor]]]]:
-    return gathered(rank), gradients_of_rank(rank)
+def of_rank(rank: int) -> dict[str, Any]:
+    return {"gathered": gathered(rank), "steps": steps_of_rank(rank), "mixed": mixed(rank), "coin": float(of_first(torch.tensor(float(rank))))}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.halves import OBJECTIVES, Towers, batch, loss_and_gradients, of_rank
+from tests.distributed.halves import OBJECTIVES, PAIRS, Whole, free_pairs, of_rank, two_steps
 from tests.distributed.ranks import run_ranks
 from tests.train.test_pretrain import Told, one_thread, settings
 from tests.train.tiny import make_shards, small
@@ -22,22 +22,38 @@ def ranks() -> list[Any]:
 
 
 def test_gathered_rows_come_in_rank_order_and_their_gradients_are_summed_over_ranks(ranks: list[Any]) -> None:
-    results = [rank[0] for rank in ranks]
+    results = [rank["gathered"] for rank in ranks]
     for all_ND, _ in results:
         assert all_ND.flatten().tolist() == [0.0, 0.0, 1.0, 1.0]
     assert [grad.flatten().tolist() for _, grad in results] == [[3.0, 6.0], [9.0, 12.0]]  # (1 + 2) * (j + 1)
+    assert [rank["coin"] for rank in ranks] == [0.0, 0.0]
 
 
-def test_loss_and_parameter_gradients_of_two_ranks_equal_those_of_one_process(ranks: list[Any]) -> None:
-    for name, chosen in OBJECTIVES.items():
-        towers = Towers()
-        loss, gradients = loss_and_gradients(towers, towers, *batch(), chosen)
-        assert sum(rank[1][name][0] for rank in ranks) / 2 == pytest.approx(loss, rel=1e-12), name
-        for rank in ranks:
-            for parameter, expected in gradients.items():
-                torch.testing.assert_close(
-                    rank[1][name][1][parameter], expected, rtol=1e-6, atol=1e-12, msg=lambda text, where=(name, parameter): f"{where}: {text}"
-                )
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_losses_gradients_and_state_of_two_ranks_equal_those_of_one_process(name: str, ranks: list[Any]) -> None:
+    whole = Whole(OBJECTIVES[name])
+    losses, gradients, buffers = two_steps(whole, whole, slice(0, PAIRS))
+    of_ranks = [rank["steps"][name] for rank in ranks]
+    for step, loss in enumerate(losses):
+        assert sum(found[0][step] for found in of_ranks) / 2 == pytest.approx(loss, rel=1e-9)
+    for found in of_ranks:
+        for parameter, expected in gradients.items():
+            torch.testing.assert_close(found[1][parameter], expected, rtol=1e-6, atol=1e-10, msg=lambda text, where=parameter: f"{where}: {text}")
+        for buffer, expected in buffers.items():
+            torch.testing.assert_close(found[2][buffer], expected, rtol=1e-9, atol=1e-12, msg=lambda text, where=buffer: f"{where}: {text}")
+
+
+def test_mixing_partners_are_those_of_the_own_rank(ranks: list[Any]) -> None:
+    image, text = free_pairs()
+    own, partner = torch.arange(8), torch.tensor([3, 2, 1, 0, 7, 6, 5, 4])
+    sides = [
+        0.7 * torch.nn.functional.cross_entropy(5 * a @ b.T, own) + 0.3 * torch.nn.functional.cross_entropy(5 * a @ b.T, partner)
+        for a, b in ((image, text), (text, image))
+    ]  # fmt: skip
+    loss = (sides[0] + sides[1]) / 2
+    assert sum(rank["mixed"][0] for rank in ranks) / 2 == pytest.approx(float(loss.detach()), rel=1e-12)
+    for side, expected in enumerate(torch.autograd.grad(loss, (image, text))):
+        torch.testing.assert_close((ranks[0]["mixed"][1][side] + ranks[1]["mixed"][1][side]) / 2, expected, rtol=1e-9, atol=1e-14)
 
 
 def test_two_processes_train_to_the_weights_of_one(tmp_path: Path) -> None:

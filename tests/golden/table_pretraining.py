@@ -8,15 +8,13 @@ from torch import nn
 
 from tests.distributed.ranks import run_ranks
 from tests.golden.check import Arrays, Check, Entry, gradient, tensor
+from tests.golden.pretraining_objectives import OBJECTIVES, near
 from vlm_core.config import build
 from vlm_core.models import config as models
+from vlm_core.objectives.contrast import logits as clip_logits
 from vlm_core.objectives.gather import exchange, gather
-from vlm_core.objectives.image_text_contrastive import clip_logits, clip_loss
+from vlm_core.objectives.image_text_contrastive import clip_loss
 from vlm_core.objectives.sigmoid import siglip_loss
-
-
-def near(name: str, got: object, expected: object) -> Check:
-    return Check(name, got, expected, 1e-6, 1e-8)
 
 
 def clip_loss_arrays(arrays: Arrays) -> Iterator[Check]:
@@ -145,4 +143,5 @@ TABLE: dict[str, Entry] = {
     "clip_vit": clip_vit,
     "distributed_losses": distributed_losses,
     "siglip_loss": siglip_loss_arrays,
+    **OBJECTIVES,
 }

@@ -11,7 +11,7 @@ from tests.golden.check import gradient
 from vlm_core.errors import Incompatible
 from vlm_core.models.towers import Outputs
 from vlm_core.objectives import config as menu
-from vlm_core.objectives.image_text_contrastive import build, clip_loss
+from vlm_core.objectives.image_text_contrastive import ImageTextContrastive, clip_loss
 
 # B pairs, D width
 
@@ -78,7 +78,7 @@ def test_a_chunked_loss_keeps_no_square_of_the_batch() -> None:
 
 def test_the_loss_is_float32_inside_autocast() -> None:
     image_BD, text_BD, scale = pairs(64, 32, dtype=torch.float32)
-    objective = build(menu.ImageTextContrastive())
+    objective = ImageTextContrastive(menu.ImageTextContrastive())
     out = Outputs(image_BD, text_BD, scale, None)
     outside = objective(out, {})["image_text_contrastive"]
     with torch.autocast("cpu", torch.bfloat16):

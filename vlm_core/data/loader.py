@@ -8,6 +8,7 @@
 
 Batch: images uint8 (B,3,S,S) after random resized crop, not normalised: call `transform.normalise(batch["images"])` where the model runs.
        texts, uids, origins: lists of B; rows: int64 (B,), the row of each sample in `samples` (to look up cached features).
+       With `beside` also views and augmented_texts (`vlm_core/data/views.py`).
        With `second_caption` texts are the raw captions, and captions (lists of B, too) the second ones, whose origins are counted.
 
 Every step takes `batch_size` samples over all ranks; rank r takes its equal part, so all ranks see the same number of batches. The last samples of an
@@ -19,7 +20,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from random import Random
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 import simplejpeg
@@ -33,6 +34,7 @@ from vlm_core.data.augment import Transform
 from vlm_core.data.config import Loader
 from vlm_core.data.mixture import read_caption, read_two
 from vlm_core.data.samples import Samples
+from vlm_core.data.views import Beside
 from vlm_core.errors import BadManifest, CheckpointError, Incompatible, VlmError
 
 
@@ -43,6 +45,8 @@ class Batch(TypedDict):
     origins: list[str]
     rows: Tensor
     captions: NotRequired[list[str]]
+    views: NotRequired[list[Tensor]]
+    augmented_texts: NotRequired[list[str]]
 
 
 def decode(jpeg: bytes, min_side: int = 0) -> Tensor:
@@ -66,10 +70,11 @@ def decode(jpeg: bytes, min_side: int = 0) -> Tensor:
 class _Reader(Dataset[Batch | VlmError]):
     """What a reading process does: (rows, epoch) -> one batch, or the error that its parent shall raise (torch would wrap it in a traceback)."""
 
-    def __init__(self, samples: Samples, config: Loader, transform: Transform, seed: int) -> None:
-        self.samples, self.config, self.transform, self.seed = samples, config, transform, seed
+    def __init__(self, samples: Samples, config: Loader, transform: Transform, seed: int, beside: Beside | None) -> None:
+        self.samples, self.config, self.transform, self.seed, self.beside = samples, config, transform, seed, beside
         # a crop takes at least this share of the shorter side, so that a picture decoded at min_side is never enlarged
-        self.min_side = math.ceil(transform.size_px / math.sqrt(transform.crop_scale_min / transform.crop_ratio_max))
+        share = min(transform.crop_scale_min, beside.crop_scale_min) if beside else transform.crop_scale_min
+        self.min_side = math.ceil(transform.size_px / math.sqrt(share / transform.crop_ratio_max))
         self.cache: dict[int, Tensor] = {}
         self.free = config.cache_mb * 10**6
 
@@ -80,14 +85,18 @@ class _Reader(Dataset[Batch | VlmError]):
             return error
 
     def batch(self, rows: NDArray[np.int64], epochs: NDArray[np.int64]) -> Batch:
-        images, chosen, two = [], [], bool(self.config.second_caption)
+        images, chosen, more, two = [], [], [], bool(self.config.second_caption)
         for row, epoch in zip(rows.tolist(), epochs.tolist(), strict=True):
-            uid, record = self.samples.uids[row], self.samples.record(row)
-            images.append(self.transform.train_square(self.picture(row), Random(f"crop/{self.seed}/{epoch}/{uid}")))
+            uid, record, picture = self.samples.uids[row], self.samples.record(row), self.picture(row)
+            images.append(self.transform.train_square(picture, Random(f"crop/{self.seed}/{epoch}/{uid}")))
             chosen.append((read_two if two else read_caption)(record, self.config, self.seed, epoch))
+            more += [self.beside.of(picture, chosen[-1][0], f"{self.seed}/{epoch}/{uid}")] if self.beside else []
         texts, *second, origins = map(list, zip(*chosen, strict=True))
-        batch = Batch(images=torch.stack(images), texts=texts, uids=[self.samples.uids[row] for row in rows], origins=origins, rows=torch.from_numpy(rows.copy()))
-        return {**batch, "captions": second[0]} if two else batch
+        batch = Batch(
+            images=torch.stack(images), texts=texts, uids=[self.samples.uids[row] for row in rows], origins=origins, rows=torch.from_numpy(rows.copy())
+        )
+        seconds: dict[str, Any] = {"captions": second[0]} if two else {}
+        return cast(Batch, {**batch, **seconds, **(self.beside.batch(more) if self.beside else {})})
 
     def picture(self, row: int) -> Tensor:
         if row in self.cache:
@@ -108,8 +117,9 @@ class TrainLoader:
     """See the top of this file. Lightning keeps its place in checkpoints, as it has state_dict and load_state_dict."""
 
     def __init__(
-        self, samples: Samples, config: Loader, transform: Transform, *, seed: int = 0, rank: int = 0, world: int = 1, steps: int | None = None
-    ) -> None:
+        self, samples: Samples, config: Loader, transform: Transform, *, seed: int = 0, rank: int = 0, world: int = 1, steps: int | None = None,
+        beside: Beside | None = None,
+    ) -> None:  # fmt: skip
         if config.batch_size % world:
             raise Incompatible(f"Found batch_size {config.batch_size} for {world} ranks, expected a multiple of {world}; change batch_size.")
         self.order = samples.order(config.batch_size, seed, config.shuffle_window)
@@ -121,7 +131,7 @@ class TrainLoader:
         self.samples, self.config, self.transform, self.seed = samples, config, transform, seed
         self.rank, self.world, self.steps, self.step = rank, world, steps, 0
         self.mixtures: dict[int, Counter[str]] = {}  # captions read so far on this rank: epoch -> origin -> how often
-        self._reader = _Reader(samples, config, transform, seed)
+        self._reader = _Reader(samples, config, transform, seed, beside)
 
     @property
     def epoch(self) -> int:

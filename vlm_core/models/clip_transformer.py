@@ -21,13 +21,29 @@ class ClipTransformer(TextTransformer):
         tokens_BLE: Tensor = self.token_embedding(ids_BL)
         return tokens_BLE
 
-    def from_embeddings(self, tokens_BLE: Tensor, ids_BL: Tensor) -> Tensor:
-        """Raw joint embedding (B, D); the ids only say where the text ends (their largest id)."""
+    @property
+    def features_width(self) -> int:
+        return int(self.width)
+
+    def states(self, tokens_BLE: Tensor) -> Tensor:
+        """States (B, L, E) behind the last block; each has seen the tokens up to its own."""
         length = tokens_BLE.shape[1]
         x_BLE = tokens_BLE + self.positional_embedding[:length]
-        x_BLE = self.ln_final(self.transformer(x_BLE, attn_mask=self.attn_mask[:length, :length]))
-        end_BE = x_BLE[torch.arange(len(x_BLE), device=x_BLE.device), ids_BL.argmax(-1)]
-        return end_BE @ self.text_projection
+        states_BLE: Tensor = self.ln_final(self.transformer(x_BLE, attn_mask=self.attn_mask[:length, :length]))
+        return states_BLE
+
+    def pool(self, states_BLE: Tensor, ids_BL: Tensor) -> Tensor:
+        """Feature (B, E): the state at the end-of-text token, which has the largest id."""
+        return states_BLE[torch.arange(len(ids_BL), device=ids_BL.device), ids_BL.argmax(-1)]
+
+    def head(self, features_BE: Tensor) -> Tensor:
+        """Raw joint embedding (B, D) of features, or of tokens (B, L, E)."""
+        out_BD: Tensor = features_BE @ self.text_projection
+        return out_BD
+
+    def from_embeddings(self, tokens_BLE: Tensor, ids_BL: Tensor) -> Tensor:
+        """Raw joint embedding (B, D); the ids only say where the text ends."""
+        return self.head(self.pool(self.states(tokens_BLE), ids_BL))
 
     def forward(self, ids_BL: Tensor) -> Tensor:
         return self.from_embeddings(self.embed(ids_BL), ids_BL)

@@ -4,7 +4,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,31 @@ from vlm_core.config import build as build_part
 from vlm_core.models import config as menu
 
 
+class View(NamedTuple):
+    """A further view of every picture."""
+
+    features_BF: Tensor  # of the trunk, before the projection
+    image_BD: Tensor  # unit norm, float32
+
+
 class Outputs(NamedTuple):
-    """What the towers made of a batch; every objective reads from here."""
+    """What the towers made of a batch; every objective reads from here. What no objective `needs` is None and was not computed."""
 
     image_BD: Tensor  # unit norm, float32
     text_BD: Tensor  # unit norm, float32; row i belongs to row i of the images
     scale: Tensor  # multiplies the cosine, > 0
     bias: Tensor | None  # added to every logit
     caption_BD: Tensor | None = None  # unit norm, float32: of second captions, where the batch has them
+    image_BF: Tensor | None = None  # features of the image trunk, before the projection
+    raw_text_BD: Tensor | None = None  # texts before they got unit norm
+    views: tuple[View, ...] = ()  # second_view: one, two_views: two
+    augmented_BD: Tensor | None = None  # augmented_text: unit norm, float32
+    patches_BPE: Tensor | None = None  # patches: states of the patches behind the last block
+    tokens_BLE: Tensor | None = None  # tokens: states of the text tokens behind the last block
+    patches_BPD: Tensor | None = None  # dense: the patches in the joint space, unit norm, float32
+    tokens_BLD: Tensor | None = None  # dense: the text tokens in the joint space, unit norm, float32
+    seen_BVE: Tensor | None = None  # image_mask: states of class token and patches of the masked picture that an objective asked for
+    masked_BLE: Tensor | None = None  # text_mask: states of the tokens of the masked text that an objective asked for
 
 
 class Headed(nn.Module):
@@ -38,6 +55,11 @@ class Headed(nn.Module):
         if self.lock:
             self.trunk.eval()
         return self
+
+    @property
+    def features_width(self) -> int:
+        width: int = self.head.features_width  # type: ignore[assignment]
+        return width
 
     def features(self, x: Tensor) -> Tensor:
         """Trunk features (B, F), without gradient where the trunk is locked."""
@@ -58,7 +80,7 @@ class Head(nn.Module):
 
     def __init__(self, config: menu.EfficientnetLite0 | menu.Minilm, features: int, width: int, own: int) -> None:
         super().__init__()
-        self.own = own
+        self.own, self.features_width = own, features
         if config.head == "linear":
             self.project: nn.Module = nn.Linear(features, width)
         else:
@@ -88,24 +110,69 @@ class TwoTower(nn.Module):
         self.bias = None if config.scale.bias is None else nn.Parameter(torch.tensor(config.scale.bias))
 
     @property
+    def image_width(self) -> int:
+        """Channels of the image trunk's features; `text_width` alike."""
+        return int(self.image.features_width)  # type: ignore[arg-type]
+
+    @property
+    def text_width(self) -> int:
+        return int(self.text.features_width)  # type: ignore[arg-type]
+
+    @property
+    def joint_width(self) -> int:
+        """Channels of the embeddings, what packaged trunks add on their own included."""
+        return self.config.width + max(getattr(getattr(tower, "head", None), "own", 0) for tower in (self.image, self.text))
+
+    @property
     def scale(self) -> Tensor:
         return self.log_scale.exp()
 
-    def forward(self, batch: Mapping[str, Any]) -> Outputs:
-        """Encode a batch: `images` (B,3,H,W, normalised) or cached `image_features`; `ids` or cached `text_features`."""
-        image_BD = self.image.head(batch["image_features"]) if "image_features" in batch else self.image(batch["images"])  # type: ignore[operator]
-        text_BD = self._texts(batch, "text_features", "ids")
+    def forward(self, batch: Mapping[str, Any], needs: frozenset[str] = frozenset()) -> Outputs:
+        """Encode a batch, and what `needs` names beside it.
+
+        Args:
+            batch: `images` (B,3,H,W, normalised) or cached `image_features`; `ids` or cached `text_features`; second captions alike; `views`,
+                `augmented_ids`, `masked_images`, `masked_ids` where objectives need them.
+            needs: names of `objectives/config.py`.
+        """
+        image, text, dense = cast(Any, self.image), cast(Any, self.text), "dense" in needs
+        all_BPE = image.tokens(batch["images"]) if dense or "patches" in needs else None
+        tokens_BLE = text.states(text.embed(batch["ids"])) if dense or "tokens" in needs else None
+        image_BF = self._features(batch) if all_BPE is None else image.pool(all_BPE)
+        raw_BD = self._texts(batch, "text_features", "ids") if tokens_BLE is None else text.head(text.pool(tokens_BLE, batch["ids"]))
         caption_BD = unit(self._texts(batch, "caption_features", "caption_ids")) if {"caption_features", "caption_ids"} & batch.keys() else None
-        return Outputs(unit(image_BD), unit(text_BD), self.scale, self.bias, caption_BD)
+        patches_BPE = None if all_BPE is None else all_BPE[:, 1:]
+        return Outputs(
+            unit(image.head(image_BF)), unit(raw_BD), self.scale, self.bias, caption_BD, image_BF, raw_BD,
+            views=tuple(self._view(images_B3HW) for images_B3HW in batch["views"][: views_of(needs)]) if views_of(needs) else (),
+            augmented_BD=unit(self.text(batch["augmented_ids"])) if "augmented_text" in needs else None,
+            patches_BPE=patches_BPE, tokens_BLE=tokens_BLE,
+            patches_BPD=unit(image.head(patches_BPE)) if dense else None, tokens_BLD=unit(text.head(tokens_BLE)) if dense else None,
+            seen_BVE=image.tokens(**batch["masked_images"]) if "masked_images" in batch else None,
+            masked_BLE=text.states(text.embed(batch["masked_ids"])) if "masked_ids" in batch else None,
+        )  # fmt: skip
+
+    def _features(self, batch: Mapping[str, Any]) -> Tensor:
+        out_BF: Tensor = batch["image_features"] if "image_features" in batch else self.image.features(batch["images"])  # type: ignore[operator]
+        return out_BF
 
     def _texts(self, batch: Mapping[str, Any], features: str, ids: str) -> Tensor:
         out_BD: Tensor = self.text.head(batch[features]) if features in batch else self.text(batch[ids])  # type: ignore[operator]
         return out_BD
 
+    def _view(self, images_B3HW: Tensor) -> View:
+        features_BF = self.image.features(images_B3HW)  # type: ignore[operator]
+        return View(features_BF, unit(self.image.head(features_BF)))  # type: ignore[operator]
+
     @torch.no_grad()
     def clamp_scale(self) -> None:
         """Keep the logit scale in its bounds; the loop calls this after every optimiser step."""
         self.log_scale.clamp_(math.log(self.config.scale.min), math.log(self.config.scale.max))
+
+
+def views_of(needs: frozenset[str]) -> int:
+    """How many further views of every picture the image tower encodes."""
+    return 2 if "two_views" in needs else int("second_view" in needs)
 
 
 def unit(x_BD: Tensor) -> Tensor:

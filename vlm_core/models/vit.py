@@ -1,9 +1,12 @@
-"""CLIP's Vision Transformer: open_clip's own module, so that weights move between the two without renaming.
+"""CLIP's Vision Transformer: open_clip's own module, so that weights move between the two without renaming; opened at its patches.
 
 Source: CLIP, arXiv 2103.00020; golden `pretraining/clip_vit`.
 """
 
-from torch import nn
+# B images, P patches, V patches that are seen, E tower width, D joint width
+
+import torch
+from torch import Tensor, nn
 
 from vlm_core.models import config as menu
 from vlm_core.models.open_clip_parts import QuickGELU, VisionTransformer
@@ -11,9 +14,51 @@ from vlm_core.models.open_clip_parts import QuickGELU, VisionTransformer
 ACTIVATIONS: dict[menu.Activation, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 
 
+class Vit(VisionTransformer):
+    """`head(features(images))` is `forward(images)`; `tokens` are the states behind the last block, the class token first."""
+
+    @property
+    def features_width(self) -> int:
+        return int(self.ln_post.normalized_shape[0])
+
+    def tokens(self, images_B3HW: Tensor, hidden_BP: Tensor | None = None, mask_E: Tensor | None = None, seen_BV: Tensor | None = None) -> Tensor:
+        """States (B, 1 + P, E) of the class token and of every patch.
+
+        Args:
+            images_B3HW: normalised pixels.
+            hidden_BP: true where a patch is replaced by mask_E (BEiT, arXiv 2106.08254).
+            mask_E: what stands in the place of a hidden patch.
+            seen_BV: places of the patches that are seen at all (MAE, arXiv 2111.06377); the others take no part, and the result is (B, 1 + V, E).
+        """
+        if hidden_BP is None and seen_BV is None:
+            states_BPE: Tensor = self.ln_post(self.transformer(self._embeds(images_B3HW)))
+            return states_BPE
+        x_BPE = self.conv1(images_B3HW).flatten(2).transpose(1, 2)
+        if hidden_BP is not None and mask_E is not None:
+            x_BPE = x_BPE.where(~hidden_BP[..., None], mask_E.to(x_BPE.dtype))
+        x_BPE = x_BPE + self.positional_embedding[1:].to(x_BPE.dtype)
+        if seen_BV is not None:
+            x_BPE = x_BPE.gather(1, seen_BV[..., None].expand(-1, -1, x_BPE.shape[-1]))
+        first_B1E = (self.class_embedding + self.positional_embedding[0]).to(x_BPE.dtype).expand(len(x_BPE), 1, -1)
+        out_BPE: Tensor = self.ln_post(self.transformer(self.ln_pre(torch.cat([first_B1E, x_BPE], dim=1))))
+        return out_BPE
+
+    def pool(self, tokens_BPE: Tensor) -> Tensor:
+        """Feature (B, E): the class token, or the mean of the patches."""
+        return tokens_BPE[:, 0] if self.pool_type == "tok" else tokens_BPE[:, 1:].mean(1)
+
+    def features(self, images_B3HW: Tensor) -> Tensor:
+        return self.pool(self.tokens(images_B3HW))
+
+    def head(self, features_BE: Tensor) -> Tensor:
+        """Raw joint embedding (B, D) of features, or of patches (B, P, E)."""
+        out_BD: Tensor = features_BE @ self.proj
+        return out_BD
+
+
 def build(config: menu.Vit, *, width: int, activation: menu.Activation, fresh: bool = True) -> nn.Module:
     """Args: width: of the joint embedding."""
-    return VisionTransformer(
+    return Vit(
         image_size=config.image_size, patch_size=config.patch_size, width=config.width, layers=config.layers, heads=config.heads,
         mlp_ratio=config.mlp_ratio, pool_type=config.pool, patch_dropout=config.patch_dropout, output_dim=width, act_layer=ACTIVATIONS[activation],
     )  # fmt: skip

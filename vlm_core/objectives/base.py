@@ -4,27 +4,43 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from vlm_core.models.towers import Outputs
+from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import config as menu
+
+T = TypeVar("T")
 
 
 class Objective(nn.Module, ABC):
-    """`forward(out, batch)` gives {name: unweighted scalar}; any number of named terms."""
+    """`forward(out, batch)` gives {name: unweighted scalar}; any number of named terms.
+
+    Queues, slow copies and running means are buffers, so that a checkpoint holds them; they change in training mode only.
+    """
+
+    def ask(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What the towers shall see beside the pairs, or instead of them (masked or mixed inputs); laid over the batch before they run."""
+        return {}
 
     @abstractmethod
     def forward(self, out: Outputs, batch: Mapping[str, Any]) -> dict[str, Tensor]: ...
 
 
-def build(config: menu.Objectives) -> tuple[dict[str, Objective], dict[str, float]]:
-    """(objectives, weights) by kind: `sigmoid` lives in `vlm_core/objectives/sigmoid.py`."""
+def build(config: menu.Objectives, towers: TwoTower) -> tuple[dict[str, Objective], dict[str, float]]:
+    """(objectives, weights) by kind: `sigmoid` lives in `vlm_core/objectives/sigmoid.py`. The towers are read, never owned."""
     chosen = config.chosen()
-    modules = {kind: importlib.import_module(f"vlm_core.objectives.{kind}").build(settings) for kind, settings in chosen.items()}
+    modules = {kind: importlib.import_module(f"vlm_core.objectives.{kind}").build(settings, towers) for kind, settings in chosen.items()}
     return modules, {kind: settings.weight for kind, settings in chosen.items()}
+
+
+def present(value: T | None) -> T:
+    """What the towers make because an objective's `needs` name it."""
+    if value is None:
+        raise ValueError("the towers did not make what this objective needs; settings that do not fit are refused before anything is built")
+    return value
 
 
 @contextmanager

@@ -1,22 +1,42 @@
-"""The menu of pre-training objectives: one optional field each, absent = off. Torch-free."""
+"""The menu of pre-training objectives: one optional field each, absent = off. Torch-free.
 
-from typing import ClassVar, Self
+`needs` names what an objective reads beside pairs of pictures and texts; `vlm_core/train/fits.py` says who delivers it and refuses what does not fit.
+"""
+
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from vlm_core.config import Config
 from vlm_core.errors import Incompatible
 
+Need = Literal[
+    "bias", "second_caption", "second_view", "two_views", "key_view", "augmented_text", "labels", "patches", "tokens", "dense", "image_mask", "text_mask",
+    "slow_towers", "alone",
+]  # fmt: skip
 
-class ImageTextContrastive(Config):
-    """Symmetric InfoNCE over all pairs of the global batch (CLIP, arXiv 2103.00020)."""
+
+class Objective(Config):
+    """What all have."""
 
     weight: float = Field(1.0, gt=0, description="factor in the sum of all terms")
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    joins: ClassVar[bool] = True  # brings matching pictures and texts together in the joint space
+
+
+class Pairwise(Objective):
+    """Those that compare all rows of a batch with all others."""
+
     chunk_size: int = Field(0, ge=0, description="rows of logits made at a time and made again in backward; 0: all at once")
+
+
+class ImageTextContrastive(Pairwise):
+    """Symmetric InfoNCE over all pairs of the global batch (CLIP, arXiv 2103.00020)."""
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that is spread over all pairs (ALIGN, arXiv 2102.05918: 0.1)")
     local_loss: bool = Field(True, description="each rank scores only its own rows against all others: n x N logits instead of N x N")
     gather_with_grad: bool = Field(True, description="gradients flow back to the rank an embedding came from; off: gradients are N / n times too small")
-
-    needs_bias: ClassVar[bool] = False
 
     @model_validator(mode="after")
     def _exact(self) -> Self:
@@ -28,24 +48,168 @@ class ImageTextContrastive(Config):
         return self
 
 
-class Sigmoid(Config):
+class Sigmoid(Pairwise):
     """Every pair of the global batch is its own yes-or-no question (SigLIP, arXiv 2303.15343)."""
 
-    weight: float = Field(1.0, gt=0, description="factor in the sum of all terms")
-    chunk_size: int = Field(0, ge=0, description="rows of logits made at a time and made again in backward; 0: all at once")
-
-    needs_bias: ClassVar[bool] = True
+    needs = frozenset({"bias"})
 
 
-class WeightedCaptions(Config):
+class WeightedCaptions(Objective):
     """Raw and synthetic caption of each picture, weighted by how far the three agree (ALIP, arXiv 2308.08428)."""
 
-    weight: float = Field(1.0, gt=0, description="factor in the sum of all terms")
     gamma: float = Field(2.0, gt=0, description="how sharply disagreement lowers a weight")
     momentum: float = Field(0.99, ge=0, lt=1, description="of the running means of the three agreements")
     start: float | None = Field(1.0, ge=-1, le=1, description="first value of the running means (ALIP: 1); none: those of the first batch")
 
-    needs_bias: ClassVar[bool] = False
+    needs = frozenset({"second_caption"})
+
+
+class SoftTarget(Pairwise):
+    """Symmetric InfoNCE whose other pairs share a part of the target (PyramidCLIP, arXiv 2204.14095)."""
+
+    alpha: float = Field(0.2, ge=0, lt=0.5, description="share of the target that goes to other pairs")
+
+
+class OptimalTransport(Pairwise):
+    """Soft targets by optimal transport on the similarities of a slow copy of the towers (OTTER, arXiv 2112.09445)."""
+
+    alpha: float = Field(0.5, ge=0, le=1, description="share of the contrastive part; the transport part has the rest")
+    epsilon: float = Field(0.15, gt=0, description="regularisation of the plan; higher is softer")
+    iterations: int = Field(5, ge=1, description="of Sinkhorn")
+    image_weight: float = Field(1.0, ge=0, description="of picture-to-picture similarity in the plan")
+    text_weight: float = Field(1.0, ge=0, description="of text-to-text similarity in the plan")
+    remove_diag: bool = Field(True, description="a picture (a text) gets no credit for being like itself")
+    momentum: float = Field(0.999, ge=0, lt=1, description="of the slow copy")
+    scale_init: float = Field(49.4, ge=1, le=100, description="first value of the transport part's own logit scale")
+
+    needs = frozenset({"slow_towers"})
+
+
+class NearestNeighbour(Pairwise):
+    """A picture also meets the earlier text that is nearest to its own (DeCLIP, arXiv 2110.05208)."""
+
+    bank: int = Field(65_536, ge=2, description="texts of earlier batches that are kept")
+
+    needs = frozenset({"second_view", "augmented_text"})
+    joins = False  # only pictures learn
+
+
+class MultiView(Pairwise):
+    """Two views of the picture times two forms of the text (DeCLIP, arXiv 2110.05208)."""
+
+    needs = frozenset({"second_view", "augmented_text"})
+
+
+class MultiText(Pairwise):
+    """Every picture meets two of its captions per step (LaCLIP-MT, arXiv 2305.20088)."""
+
+    needs = frozenset({"second_caption"})
+
+
+class TokenWise(Pairwise):
+    """Every patch and every word finds its best partner on the other side (FILIP, arXiv 2111.07783)."""
+
+    top_k: int | None = Field(None, ge=1, description="tokens per side that others are compared with, the best of the own pair; none: all")
+
+    needs = frozenset({"dense"})
+
+
+class Hierarchical(Pairwise):
+    """Whole picture with summary, local crop with original text (PyramidCLIP, arXiv 2204.14095)."""
+
+    alpha: float = Field(0.2, ge=0, lt=0.5, description="share of the target that goes to other pairs")
+
+    needs = frozenset({"second_view", "second_caption"})
+
+
+class Mixup(Pairwise):
+    """Pictures or texts are mixed with those of another pair (ZeroVL, arXiv 2112.09331)."""
+
+    beta: float = Field(0.1, gt=0, description="both parameters of the Beta distribution of the share; small: mostly one of the two")
+
+    needs = frozenset({"alone"})
+
+
+class ImageTextLabel(Pairwise):
+    """Pairs of one class are all right for each other (UniCL, arXiv 2204.03610)."""
+
+    needs = frozenset({"labels"})
+
+
+class ImageContrastive(Pairwise):
+    """Two views of a picture find each other (SimCLR, arXiv 2002.05709; beside CLIP: SLIP, arXiv 2112.12750)."""
+
+    temperature: float = Field(0.1, gt=0, description="divides the cosines")
+    hidden: int = Field(4096, gt=0, description="hidden width of the projection")
+    width: int = Field(256, gt=0, description="output width of the projection")
+
+    needs = frozenset({"two_views"})
+    joins = False
+
+
+class Moco(Objective):
+    """A view finds the other one of a slow encoder among a queue of earlier pictures (MoCo v2, arXiv 2003.04297)."""
+
+    temperature: float = Field(0.2, gt=0, description="divides the cosines; MoCo v1 0.07")
+    momentum: float = Field(0.999, ge=0, lt=1, description="of the slow encoder")
+    queue: int = Field(65_536, ge=2, description="keys of earlier batches that are kept")
+    hidden: int = Field(2048, gt=0, description="hidden width of the projection")
+    width: int = Field(128, gt=0, description="output width of the projection")
+
+    needs = frozenset({"second_view", "key_view"})
+    joins = False
+
+
+class Simsiam(Objective):
+    """Two views of a picture predict each other, without negatives (SimSiam, arXiv 2011.10566)."""
+
+    hidden: int = Field(1024, gt=0, description="width of the projection; SimSiam 2048")
+    bottleneck: int = Field(512, gt=0, description="hidden width of the predictor")
+
+    needs = frozenset({"second_view"})
+    joins = False
+
+
+class MaskedLanguage(Objective):
+    """Hidden words of the caption are guessed (BERT, arXiv 1810.04805; DeCLIP, arXiv 2110.05208)."""
+
+    share: float = Field(0.15, gt=0, lt=1, description="of words that are chosen")
+
+    needs = frozenset({"text_mask"})
+    joins = False
+
+
+class MaskedAutoencoder(Objective):
+    """The pixels of patches that the tower did not see are painted (MAE, arXiv 2111.06377)."""
+
+    share: float = Field(0.75, gt=0, lt=1, description="of patches that are removed")
+    width: int = Field(512, gt=0, multiple_of=4, description="channels of the decoder; SegCLIP takes half of the tower's")
+    layers: int = Field(8, gt=0, description="blocks of the decoder; SegCLIP 3")
+    heads: int = Field(16, gt=0, description="attention heads of the decoder; a divisor of width")
+    norm_pix: bool = Field(False, description="compare with patches of mean 0 and deviation 1")
+
+    needs = frozenset({"image_mask"})
+    joins = False
+
+
+class Captioning(Objective):
+    """The caption is written word by word while looking at the picture (CoCa, arXiv 2205.01917)."""
+
+    layers: int = Field(6, gt=0, description="blocks of the decoder; CoCa has as many as its text tower")
+
+    needs = frozenset({"patches", "tokens"})
+    joins = False
+
+
+class ImageTextMatching(Objective):
+    """A fused pair is told from its hardest wrong ones (ALBEF, arXiv 2107.07651)."""
+
+    width: int = Field(768, gt=0, description="channels of the fusion")
+    layers: int = Field(6, gt=0, description="blocks of the fusion")
+    heads: int = Field(12, gt=0, description="attention heads of the fusion; a divisor of width")
+
+    needs = frozenset({"patches", "tokens"})
+    joins = False
 
 
 class Objectives(Config):
@@ -54,7 +218,27 @@ class Objectives(Config):
     image_text_contrastive: ImageTextContrastive | None = None
     sigmoid: Sigmoid | None = None
     weighted_captions: WeightedCaptions | None = None
+    soft_target: SoftTarget | None = None
+    optimal_transport: OptimalTransport | None = None
+    nearest_neighbour: NearestNeighbour | None = None
+    multi_view: MultiView | None = None
+    multi_text: MultiText | None = None
+    token_wise: TokenWise | None = None
+    hierarchical: Hierarchical | None = None
+    mixup: Mixup | None = None
+    image_text_label: ImageTextLabel | None = None
+    image_contrastive: ImageContrastive | None = None
+    moco: Moco | None = None
+    simsiam: Simsiam | None = None
+    masked_language: MaskedLanguage | None = None
+    masked_autoencoder: MaskedAutoencoder | None = None
+    captioning: Captioning | None = None
+    image_text_matching: ImageTextMatching | None = None
 
-    def chosen(self) -> dict[str, ImageTextContrastive | Sigmoid | WeightedCaptions]:
+    def chosen(self) -> dict[str, Objective]:
         """kind -> settings of what is on."""
         return {name: value for name in type(self).model_fields if (value := getattr(self, name)) is not None}
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset[Need]().union(*(objective.needs for objective in self.chosen().values()))

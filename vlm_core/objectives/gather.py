@@ -56,6 +56,22 @@ def gather(x_BD: Tensor, with_grad: bool = True) -> Tensor:
         return _Gather.forward(None, x_BD)
 
 
+def padded(x_BL: Tensor) -> Tensor:
+    """Zeros (false) behind the second dimension, up to the longest of all ranks: captions are cut to the longest of their own rank."""
+    if world()[1] == 1:
+        return x_BL
+    longest = torch.tensor(x_BL.shape[1], device=x_BL.device)
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    return torch.nn.functional.pad(x_BL, [0, 0] * (x_BL.ndim - 2) + [0, int(longest) - x_BL.shape[1]])
+
+
+def of_first(value: Tensor) -> Tensor:
+    """The first rank's value, on every rank."""
+    if world()[1] > 1:
+        dist.broadcast(value, 0)
+    return value
+
+
 def exchange(image_BD: Tensor, text_BD: Tensor, local_loss: bool = True, gather_with_grad: bool = True) -> Pairs:
     """What a rank scores against what.
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
-from vlm_core.models.towers import Outputs
+from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import config as menu
 from vlm_core.objectives import gather
-from vlm_core.objectives.base import Objective, full_precision
+from vlm_core.objectives.base import Objective, full_precision, present
+from vlm_core.objectives.contrast import logits, over_rows
 
 
 def siglip_loss(image_BD: Tensor, text_ND: Tensor, scale: Tensor, bias: Tensor, *, offset: int = 0, negative_only: bool = False, chunk_size: int = 0) -> Tensor:
@@ -33,18 +33,13 @@ def siglip_loss(image_BD: Tensor, text_ND: Tensor, scale: Tensor, bias: Tensor, 
 
     Source: SigLIP, arXiv 2303.15343. Checked by golden `pretraining/siglip_loss`.
     """
-    rows = chunk_size if 0 < chunk_size < len(image_BD) else len(image_BD)
-    total = image_BD.new_zeros(())
-    for begin in range(0, len(image_BD), max(rows, 1)):
-        parts = image_BD[begin : begin + rows], text_ND, scale, bias, None if negative_only else offset + begin
-        total = total + (_chunk(*parts) if rows == len(image_BD) else checkpoint(_chunk, *parts, use_reentrant=False, preserve_rng_state=False))
-    return total / len(image_BD)
+    return over_rows(_chunk, [image_BD], text_ND, scale, bias, None if negative_only else offset, chunk_size=chunk_size) / len(image_BD)
 
 
-def _chunk(image_KD: Tensor, text_ND: Tensor, scale: Tensor, bias: Tensor, offset: int | None) -> Tensor:
-    logits_KN = scale * image_KD @ text_ND.T + bias
+def _chunk(begin: int, image_KD: Tensor, text_ND: Tensor, scale: Tensor, bias: Tensor, offset: int | None) -> Tensor:
+    logits_KN = logits(image_KD, text_ND, scale, bias)
     total = -F.logsigmoid(-logits_KN).sum()  # every pair as a negative; -log sigmoid(x) = -log sigmoid(-x) - x puts the positives right
-    return total if offset is None else total - logits_KN.diagonal(offset).sum()
+    return total if offset is None else total - logits_KN.diagonal(offset + begin).sum()
 
 
 class Sigmoid(Objective):
@@ -53,13 +48,11 @@ class Sigmoid(Objective):
         self.config = config
 
     def forward(self, out: Outputs, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        if out.bias is None:
-            raise ValueError("the sigmoid objective needs a bias; settings without one are refused before anything is built")
         with full_precision(out.image_BD.device):
             pairs = gather.exchange(out.image_BD, out.text_BD)
-            loss = siglip_loss(pairs.image_BD, pairs.text_ND, out.scale, out.bias, offset=pairs.offset, chunk_size=self.config.chunk_size)
+            loss = siglip_loss(pairs.image_BD, pairs.text_ND, out.scale, present(out.bias), offset=pairs.offset, chunk_size=self.config.chunk_size)
         return {"sigmoid": loss}
 
 
-def build(config: menu.Sigmoid) -> Objective:
+def build(config: menu.Sigmoid, towers: TwoTower) -> Objective:
     return Sigmoid(config)

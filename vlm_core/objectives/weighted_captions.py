@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlm_core.data.alip import Means, Weights, alip_weights, weights_at
-from vlm_core.models.towers import Outputs
+from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import config as menu
 from vlm_core.objectives import gather
 from vlm_core.objectives.base import Objective, full_precision
@@ -85,5 +85,5 @@ class WeightedCaptions(Objective):
         return weights
 
 
-def build(config: menu.WeightedCaptions) -> Objective:
+def build(config: menu.WeightedCaptions, towers: TwoTower) -> Objective:
     return WeightedCaptions(config)

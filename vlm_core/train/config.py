@@ -6,10 +6,12 @@ from pydantic import Field, model_validator
 
 from vlm_core.config import Config
 from vlm_core.data.config import Loader
+from vlm_core.data.view_config import Views
 from vlm_core.distill.config import Terms
 from vlm_core.errors import Incompatible
 from vlm_core.models.config import EfficientnetLite0, Minilm, TwoTower
 from vlm_core.objectives.config import ImageTextContrastive, Objectives
+from vlm_core.train.fits import check
 from vlm_core.transfer.config import Method, TipAdapter
 
 
@@ -45,30 +47,13 @@ class Pretrain(Config):
     optim: Optim = Optim()
     loader: Loader = Loader()
     fit: Fit = Fit()
+    views: Views = Views()
     crop_scale_min: float = Field(0.9, gt=0, le=1, description="smallest share of a picture that a random crop keeps")
     seed: int = Field(0, ge=0, description="seed of first weights, order, crops, captions and dropout")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        chosen = self.objectives.chosen()
-        if not chosen:
-            raise Incompatible(
-                "Found no objective, expected at least one; set for instance objectives.image_text_contrastive={}, or choose: "
-                f"{', '.join(type(self.objectives).model_fields)}."
-            )
-        for kind, objective in chosen.items():
-            if objective.needs_bias and self.model.scale.bias is None:
-                raise Incompatible(
-                    f"Found the objective {kind!r} with model.scale.bias=null, expected a bias to learn; set model.scale.bias=-10 and model.scale.init=10."
-                )
-        if "weighted_captions" in chosen and not self.loader.second_caption:
-            raise Incompatible(
-                "Found the objective 'weighted_captions' with loader.second_caption=[], expected the origins of second captions; set for instance loader.second_caption=[synthetic]."
-            )
-        if self.loader.batch_size % self.fit.devices:
-            raise Incompatible(
-                f"Found loader.batch_size {self.loader.batch_size} on {self.fit.devices} devices, expected a whole number of pairs for each; change batch_size."
-            )
+        check(self)
         return self
 
     @property

@@ -2,11 +2,12 @@
 
 # B pairs, N samples, F trunk features, L tokens
 
+import hashlib
 import json
 import os
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from vlm_core.checkpoint import fill, read_weights, write_weights
 from vlm_core.data.loader import TrainLoader
 from vlm_core.data.samples import training_samples
+from vlm_core.data.views import Beside
 from vlm_core.models import config as models
 from vlm_core.models import packaged, pretrained, tokenizer
 from vlm_core.models.towers import Outputs, TwoTower
@@ -28,6 +30,7 @@ from vlm_core.train.fit import Batch, Loop, Reporter, Row, fit, read_rows
 from vlm_core.train.launch import run_ranks
 
 FINAL, MIXTURE = "final.safetensors", "mixture.json"
+IDS = {"ids": "texts", "caption_ids": "captions", "augmented_ids": "augmented_texts"}
 
 
 def pretrain(config: Pretrain, stage: Stage) -> Report:
@@ -76,15 +79,18 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
     rank, world = int(os.environ.get("RANK", "0")), config.fit.devices
     samples = training_samples(Path(settings["shards"]), config.loader)
     towers = first_towers(config, settings["initial"])
-    objectives, weights = base.build(config.objectives)
+    objectives, weights = first_objectives(config, towers)
     transform = pretrained.pixels_of(config.model.image, config.crop_scale_min)
-    plan = TrainLoader(samples, config.loader, transform, seed=config.seed, rank=rank, world=world)
+    needs = config.objectives.needs
+    beside = Beside(config.views, transform, 2 if needs & {"two_views", "key_view"} else int("second_view" in needs), "augmented_text" in needs)
+    plan = TrainLoader(samples, config.loader, transform, seed=config.seed, rank=rank, world=world, beside=beside if beside.views or beside.texts else None)
     steps = plan.steps = plan.steps_per_epoch * config.fit.epochs
     tokenize = tokenizer.build(config.model.text)
     body = Body(towers, objectives, lesson)
 
     def step(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        out = towers(batch)
+        batch = {**batch, **{name: value for objective in objectives.values() for name, value in objective.ask(batch).items()}}
+        out = towers(batch, needs)
         terms = {kind: objective(out, batch) for kind, objective in objectives.items()}
         total = sum((weights[kind] * value for kind, named in terms.items() for value in named.values()), torch.zeros((), device=out.scale.device))
         taught = lesson(out, batch) if lesson is not None else {}
@@ -93,8 +99,10 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
     def prepare(batch: Batch) -> Batch:
         device = towers.log_scale.device
         pixels = {"images": transform.normalise(batch["images"])} if "images" in batch else {}
-        ids = {name: tokenizer.trim(tokenize(batch[key])).to(device) for name, key in (("ids", "texts"), ("caption_ids", "captions")) if key in batch}
-        return {**batch, **pixels, **ids}
+        views = {"views": [transform.normalise(view) for view in batch["views"]]} if "views" in batch else {}
+        ids = {name: tokenizer.trim(tokenize(batch[key])).to(device) for name, key in IDS.items() if key in batch}
+        labels = {"labels": labels_of(batch["texts"]).to(device)} if "labels" in needs else {}
+        return {**batch, **pixels, **views, **ids, **labels}
 
     loader = locked_loader(config, plan, towers, folder, report) if locked.is_locked(towers.image) else plan
     loop = Loop(body, step, config.optim, steps, config.seed, prepare, towers.clamp_scale)
@@ -105,6 +113,19 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
             report.metrics({f"captions.{origin}": count / seen.total() for origin, count in seen.items()}, (epoch + 1) * plan.steps_per_epoch)
         write_weights(folder / f".{FINAL}", towers.state_dict())
         (folder / f".{FINAL}").rename(folder / FINAL)
+
+
+def first_objectives(config: Pretrain, towers: TwoTower) -> tuple[dict[str, base.Objective], dict[str, float]]:
+    """Objectives whose own first weights depend on the seed only, and the weights of their terms."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 1)
+        return base.build(config.objectives, towers)
+
+
+def labels_of(texts: Sequence[str]) -> Tensor:
+    """A class per text: equal captions, in any case, are one class, here and on every other rank."""
+    words = (text.casefold().strip().encode() for text in texts)
+    return torch.tensor([1 + int.from_bytes(hashlib.blake2b(word, digest_size=7).digest()) for word in words])
 
 
 def first_towers(config: Pretrain, initial: str) -> TwoTower:

@@ -1,0 +1,65 @@
+"""A tiny two-tower model and a batch that holds everything an objective may need."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlm_core.models import config as models
+from vlm_core.models.tokenizer import BytePair, trim
+from vlm_core.models.towers import TwoTower
+from vlm_core.objectives import base
+from vlm_core.objectives import config as menu
+
+# settings small enough for a test; the other kinds are small by themselves
+SMALL: dict[str, dict[str, Any]] = {
+    "image_contrastive": {"hidden": 24, "width": 12},
+    "moco": {"hidden": 24, "width": 12, "queue": 30},
+    "simsiam": {"hidden": 24, "bottleneck": 12},
+    "nearest_neighbour": {"bank": 30},
+    "masked_autoencoder": {"width": 16, "layers": 1, "heads": 2},
+    "captioning": {"layers": 1},
+    "image_text_matching": {"width": 16, "layers": 1, "heads": 2},
+}
+WORDS = ["red", "blue", "green", "small", "large", "old", "new", "round", "square", "soft", "hard", "dark"]
+PAIRS = 12
+
+
+def towers(seed: int = 0, **changes: Any) -> TwoTower:
+    torch.manual_seed(seed)
+    settings = models.TwoTower(
+        image=models.Vit(image_size=32, patch_size=8, width=16, layers=1, heads=2),
+        text=models.ClipTransformer(context_length=12, width=16, layers=1, heads=2), width=8,
+        scale=models.LogitScale(init=10, bias=-10),
+    )  # fmt: skip
+    return TwoTower(settings.but(*(f"{name}={value}" for name, value in changes.items())))
+
+
+def batch(pairs: int = PAIRS, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Every pair has its own words; views resemble their picture."""
+    random, tokenize = torch.Generator().manual_seed(1), BytePair(12)
+    patterns = torch.randn(pairs, 3, 4, 4, generator=random, dtype=dtype)
+    images = 2 * patterns.repeat_interleave(8, 2).repeat_interleave(8, 3)  # a colour per patch
+    words = [f"{WORDS[row % 12]} {WORDS[(5 * row + row // 12) % 12]}" for row in range(pairs)]
+    said = {"ids": [f"a {word} thing" for word in words], "caption_ids": [f"the {word} object here" for word in words],
+            "augmented_ids": [f"thing a {word}" for word in words]}  # fmt: skip
+    views = [images + 0.3 * torch.randn(images.shape, generator=random, dtype=dtype) for _ in range(2)]
+    labels = torch.tensor([(row // 2) * (row % 4 < 2) for row in range(pairs)])
+    return {"images": images, "views": views, "labels": labels, **{name: trim(tokenize(texts)) for name, texts in said.items()}}
+
+
+def settings_of(kind: str, **changes: Any) -> menu.Objectives:
+    return menu.Objectives.read({kind: {**SMALL.get(kind, {}), **changes}})
+
+
+def built(settings: menu.Objectives, model: TwoTower, seed: int = 0) -> torch.nn.ModuleDict:
+    torch.manual_seed(seed)
+    return torch.nn.ModuleDict(base.build(settings, model)[0]).to(model.log_scale.dtype)
+
+
+def terms(settings: menu.Objectives, modules: torch.nn.ModuleDict, model: TwoTower, given: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
+    """What a training step computes; its random numbers depend on the seed only."""
+    torch.manual_seed(seed)
+    asked = {**given, **{name: value for module in modules.values() for name, value in module.ask(given).items()}}  # type: ignore[operator]
+    out = model(asked, settings.needs)
+    return {name: value for module in modules.values() for name, value in module(out, asked).items()}

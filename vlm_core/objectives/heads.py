@@ -1,0 +1,52 @@
+"""Small networks that objectives put on top of the towers, and a batch norm that sees the global batch."""
+
+# B rows of this rank, N rows of all ranks
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlm_core.objectives.gather import gather, world
+
+
+class GlobalBatchNorm(nn.BatchNorm1d):
+    """Batch norm over the rows of all ranks: the statistics of one process with the whole batch, and its gradient. torch's own works on GPUs only."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  the parent's name
+        rank, ranks = world()
+        if ranks == 1 or not self.training:
+            return super().forward(input)
+        return super().forward(gather(input)).unflatten(0, (ranks, -1))[rank]
+
+
+def projector(widths: Sequence[int], *, last_norm: bool = False) -> nn.Sequential:
+    """Linear layers of these widths with batch norm and ReLU between them; `last_norm` also normalises the output, without gain."""
+    layers = list[nn.Module]()
+    for place, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        last = place == len(widths) - 2
+        layers.append(nn.Linear(before, after, bias=last and not last_norm))
+        layers += [GlobalBatchNorm(after, affine=not last)] if last_norm or not last else []
+        layers += [] if last else [nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class MaskedHead(nn.Module):
+    """States -> logits over a vocabulary, as FLAVA and BERT have it: linear, GELU, LayerNorm, linear."""
+
+    def __init__(self, width: int, vocabulary: int) -> None:
+        super().__init__()
+        self.dense, self.norm, self.decode = nn.Linear(width, width), nn.LayerNorm(width), nn.Linear(width, vocabulary)
+
+    def forward(self, states: Tensor) -> Tensor:
+        out: Tensor = self.decode(self.norm(F.gelu(self.dense(states))))
+        return out
+
+
+def masked_prediction_loss(states_BLE: Tensor, labels_BL: Tensor, head: nn.Module, ignore_index: int = -100) -> Tensor:
+    """Cross-entropy of what the head says about the masked places only; 0 where nothing is masked.
+
+    Source: FLAVA, arXiv 2112.04482 (facebookresearch/multimodal). Checked by golden `pretraining/masked_prediction_loss`.
+    """
+    masked_BL = labels_BL != ignore_index
+    return F.cross_entropy(head(states_BLE[masked_BL]), labels_BL[masked_BL], reduction="sum") / masked_BL.sum().clamp(min=1)

@@ -1,0 +1,98 @@
+"""Whether objectives, model, loader and batch fit together, before anything is read. Torch-free."""
+
+from typing import TYPE_CHECKING
+
+from vlm_core.errors import Incompatible
+from vlm_core.models import config as models
+from vlm_core.objectives.config import MaskedAutoencoder, Moco, NearestNeighbour, Need, Objective
+
+if TYPE_CHECKING:
+    from vlm_core.train.config import Pretrain
+
+VIEWS: frozenset[Need] = frozenset({"second_view", "two_views", "key_view"})
+OF_VIT: frozenset[Need] = frozenset({"patches", "dense", "image_mask"})
+OF_CAUSAL_TEXT: frozenset[Need] = frozenset({"tokens", "dense", "text_mask"})
+OF_PIXELS: frozenset[Need] = VIEWS | OF_VIT | OF_CAUSAL_TEXT | {"augmented_text", "labels", "slow_towers", "alone"}
+
+
+def check(config: "Pretrain") -> None:
+    """Raises Incompatible, which names the two parts that do not fit and what would."""
+    chosen = config.objectives.chosen()
+    if not chosen:
+        raise Incompatible(
+            "Found no objective, expected at least one; set for instance objectives.image_text_contrastive={}, or choose: "
+            f"{', '.join(type(config.objectives).model_fields)}."
+        )
+    for kind, objective in chosen.items():
+        _needs(config, kind, objective)
+        _sizes(config, kind, objective)
+    if not any(objective.joins for objective in chosen.values()):
+        joining = [name for name, field in type(config.objectives).model_fields.items() if _schema(field.annotation).joins]
+        raise Incompatible(
+            f"Found only objectives that leave pictures and texts apart ({', '.join(chosen)}), expected one that joins them; add one of: {', '.join(joining)}."
+        )
+    if config.loader.batch_size % config.fit.devices:
+        raise Incompatible(
+            f"Found loader.batch_size {config.loader.batch_size} on {config.fit.devices} devices, expected a whole number of pairs for each; change batch_size."
+        )
+
+
+def _schema(annotation: object) -> type[Objective]:
+    """`Sigmoid | None` -> Sigmoid."""
+    found: type[Objective] = annotation.__args__[0]  # type: ignore[attr-defined]
+    return found
+
+
+def _needs(config: "Pretrain", kind: str, objective: Objective) -> None:
+    needs, image, text = objective.needs, config.model.image, config.model.text
+    if "bias" in needs and config.model.scale.bias is None:
+        raise Incompatible(
+            f"Found the objective {kind!r} with model.scale.bias=null, expected a bias to learn; set model.scale.bias=-10 and model.scale.init=10."
+        )
+    if "second_caption" in needs and not config.loader.second_caption:
+        raise Incompatible(
+            f"Found the objective {kind!r} with loader.second_caption=[], expected the origins of second captions; set for instance loader.second_caption=[synthetic]."
+        )
+    if "alone" in needs and len(config.objectives.chosen()) > 1:
+        others = ", ".join(name for name in config.objectives.chosen() if name != kind)
+        raise Incompatible(
+            f"Found the objective {kind!r} beside {others}, expected it alone, since it changes the pictures that all would see; drop objectives.{kind} or the others."
+        )
+    if needs & OF_PIXELS and isinstance(image, models.EfficientnetLite0) and image.lock:
+        raise Incompatible(
+            f"Found the objective {kind!r} with a locked image tower, whose features are computed once, expected one that sees every batch; "
+            "set model.image.lock=false or choose model.image={kind: vit}."
+        )
+    if (of_vit := needs & OF_VIT) and not isinstance(image, models.Vit):
+        raise Incompatible(
+            f"Found the objective {kind!r}, which needs {_words(of_vit)}, with the image tower {image.kind!r}; choose model.image={{kind: vit}}."
+        )
+    if (of_text := needs & OF_CAUSAL_TEXT) and not isinstance(text, models.ClipTransformer):
+        raise Incompatible(
+            f"Found the objective {kind!r}, which needs {_words(of_text)}, with the text tower {text.kind!r}; choose model.text={{kind: clip_transformer}}."
+        )
+
+
+def _sizes(config: "Pretrain", kind: str, objective: Objective) -> None:
+    kept = objective.queue if isinstance(objective, Moco) else objective.bank if isinstance(objective, NearestNeighbour) else None
+    if kept is not None and kept < config.loader.batch_size:
+        raise Incompatible(
+            f"Found the objective {kind!r} with room for {kept} embeddings and loader.batch_size {config.loader.batch_size}, expected room for a batch at least; raise it."
+        )
+    heads, width = getattr(objective, "heads", 1), getattr(objective, "width", 1)
+    if width % heads:
+        raise Incompatible(
+            f"Found the objective {kind!r} with width {width} and heads {heads}, expected a whole multiple; choose another objectives.{kind}.heads."
+        )
+    if isinstance(objective, MaskedAutoencoder) and isinstance(config.model.image, models.Vit):
+        patches = (config.model.image.image_size // config.model.image.patch_size) ** 2
+        if not 1 <= int(patches * (1 - objective.share)) < patches:
+            raise Incompatible(
+                f"Found the objective {kind!r} with share {objective.share} of {patches} patches, expected to leave at least one and remove at least one; change share or model.image.patch_size."
+            )
+
+
+def _words(needs: frozenset[Need]) -> str:
+    said = {"patches": "states of patches", "dense": "patches and words", "image_mask": "a tower that can leave out patches",
+            "tokens": "states of words", "text_mask": "a tower that shows its words"}  # fmt: skip
+    return " and ".join(said[need] for need in sorted(needs))

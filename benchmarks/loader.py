@@ -7,8 +7,10 @@ Without --shards, 1,200 JPEGs of smooth noise with edges are made (quality 95, t
 """
 
 import argparse
+import importlib.util
 import io
 import json
+import math
 import os
 import platform
 import statistics
@@ -22,42 +24,46 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import torchvision
 import webdataset
 from PIL import Image, ImageDraw
 from torchvision.transforms import v2
 
-from vlm_core.config import canonical_json
 from vlm_core.data.augment import Transform
 from vlm_core.data.config import Loader, Shard
 from vlm_core.data.loader import TrainLoader, decode
-from vlm_core.data.samples import ShardSamples
-from vlm_core.data.records import RECORD
+from vlm_core.data.sample import CAPTIONS, DOWNLOADS, PAIRS
+from vlm_core.data.samples import ShardSamples, training_samples
 from vlm_core.data.shards import read_manifest
 from vlm_core.data.tar import TarWriter
+from vlm_core.run import run
 
 BATCH, PICTURES = 64, 1200
 
 
-def make_shards(folder: Path, side: int) -> None:
-    """PICTURES samples in three tars."""
-    random, rows, tars = np.random.default_rng(side), [], []
-    for shard in range(3):
-        with TarWriter(folder / f"train-{shard:05d}.tar") as writer:
-            tars.append(_Tar("train", writer))
-            for pos in range(PICTURES // 3):
-                key = f"{shard:05d}{pos:07d}"
-                record = {
-                    **dict.fromkeys(RECORD, ""),
-                    "uid": key,
-                    "captions": [{"text": "a picture of noise", "origin": "alt", "lang": "en", "generator": "", "score": None}],
-                }
-                jpg, text = writer.add(f"{key}.jpg", _jpeg(random, side)), writer.add(f"{key}.json", canonical_json(record).encode())
-                rows.append({"uid": key, "split": "train", "shard": writer.path.name, "key": key, "pos": pos, "group": key, "jpg_offset": jpg.offset,
-                             "jpg_size": jpg.size, "json_offset": text.offset, "json_size": text.size})  # fmt: skip
-                tars[-1].uids.append(key)
-    _write_tables(Shard(), folder, rows, tars)
+def make_shards(folder: Path, side: int, kind: str = "tar") -> None:
+    """PICTURES samples in three shards, by the verb itself."""
+    random, folders = np.random.default_rng(side), {name: folder.with_name(f"{folder.name}-{name}") for name in ("pairs", "images", "filtered", "captions")}
+    for made in folders.values():
+        made.mkdir()
+    rows = [{"uid": f"{number:032x}", "url": f"http://made.test/{number}.jpg", "caption": "a picture of noise"} for number in range(PICTURES)]
+    with TarWriter(folders["images"] / "00000.tar") as writer:
+        for row in rows:
+            writer.add(f"{row['uid']}.jpg", _jpeg(random, side))
+    pairs = [{**row, "captions": [{"text": row["caption"], "origin": "alt", "lang": "en"}]} for row in rows]
+    pq.write_table(pa.Table.from_pylist(pairs, PAIRS), folders["pairs"] / "pairs.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([{**row, "status": "ok", "width": side, "height": side} for row in rows], DOWNLOADS), folders["images"] / "status.parquet"
+    )
+    kept = [{"uid": row["uid"], "caption": row["caption"], "lang": "en", "clip_score": 0.3, "group": row["uid"]} for row in rows]
+    pq.write_table(pa.Table.from_pylist(kept), folders["filtered"] / "kept.parquet")
+    pq.write_table(pa.Table.from_pylist([], CAPTIONS), folders["captions"] / "captions.parquet")
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["VLM_HOME"] = home
+        run("shard", Shard(held_out=0.01, samples_per_shard=PICTURES // 3, format=kind), folders, folder)
 
 
 def _jpeg(random: np.random.Generator, side: int) -> bytes:
@@ -75,6 +81,12 @@ def ours(folder: Path, size: int) -> Iterator[torch.Tensor]:
         yield batch["images"]
 
 
+def ours_verifying(folder: Path, size: int) -> Iterator[torch.Tensor]:
+    config = Loader(batch_size=BATCH, verify=True)
+    for batch in TrainLoader(training_samples(folder, config), config, Transform(size)):
+        yield batch["images"]
+
+
 def webdataset_pil(folder: Path, size: int) -> Iterator[torch.Tensor]:
     crop = v2.Compose([v2.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=v2.InterpolationMode.BICUBIC), v2.PILToTensor()])
     tars = [str(folder / entry["name"]) for entry in read_manifest(folder)["shards"] if entry["split"] == "train"]
@@ -86,6 +98,17 @@ def webdataset_pil(folder: Path, size: int) -> Iterator[torch.Tensor]:
 
 def simplejpeg_full(data: bytes) -> object:
     return decode(data)
+
+
+def simplejpeg_scaled(side: int, data: bytes) -> object:
+    """The ceiling: libjpeg-turbo at the scale that the crop needs, and nothing else."""
+    return decode(data, side)
+
+
+def crop_side(size: int) -> int:
+    """The shorter side below which a crop would have to be enlarged, as the loader reckons."""
+    transform = Transform(size)
+    return math.ceil(size / math.sqrt(transform.crop_scale_min / transform.crop_ratio_max))
 
 
 def torchvision_io(data: bytes) -> object:
@@ -142,15 +165,20 @@ def main() -> None:
         for side in [0] if args.shards else [128, 256]:
             folder = args.shards or Path(tmp) / str(side)
             if side:
-                folder.mkdir()
                 make_shards(folder, side)
             samples = ShardSamples(folder)
             jpegs = [samples.jpeg(row) for row in range(min(200, len(samples)))]
             name = f"{side} px" if side else "given shards"
+            parquet = folder.with_name("parquet-" + folder.name)
+            if side:
+                make_shards(parquet, side, "parquet")
             decoders = {f.__name__: partial(decode_all, f, jpegs) for f in (simplejpeg_full, torchvision_io, pil)}
             lines += rows_of(f"decode only, {name}", compare(decoders, args.rounds))
             for size in (64, 224):
-                ways = {f.__name__: partial(read_batches, f, folder, size) for f in (ours, webdataset_pil)}
+                ways = {f.__name__: partial(read_batches, f, folder, size) for f in (ours, webdataset_pil, ours_verifying)}
+                if side:
+                    ways["ours_parquet"] = partial(read_batches, ours, parquet, size)
+                ways["decode_scaled"] = partial(decode_all, partial(simplejpeg_scaled, crop_side(size)), jpegs)
                 lines += rows_of(f"{name} -> batches of {size} px", compare(ways, args.rounds))
     text = "\n".join([conditions(args), "", *lines]) + "\n"
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +195,7 @@ def conditions(args: argparse.Namespace) -> str:
     return (
         f"Loader benchmark: {', '.join(f'{name} {version}' for name, version in {**versions, **more}.items())}\n"
         f"CPU {cpu}, {os.cpu_count()} cores (load {os.getloadavg()[0]:.1f}), one process, one thread, CPU time, batches of {BATCH}, {args.rounds} interleaved rounds after one of warm-up\n"
+        f"litdata {'is installed' if importlib.util.find_spec('litdata') else 'is not installed: not compared'}; decode_scaled is the ceiling: the decoder alone, at the scale that the crop needs\n"
         f"Shards: {json.dumps('given' if args.shards else f'{PICTURES} made JPEGs, quality 95')}"
     )
 

@@ -136,7 +136,7 @@ def samples(con: "DuckDBPyConnection", model_id: str, limit: int = 20, csv_file:
         with csv_file.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, fieldnames=list(rows[0]) if rows else ["uid"])
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({name: _no_formula(value) for name, value in row.items()} for row in rows)
     total = ask(con, "SELECT count(DISTINCT uid) AS samples FROM model_samples WHERE model_id = ?", model_id)
     return {"model": [{"model_id": model_id, **total[0]}], "ways": ways, "samples": ask(con, f"{listed} LIMIT {limit:d}", model_id)}
 
@@ -231,6 +231,12 @@ def _table(rows: Sequence[Row]) -> str:
     return "\n".join("  " + "  ".join(f"{cell:{width}}" for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells)
 
 
+def _no_formula(value: object) -> object:
+    """A text that a spreadsheet would calculate gets a quote before it; `--json` gives it as it is."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"} else value
+
+
 def _cell(value: object, longest: int = 60) -> str:
     text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    text = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)  # a caption may try to steer the terminal
     return text if len(text) <= longest else text[: longest - 2] + ".."

@@ -10,7 +10,7 @@ import io
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class Fetched:
     fetched_at: str = ""
 
     def json(self) -> dict[str, Any]:
-        return asdict(self)
+        return dict(vars(self))
 
 
 class _Denied(FetchFailed):

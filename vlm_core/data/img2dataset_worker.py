@@ -6,6 +6,7 @@ so that a restart after kill -9 asks only for what is still missing.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import io
@@ -26,10 +27,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from numpy.typing import NDArray
 
 from vlm_core.data import perceptual
 from vlm_core.data.address import FetchFailed
@@ -39,7 +41,7 @@ from vlm_core.data.fetch import Fetched, Fetcher
 from vlm_core.data.hash_lists import HashLists
 from vlm_core.data.ledger import Ledger
 from vlm_core.data.outage import Outage, of_our_side
-from vlm_core.data.picture import Limits, decode
+from vlm_core.data.picture import Header, Limits, decode, plain_jpeg
 from vlm_core.data.politeness import Later, Sites, domain_of
 from vlm_core.data.schedule import host_of, passing
 from vlm_core.stage import die_with_parent, own_peak_mb
@@ -65,7 +67,7 @@ with _without("torch", "wandb"):
 
     ENGINE: Any = importlib.import_module("img2dataset.main")  # `img2dataset.main` is a function of that name
 
-FLAT = 1.0  # standard deviation of grey levels below which a picture shows nothing
+FLAT = 1.0  # standard deviation of every channel below which a picture shows nothing
 
 
 class Job:
@@ -88,12 +90,12 @@ class Client:
         config, self.ledger, self.limits = job.config, job.ledger, job.limits
         self.lists = HashLists({name: (one.kind, Path(one.path)) for name, one in config.hash_lists.items()}) if config.hash_lists else None
         self.kinds = {one.kind for one in config.hash_lists.values()}
-        self.outage, self.decoding = Outage(), threading.Lock()
+        self.outage, self.decoding, self.unfinished = Outage(), threading.Lock(), self.ledger.unfinished()
         self.fetcher = Fetcher(config.network, config.fetch, self.ledger.origins, self.blocked if self.lists else None, Sites(self.ledger.root / "sites"))
 
     def fetch(self, url: str) -> Fetched:
         """Ask for an address, or give what an earlier process learnt. Raises Later."""
-        record = self.ledger.known(url)
+        record = self.ledger.known(url) if self.unfinished else None
         if record is not None:
             return record
         if self.ledger.stopped():
@@ -138,6 +140,30 @@ class Stream(io.RawIOBase):
         return self.path.read_bytes()
 
 
+class _Cv2:
+    """cv2 as img2dataset's resizer sees it: decoding gives the picture that we have decoded, and what it encodes is kept for the hashes."""
+
+    def __init__(self) -> None:
+        self.decoded: NDArray[Any] | None = None
+        self.encoded: NDArray[Any] | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(cv2, name)
+
+    def imdecode(self, data: NDArray[Any], flags: int) -> NDArray[Any] | None:
+        return self.decoded
+
+    def imencode(self, form: str, picture: NDArray[Any], params: list[int]) -> Any:
+        self.encoded = picture
+        return cv2.imencode(form, picture, params)
+
+
+_cv2 = img2dataset.resizer.cv2 = _Cv2()
+img2dataset.resizer.SuppressStdoutStderr = contextlib.nullcontext  # what libraries print goes to our log
+for _name in ("SmallestMaxSize", "LongestMaxSize", "CenterCrop"):  # making one costs as much as resizing
+    setattr(img2dataset.resizer.A, _name, functools.cache(getattr(img2dataset.resizer.A, _name)))
+
+
 class Upright(img2dataset.resizer.Resizer):
     """img2dataset's resizer, fed with an upright picture without alpha that was checked before it was decoded; it also takes the hashes."""
 
@@ -160,22 +186,37 @@ class Upright(img2dataset.resizer.Resizer):
         side = 0 if self.resize_mode == img2dataset.resizer.ResizeMode.no else self.image_size
         limits = self.job.limits if hasattr(self, "job") else Limits(64_000_000, 512, 1, 0.0)
         try:
-            image, header = decode(stream, limits, side)
+            _cv2.decoded, header = _pixels(stream, limits, side)
         except FetchFailed as failed:
             return None, None, None, None, None, f"{failed.status}: {failed.detail}"
-        plain = io.BytesIO()
-        image.save(plain, "PPM")
-        encoded, width, height, *_, error = super().__call__(plain)
+        encoded, width, height, *_, error = super().__call__(io.BytesIO(b"-"))
         return encoded, width, height, header.width, header.height, None if error is None else f"decode_error: {error}"
 
 
+_REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+
+
+def _pixels(stream: BinaryIO, limits: Limits, side: int) -> tuple[NDArray[Any], Header]:
+    """The upright picture, grey or BGR. Plain JPEGs, which is most of the web, take the short way through OpenCV. Raises FetchFailed."""
+    if (plain := plain_jpeg(stream, limits, side)) is not None:
+        header, reduction = plain
+        stream.seek(0)
+        found = cv2.imdecode(np.frombuffer(stream.read(), np.uint8), _REDUCED.get(reduction, cv2.IMREAD_UNCHANGED))
+        if found is not None and found.ndim in {2, 3}:
+            return found, header
+    image, header = decode(stream, limits, side)
+    pixels = np.asarray(image)
+    return (pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)), header
+
+
 def _record(fetched: Fetched, encoded: bytes | None, width: int, height: int, original_width: int, original_height: int, error: str | None) -> dict[str, Any]:
-    """The record of an address after its picture was resized."""
-    if encoded is None:
+    """The record of an address after its picture was resized. The hashes are those of the stored picture before it was compressed."""
+    picture, _cv2.decoded, _cv2.encoded = _cv2.encoded, None, None
+    if encoded is None or picture is None:
         status, _, detail = str(error).partition(": ")
         return replace(fetched, status=status, detail=detail).json()
-    rgb = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
-    if rgb.mean(axis=2).std() < FLAT and rgb.std(axis=(0, 1)).max() < FLAT:
+    rgb = cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB if picture.ndim == 2 else cv2.COLOR_BGR2RGB)
+    if cv2.meanStdDev(rgb)[1].max() < FLAT:
         return replace(fetched, status="placeholder", detail="one colour").json()
     bits, quality = perceptual.pdq(rgb)
     looks = {"phash": perceptual.to_hex(perceptual.phash(rgb)), "pdq": perceptual.to_hex(bits), "pdq_quality": quality}

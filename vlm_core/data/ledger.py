@@ -39,12 +39,13 @@ class Ledger:
         self.root, self.passes, self.urls, self.origins = root, root / "passes", root / "urls", root / "origins"
         self.marks, self.memory, self.stop_file, self.addresses = root / "decoding", root / "memory", root / "stopped", root / "addresses.parquet"
         self.todo = root / "todo.parquet"
+        self._mark = -1  # file of this process
 
     def prepare(self) -> None:
         """Make the folders; forget what belonged to the processes of a former run."""
         for folder in (self.marks, self.memory):
             shutil.rmtree(folder, ignore_errors=True)
-        for folder in (self.passes, self.urls, self.origins, self.marks, self.memory):
+        for folder in (self.passes, self.origins, self.marks, self.memory, *(self.urls / f"{n:02x}" for n in range(256))):
             folder.mkdir(parents=True, exist_ok=True)
         self.stop_file.unlink(missing_ok=True)
 
@@ -80,27 +81,30 @@ class Ledger:
 
     def body(self, url: str) -> Path:
         name = name_of(url)
-        folder = self.urls / name[:2]
-        folder.mkdir(exist_ok=True)
-        return folder / f"{name}.body"
+        return self.urls / name[:2] / f"{name}.body"
+
+    def unfinished(self) -> bool:
+        """Whether an earlier process left anything."""
+        return any(self.urls.glob("*/*.json"))
 
     def known(self, url: str) -> Fetched | None:
         """The fetch that an earlier process finished, if its bytes are still there."""
         body = self.body(url)
-        file = body.with_suffix(".json")
-        if not file.exists():
+        try:
+            record = json.loads(body.with_suffix(".json").read_bytes())
+        except FileNotFoundError:
             return None
-        record = json.loads(file.read_text())
         if record["status"] == "ok" and not body.exists():
             return None
         return Fetched(**{name: value for name, value in record.items() if name in _FIELDS})
 
     def finish(self, fetched: Fetched, record: Row) -> None:
         """Remember what became of an address."""
-        file = self.body(fetched.url).with_suffix(".json")
-        part = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}.part")
-        part.write_text(json.dumps(record))
-        part.rename(file)
+        file = os.fspath(self.body(fetched.url)).removesuffix("body")
+        part = f"{file}{os.getpid()}.{threading.get_ident()}.part"
+        with open(part, "wb", buffering=0) as stream:  # noqa: PTH123  this runs for every address, and Path costs as much as the writing
+            stream.write(json.dumps(record).encode())
+        os.rename(part, f"{file}json")  # noqa: PTH104
 
     def shard_done(self, folder: Path, shard: int, records: Mapping[str, Row]) -> None:
         """Its pictures are in its tar now: write down its records, drop the bytes as fetched."""
@@ -181,12 +185,16 @@ class Ledger:
 
     def mark(self, url: str) -> None:
         """This process now decodes that picture ('' = none)."""
-        (self.marks / str(os.getpid())).write_text(url)
+        if self._mark < 0:
+            self._mark = os.open(self.marks / str(os.getpid()), os.O_CREAT | os.O_WRONLY)
+        text = url.encode()
+        os.pwrite(self._mark, len(text).to_bytes(4, "big") + text, 0)
 
     def blame(self) -> None:
         """A process died: what it decoded gets a strike; at the second one the picture is given up."""
         for mark in self.marks.iterdir():
-            url = mark.read_text()
+            data = mark.read_bytes()
+            url = data[4 : 4 + int.from_bytes(data[:4], "big")].decode()
             if not url:
                 continue
             strikes = self.body(url).with_suffix(".strikes")
@@ -199,6 +207,7 @@ class Ledger:
                 self.body(url).unlink(missing_ok=True)
         shutil.rmtree(self.marks)
         self.marks.mkdir()
+        self._mark = -1
 
 
 def _still_asked(old: Row, event: Row) -> float:

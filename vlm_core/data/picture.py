@@ -62,6 +62,12 @@ def sniff(head: bytes) -> str:
 def probe(stream: BinaryIO, limits: Limits) -> Header:
     """Read the header and check it. Raises FetchFailed: not_image, decode_error, too_many_pixels, too_small, aspect_ratio."""
     image, header = _open(stream)
+    check(image, header, limits)
+    return header
+
+
+def check(image: Image.Image, header: Header, limits: Limits) -> None:
+    """Raises FetchFailed for what lies outside the limits."""
     pixels, short = header.width * header.height, min(header.width, header.height)
     if short < limits.min_side:
         raise FetchFailed("too_small", f"{header.width} x {header.height} pixels, at least {limits.min_side} on the short side expected")
@@ -72,7 +78,29 @@ def probe(stream: BinaryIO, limits: Limits) -> Header:
     scale = 8 if header.format == "JPEG" else 1
     if pixels // scale**2 * BYTES_PER_PIXEL.get(image.mode, MOST_BYTES) > limits.max_decoded_mb * 2**20:
         raise FetchFailed("too_many_pixels", f"{header.width} x {header.height} pixels ({image.mode}) need more than {limits.max_decoded_mb} MB to decode")
-    return header
+
+
+def plain_jpeg(stream: BinaryIO, limits: Limits, side: int = 0) -> tuple[Header, int] | None:
+    """(header, DCT reduction) of a JPEG that any decoder may be given as it is: whole, upright, grey or sRGB; None for all else. Raises as `probe` does."""
+    image, header = _open(stream)
+    if header.format != "JPEG" or header.orientation != 1 or image.mode not in {"RGB", "L"}:
+        return None
+    profile = image.info.get("icc_profile")
+    if profile and b"sRGB" not in profile and "sRGB".encode("utf-16-be") not in profile:
+        return None
+    check(image, header, limits)
+    reduction = _reduction(image, side)
+    if image.mode == "L" and reduction > 1:
+        return None
+    if image.width * image.height // reduction**2 * BYTES_PER_PIXEL[image.mode] > limits.max_decoded_mb * 2**20:
+        return None
+    stream.seek(-2, io.SEEK_END)
+    return (header, reduction) if stream.read(2) == b"\xff\xd9" else None
+
+
+def _reduction(image: Image.Image, side: int) -> int:
+    """By how much a JPEG's DCT is scaled down."""
+    return max((f for f in (1, 2, 4, 8) if min(image.size) >= f * 2 * side), default=1) if side else 1
 
 
 def decode(stream: BinaryIO, limits: Limits, side: int = 0) -> tuple[Image.Image, Header]:
@@ -80,12 +108,10 @@ def decode(stream: BinaryIO, limits: Limits, side: int = 0) -> tuple[Image.Image
 
     Raises FetchFailed.
     """
-    header = probe(stream, limits)
-    image, _ = _open(stream)
-    short = min(image.size)
+    image, header = _open(stream)
+    check(image, header, limits)
     try:
-        if side and header.format == "JPEG":
-            scale = max((f for f in (1, 2, 4, 8) if short >= f * 2 * side), default=1)
+        if header.format == "JPEG" and (scale := _reduction(image, side)) > 1:
             image.draft(None, (image.width // scale, image.height // scale))
         if image.width * image.height * BYTES_PER_PIXEL.get(image.mode, MOST_BYTES) > limits.max_decoded_mb * 2**20:
             raise FetchFailed("too_many_pixels", f"{header.width} x {header.height} pixels ({image.mode}) need more than {limits.max_decoded_mb} MB to decode")

@@ -137,6 +137,18 @@ class Loader(Config):
         return names
 
 
+class Fingerprint(Config):
+    """Fingerprints of evaluation sets, for the rule `decontaminate` of the filter."""
+
+    splits: list[str] = Field(default=["val", "test"], min_length=1, description="splits of datasets made by 'vlm eval-sets' whose pictures are looked for")
+    recall: float = Field(0.99, gt=0, le=1, description="share of augmented copies that hashes and vectors together must find")
+    calibrate_on: int = Field(400, ge=4, description="pictures whose copies calibrate (one half) and measure (the other)")
+    pdq_bits: int = Field(31, ge=0, le=64, description="differing bits of 256 up to which PDQ hashes match, as in the rule")
+    phash_bits: int = Field(2, ge=0, le=16, description="differing bits of 64 up to which pHashes match, as in the rule")
+    min_quality: int = Field(50, ge=0, le=100, description="PDQ quality from which both hashes are used, as in the rule")
+    batch: int = Field(128, ge=1, description="pictures encoded at once")
+
+
 DATASETS = ("emoji_groups", "emoji_subgroups", "emoji_shift", "clipart_folders")
 
 

@@ -115,6 +115,18 @@ class LanguageRule(Config):
     long_chars: int = Field(25, ge=20, description="length from which a caption can be identified, in characters (wide ones count twice)")
 
 
+class Decontaminate(Config):
+    """Drops what an evaluation set holds: equal bytes, near hashes of any turn, vectors as close as those of augmented copies, runs of words of its captions."""
+
+    prints: str = Field(description="file of fingerprints that 'vlm fingerprint' made of the evaluation sets (prints.parquet)")
+    pdq_bits: int = Field(31, ge=0, le=64, description="differing bits of 256 up to which PDQ hashes match")
+    phash_bits: int = Field(2, ge=0, le=16, description="differing bits of 64 up to which pHashes match")
+    min_quality: int = Field(50, ge=0, le=100, description="PDQ quality from which both hashes are used")
+    use_vectors: bool = Field(True, description="compare image embeddings, too; they find crops, which hashes miss")
+    min_cosine: float | None = Field(None, ge=-1, le=1, description="cosine from which a picture counts as a copy; none: the one that was calibrated")
+    ngram: int = Field(13, ge=2, le=50, description="words of a caption in a row that give it away; shorter captions of 6 words or more count as a whole")
+
+
 class ExactDuplicates(Config):
     """One copy of equal bytes or equal stored pictures, chosen by preference."""
 
@@ -211,6 +223,7 @@ class Filter(Config):
     image: ImageRules | None = Field(default=None, description="size of the picture")
     language: LanguageRule | None = Field(default=None, description="language of the caption")
     vocabulary: Vocabulary | None = Field(default=None, description="captions that name a thing of a vocabulary")
+    decontaminate: Decontaminate | None = Field(default=None, description="what evaluation sets hold")
     exact_duplicates: ExactDuplicates | None = Field(default=None, description="equal pictures")
     near_duplicates: NearDuplicates | None = Field(default=None, description="pictures that look alike")
     semantic_duplicates: SemanticDuplicates | None = Field(default=None, description="pictures that mean the same")

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm_core.data import cuts, filter_report, look_rules, pool_rules, rules
+from vlm_core.data import cuts, decontaminate, filter_report, look_rules, pool_rules, rules
 from vlm_core.data.blocks import pieces
 from vlm_core.data.decisions import Trail, Verdict
 from vlm_core.data.filter_config import Filter
@@ -36,6 +36,7 @@ RULES: dict[str, Callable[[Any, Pool, Column], Verdict]] = {
     "image": rules.image,
     "language": rules.languages,
     "vocabulary": rules.vocabulary,
+    "decontaminate": decontaminate.decontaminate,
     "exact_duplicates": pool_rules.exact_duplicates,
     "near_duplicates": pool_rules.near_duplicates,
     "semantic_duplicates": pool_rules.semantic_duplicates,
@@ -62,7 +63,9 @@ KEPT = pa.schema([
 ROW_WISE = frozenset({"downloaded", "rights", "domains", "text", "quality", "blocked_words", "personal", "image", "language", "vocabulary"})
 
 # Rules that look at all rows first, and then judge block by block.
-SURVEYS: dict[str, Callable[[Any, Pool, Column], Callable[[Column], Verdict]]] = {"cut": cuts.survey, "second_cut": cuts.survey}
+SURVEYS: dict[str, Callable[[Any, Pool, Column], Callable[[Column], Verdict]]] = {
+    "decontaminate": decontaminate.survey, "cut": cuts.survey, "second_cut": cuts.survey,
+}  # fmt: skip
 
 
 def filter_samples(config: Filter, stage: Stage) -> Report:

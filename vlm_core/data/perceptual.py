@@ -89,13 +89,33 @@ def _candidates(codes: NDArray[Any], radius: int, parts: slice) -> Iterator[NDAr
             yield from _expand(order, first, last)
 
 
+def near_to(codes_NP: NDArray[Any], base_MP: NDArray[Any], radius: int) -> NDArray[np.int64]:
+    """Per row the first row of the base within the radius, or -1. The same buckets, of the base only: cost grows with the rows, not with rows x base."""
+    found = np.full(len(codes_NP), len(base_MP))
+    flips = [sum(1 << bit for bit in bits) for n in range(radius // codes_NP.shape[1] + 1) for bits in combinations(range(16), n)]
+    for part, ours in zip(base_MP.T, codes_NP.T, strict=True):
+        order = np.argsort(part, kind="stable")
+        ranked = part[order]
+        for flip in flips:
+            first, last = (np.searchsorted(ranked, ours ^ np.uint16(flip), side) for side in ("left", "right"))
+            for left, right in _buckets(order, first, last):
+                near = distance(codes_NP[left], base_MP[right]) <= radius
+                np.minimum.at(found, left[near], right[near])
+    return np.where(found < len(base_MP), found, -1)
+
+
 def _expand(order: NDArray[Any], first: NDArray[Any], last: NDArray[Any]) -> Iterator[NDArray[Any]]:
     """Pairs (row, every row of its bucket after it), in blocks of bounded size."""
+    for left, right in _buckets(order, first, last):
+        yield np.stack([left, right], axis=1)[left < right]
+
+
+def _buckets(order: NDArray[Any], first: NDArray[Any], last: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """(row, row of its bucket), every one with every one, in blocks of bounded size."""
     sizes = last - first
     block = np.cumsum(sizes) // BUCKET_BLOCK
     for number in np.unique(block):
         rows = np.flatnonzero((block == number) & (sizes > 0))
         left = np.repeat(rows, sizes[rows])
         within = np.arange(len(left)) - np.repeat(np.cumsum(sizes[rows]) - sizes[rows], sizes[rows])
-        right = order[np.repeat(first[rows], sizes[rows]) + within]
-        yield np.stack([left, right], axis=1)[left < right]
+        yield left, order[np.repeat(first[rows], sizes[rows]) + within]

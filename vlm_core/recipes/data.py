@@ -1,7 +1,7 @@
 """Named settings of the data verbs. A function's return type says which verb it belongs to; the first is the verb's default."""
 
 from vlm_core.data.caption_config import Gates, OpenAiWriter, Recaption, Rewrite
-from vlm_core.data.config import Embed, EvalSets, ModelScorer, OfflineScorer, OpenClipScorer, Shard
+from vlm_core.data.config import Embed, EvalSets, Fingerprint, ModelScorer, OfflineScorer, OpenClipScorer, Shard
 from vlm_core.data.crawl_config import Crawl, Download, Extract, Fetch, Folder, Network, OptOuts, Site, Table, Warc, WebDataset
 from vlm_core.data.cut_config import Cut, MaskedClipScore
 from vlm_core.data.filter_config import (
@@ -209,6 +209,11 @@ def demo_shard() -> Shard:
 def web_shard() -> Shard:
     """For large crawls: 10,000 samples or 256 MB a tar, one held-out group in a hundred."""
     return Shard(held_out=0.01)
+
+
+def standard_fingerprint() -> Fingerprint:
+    """99 % of augmented copies must be found."""
+    return Fingerprint()
 
 
 def demo_eval_sets() -> EvalSets:

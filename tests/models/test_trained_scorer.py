@@ -22,11 +22,13 @@ from vlm_core.data.cut_config import Cut
 from vlm_core.data.eval_sets import TABLE
 from vlm_core.data.filter_config import Domains, Filter, Grouping
 from vlm_core.data.sample import CAPTIONS
+from vlm_core.data.stored import Pictures
 from vlm_core.data.tar import TarWriter
-from vlm_core.errors import CheckpointError, ConfigError, DataError, Incompatible
+from vlm_core.errors import CheckpointError, ConfigError, DataError, Incompatible, MissingInput
 from vlm_core.models import scorer as scorers
 from vlm_core.models import trained_scorer
 from vlm_core.stage import Report
+from vlm_core.track import MlflowTracker, Registry
 
 GROUPS = Grouping(pdq_bits=0, phash_bits=0)  # shapes of 32 px look alike to every hash
 PATTERN = filter_world.picture(77, 128)
@@ -120,17 +122,11 @@ def test_its_scores_are_those_of_the_model_for_picture_and_caption(flow: Flow) -
     scorer = scorers.load(embeddings)
     assert isinstance(scorer, trained_scorer.Trained)
     assert scorer.name == "model:network"
-    store = trained_scorer_pictures(flow)
+    store = Pictures(flow.inputs["images"]).image
     image, text = scorer.encode_images([store(row["uid"]) for row in rows]), scorer.encode_texts([row["caption"] for row in rows])
     assert [row["score"] for row in rows] == pytest.approx(np.einsum("nd,nd->n", image, text).tolist(), abs=1e-5)
     stored = np.load(embeddings / "img_emb" / "img_emb_0.npy")[:40].astype(np.float32)
     assert np.abs(stored - image).max() < 1e-3
-
-
-def trained_scorer_pictures(flow: Flow) -> Any:
-    from vlm_core.data.stored import Pictures
-
-    return Pictures(flow.inputs["images"]).image
 
 
 def test_the_catalog_links_what_was_filtered_to_the_network_and_to_its_data(flow: Flow) -> None:
@@ -185,3 +181,31 @@ def test_embeddings_whose_model_was_replaced_are_refused(flow: Flow, tmp_path: P
             scorers.load(embeddings)
     finally:
         record.write_text(before)
+
+
+@pytest.mark.slow
+def test_a_registered_network_is_fetched_by_alias_or_version_and_scores_the_same(flow: Flow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    weights = json.loads((flow.root / "network" / "config.json").read_text())["weights_sha256"]
+    tracker, registry = MlflowTracker(uri, "register"), Registry(uri)
+    version = registry.register("filter-network", {"": flow.root / "network"}, {"weights_sha256": weights}, {}, tracker.run_id)
+    registry.point("champion", version)
+    tracker.close()
+    folder = trained_scorer.registered("filter-network@champion")
+    assert folder == flow.root / "home" / "models" / weights
+    assert trained_scorer.registered(f"filter-network:{version.version}") == folder
+    assert (folder / "model.safetensors").read_bytes() == (flow.root / "network" / "model.safetensors").read_bytes()
+    inputs = {"trained_on": flow.root / "network_shards", "eval_sets": flow.root / "eval_sets"}
+    report = flow.embed("registered", ModelScorer(model="filter-network@champion"), **inputs)
+    before = json.loads((flow.root / "embeddings.run" / "result.json").read_text())
+    assert report.data_version == before["data_version"]
+    assert Embed(scorer=ModelScorer(model="filter-network@champion")).reads_the_world  # the alias may point elsewhere tomorrow
+    assert scorers.load(flow.root / "registered").version == scorers.load(flow.root / "embeddings").version
+    with pytest.raises(MissingInput, match="Found no 'filter-network@nobody' in the registry"):
+        trained_scorer.registered("filter-network@nobody")
+    with pytest.raises(ConfigError, match="Found the model 'filter-network', expected NAME@ALIAS or NAME:VERSION"):
+        trained_scorer.registered("filter-network")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(ConfigError, match="Found no MLFLOW_TRACKING_URI in the environment"):
+        trained_scorer.registered("filter-network@champion")

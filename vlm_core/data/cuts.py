@@ -18,8 +18,6 @@ from vlm_core.data.pool import Column, Pool
 from vlm_core.data.rules import host_of
 from vlm_core.errors import MissingInput, SchemaMismatch
 
-COSINES = ("clip_score", "masked_clip_score")
-
 
 def cut(section: Cut, pool: Pool, rows: Column) -> Verdict:
     """`survey` and its verdict on the same rows."""

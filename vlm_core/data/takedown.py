@@ -140,7 +140,7 @@ def find(con: "DuckDBPyConnection", kind: str, value: str, radius: int = PDQ_RAD
             return {row["uid"] for row in ask(con, "SELECT DISTINCT uid FROM sample_seen WHERE sha256 = ?", value)}
         case "pdq":
             return _near(con, value, radius)
-    stone = Tombstones(**{f"{kind}s": {value: "x"}}, digest="x")
+    stone = Tombstones(urls={value: "x"} if kind == "url" else {}, domains={value: "x"} if kind == "domain" else {}, digest="x")
     host = value if kind == "domain" else urlsplit(value).hostname
     return {row["uid"] for row in ask(con, SEEN_AT, host) if stone.hit(row)}
 

@@ -258,15 +258,22 @@ def test_settings_that_cannot_work_are_refused(server):
         Recaption(writer=chat(server), limits=Limits(money=5.0))
 
 
-def test_answers_about_a_sample_can_be_forgotten(server, small_set, tmp_path):
+def test_answers_about_a_sample_that_is_gone_from_the_sources_are_gone_from_the_disk(server, small_set, tmp_path):
+    server.answer = lambda caption, number: f"This shows {caption}, answer {number} of them."
     config = Recaption(writer=chat(server), rewrite=Rewrite(captions=4, per_caption=2), gates=LOOSE)
     seam.run("recaption", config, inputs(small_set), tmp_path / "captions")
-    uid = rows_of(tmp_path / "captions", "rewritten")[0]["uid"]
-    text = rows_of(tmp_path / "captions", "rewritten")[0]["text"].encode()
-    store = Answers(tmp_path / "captions.run" / "answers.sqlite")
-    assert (store.forget([uid, "unknown"]), len(store)) == (2, 6)
-    store.close()
-    assert not [file for file in (tmp_path / "captions.run").glob("answers.sqlite*") if text in file.read_bytes()]
+    gone = rows_of(tmp_path / "captions", "rewritten")[0]
+    store = tmp_path / "captions.run" / "answers.sqlite"
+    assert gone["text"].encode() in store.read_bytes()
+    for name, file in (("filtered", "kept"), ("candidate_pairs", "pairs")):
+        rows = pq.read_table(small_set / name / f"{file}.parquet")
+        (tmp_path / name).mkdir()
+        pq.write_table(rows.filter([uid != gone["uid"] for uid in rows["uid"].to_pylist()]), tmp_path / name / f"{file}.parquet")
+    places = inputs(small_set, filtered=tmp_path / "filtered", pairs=tmp_path / "candidate_pairs")
+    report = seam.run("recaption", config, places, tmp_path / "captions")
+    assert report.counts["answers_asked_now"] == 2  # another sample takes its place
+    assert len(Answers(store)) == 8
+    assert not [file for file in store.parent.glob("answers.sqlite*") if gone["text"].encode() in file.read_bytes()]
 
 
 # ---------------------------------------------------------------- what is kept about it
@@ -295,14 +302,11 @@ def test_a_share_of_the_calls_is_traced_with_personal_data_masked(server, small_
     assert all("room [number]" in span.inputs["user"] and "1234" not in json.dumps(span.inputs) for span in spans)
     assert {span.attributes["tokens_in"] for span in spans} == {"100"}
     assert all(row["seconds"] > 0 for row in catalog if row["origin"] == "rewritten")
-
-
-def test_untraced_runs_leave_no_trace(server, small_set, tmp_path):
-    tracker = MlflowTracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "recaption")
-    config = Recaption(writer=chat(server), rewrite=Rewrite(captions=5), trace_share=0.0, gates=LOOSE)
-    seam.run("recaption", config, inputs(small_set), tmp_path / "captions", tracker)
-    tracker.close()
-    assert not tracker.client.search_traces(locations=[track._experiment(tracker.client)])
+    seam.run(
+        "recaption", config.but("trace_share=0"), inputs(small_set, filtered=tmp_path / "filtered"), tmp_path / "untraced", again := MlflowTracker(uri, "again")
+    )
+    again.close()
+    assert len(client.search_traces(locations=[track._experiment(client)])) == len(ids)
 
 
 def test_added_words_are_those_that_no_word_of_the_sources_says():

@@ -6,7 +6,7 @@ model, the prompt, the sampling, the seed. So a run that was killed goes on wher
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +63,11 @@ class Answers:
         self.connection.executemany("DELETE FROM answers WHERE uid = ?", ((uid,) for uid in uids))
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return self.connection.total_changes - before
+
+    def keep_only(self, uids: Container[str]) -> int:
+        """Remove the answers about all other samples: those that were taken down, or are in no source any more."""
+        known = [uid for (uid,) in self.connection.execute("SELECT DISTINCT uid FROM answers")]
+        return self.forget([uid for uid in known if uid not in uids])
 
     def __len__(self) -> int:
         count: int = self.connection.execute("SELECT count(*) FROM answers").fetchone()[0]

@@ -51,6 +51,7 @@ def recaption(config: Recaption, stage: Stage) -> Report:
     pairs = {row["uid"]: row for row in read_table(stage.input("pairs") / "pairs.parquet", ("uid", "captions")).to_pylist()}
     rows = caption_plan.page_captions(kept, pairs)
     store = Answers(stage.state.parent / "answers.sqlite")
+    store.keep_only(pairs)
     desk = Desk(config, stage, store, Judge(stage.input("embeddings"), config.gates))
     try:
         for plan in (_from_raw, _from_pictures, _from_both):

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.data.loopback import body, web
 from vlm_core.data import rows as readers
 from vlm_core.data.crawl_config import Columns, Crawl, Extract, Table
 from vlm_core.data.pairs import Merger, Seen, make_pair
@@ -127,6 +128,15 @@ def test_a_folder_a_pattern_and_an_fsspec_url_name_many_tables_and_all_are_read(
     assert len(versions) == 1, "the same tables are the same version, wherever they lie"
     rows, _, _ = through_crawl(tmp_path, "memory://lists/*.gz")
     assert found(rows) == wanted[1:]
+
+
+def test_a_table_may_lie_on_a_web_server(tmp_path):
+    table = b"url,caption\n" + b"".join(b"http://a.org/%d.jpg,fox %d\n" % (n, n) for n in range(50_000))
+    with web({"/lists/all.csv?download=1": body(table, "text/csv")}) as site:
+        rows, _, _ = through_crawl(tmp_path, f"http://{site.address}/lists/all.csv?download=1")
+        assert (len(rows), rows[0]["source"]) == (50_000, "table:all.csv")
+        with pytest.raises(MissingInput, match="cannot be read"):
+            through_crawl(tmp_path, f"http://{site.address}/gone.csv")
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,9 @@ def places(path: str, pattern: str, what: str) -> list[Place]:
     Raises ConfigError for a URL that is not to be opened, MissingInput when there is none.
     """
     files, root = _file_system(path)
+    is_page = root.startswith(("http://", "https://"))  # one file: a web server has no folders, and its '?' is no pattern
     try:
-        paths = sorted(files.glob(root) if re.search(r"[*?\[]", root) else [root] if files.isfile(root) else files.find(root))
+        paths = sorted(files.glob(root) if re.search(r"[*?\[]", root) and not is_page else [root] if is_page or files.isfile(root) else files.find(root))
     except (OSError, ValueError) as error:
         raise MissingInput(f"Found nothing that can be listed at {path!r} ({type(error).__name__}), expected {what}; check the address.") from None
     folder = "" if paths == [root] else root if files.isdir(root) else posixpath.dirname(re.split(r"[*?\[]", root)[0])

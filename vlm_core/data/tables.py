@@ -47,8 +47,13 @@ def pass_on(path: str, out: Path) -> int:
     for place in places(path, PATTERN, WHAT):
         copy = out / FOLDER / place.name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        with place.open() as source, copy.open("wb") as target:
-            shutil.copyfileobj(source, target, 2**20)
+        try:
+            with place.open() as source, copy.open("wb") as target:
+                shutil.copyfileobj(source, target, 2**20)
+        except OSError as error:
+            raise MissingInput(
+                f"Found a table that cannot be read at {place.path} ({type(error).__name__}), expected its bytes; try again, or correct the path."
+            ) from None
         size += copy.stat().st_size
     return size
 

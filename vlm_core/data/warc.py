@@ -18,16 +18,16 @@ def read_warcs(path: str, config: Crawl) -> Iterator[Row]:
     from warcio.exceptions import ArchiveLoadFailed
 
     for place in places(path, PATTERN, WHAT):
-        with place.open() as stream:
-            try:
+        try:
+            with place.open() as stream:
                 records = ArchiveIterator(stream)
                 for record in records:
                     row = _page(record, config) if record.rec_type == "response" else None
                     if row is not None:
                         yield {**row, "source": f"warc:{place.name}", "place": str(records.get_record_offset())}
-            except (ArchiveLoadFailed, EOFError, OSError, zlib.error) as error:
-                detail = f"{type(error).__name__}: the rest of the archive was not read"
-                yield {"url": f"damaged:{place.name}", "status": "decode_error", "detail": detail}
+        except (ArchiveLoadFailed, EOFError, OSError, zlib.error) as error:
+            detail = f"{type(error).__name__}: the rest of the archive was not read"
+            yield {"url": f"damaged:{place.name}", "status": "decode_error", "detail": detail}
 
 
 def _page(record: Any, config: Crawl) -> Row | None:

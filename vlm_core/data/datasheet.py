@@ -73,7 +73,7 @@ def _collection(rows: list[Row]) -> str:
 
 
 def _preprocessing(manifest: Row) -> str:
-    settings = "\n".join(f"- `{quoted(key)}`: {quoted(value)}" for key, value in sorted((manifest.get("settings") or manifest["split"]).items()))
+    settings = "\n".join(f"- `{key}`: {quoted(value)}" for key, value in sorted((manifest.get("settings") or manifest["split"]).items()))
     return f"Rules, scores and thresholds of the filter are in the decisions of each sample (`vlm lineage why UID`). Settings of the shards:\n\n{settings}"
 
 

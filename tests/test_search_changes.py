@@ -231,6 +231,16 @@ def test_the_page_offers_filters_and_leads_on(service):
     assert "Found no sample &#39;nobody&#39;" in page.decode()
 
 
+def test_a_picture_whose_folder_is_just_being_replaced_is_asked_for_again(service):
+    uid = kept(service.data)[0]
+    (service.data / "images").rename(service.data / "images.old")
+    status, answer = service.ask("GET", f"/thumbnail/{uid}.jpg")
+    assert (status, b"ask again" in answer) == (503, True)
+    (service.data / "images.old").rename(service.data / "images")
+    assert service.ask("GET", f"/thumbnail/{uid}.jpg")[0] == 200
+    assert service.ask("GET", "/?" + "&".join(f"a{number}=1" for number in range(30)))[0] == 400
+
+
 def test_why_shows_the_trail_of_a_sample_escaped(service):
     uid = kept(service.data)[0]
     status, page = service.ask("GET", f"/why/{uid}")

@@ -60,8 +60,7 @@ class Handler(BaseHTTPRequestHandler):
             case "/indices-list":
                 return _json([INDEX])
             case "/":
-                query = parse_qs(target.query, max_num_fields=20)
-                return self._page({name: query[name][0] for name in ASKED if name in query})
+                return self._page(_asked(target.query))
         if name := re.fullmatch(rf"/thumbnail/({UID})\.jpg", target.path):
             if shelf.row(name[1]) is not None:
                 return 200, "image/jpeg", shelf.pictures.read(name[1])
@@ -142,6 +141,8 @@ class Handler(BaseHTTPRequestHandler):
             status, kind, body = _json({"error": str(error)}, error.status)
         except VlmError as error:
             status, kind, body = _json({"error": str(error)}, 500)
+        except FileNotFoundError:  # a folder between its old name and its new one
+            status, kind, body = _json({"error": "Found the data being replaced, expected it to be there; ask again in a second."}, 503)
         self.send_response(status)
         headers = {
             "Content-Type": kind, "Content-Length": str(len(body)), "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "same-origin",
@@ -178,6 +179,14 @@ class Server(ThreadingHTTPServer):
 
 def _json(value: Any, status: int = 200) -> Body:
     return status, "application/json", json.dumps(value, ensure_ascii=False).encode()
+
+
+def _asked(query: str) -> dict[str, str]:
+    try:
+        found = parse_qs(query, max_num_fields=20)
+    except ValueError:
+        raise BadRequest("Found more than 20 fields in the address, expected the few that the page asks with.") from None
+    return {name: found[name][0] for name in ASKED if name in found}
 
 
 def _question(body: bytes) -> dict[str, Any]:

@@ -182,8 +182,8 @@ class Fetcher:
             raise _Denied("optout_header", decision)
         data, final = body.getbuffer(), target.url if len(visit.hops) > 1 else ""
         into.write_bytes(data)
-        known = {"sha256": hashlib.sha256(data).hexdigest(), "mime": header.mime, "width": header.width, "height": header.height}
-        return Fetched(visit.hops[0], "ok", "", final, 200, len(data), rights_evidence=visit.said, **known)
+        digest = hashlib.sha256(data).hexdigest()
+        return Fetched(visit.hops[0], "ok", "", final, 200, len(data), digest, header.mime, header.width, header.height, rights_evidence=visit.said)
 
     def get_text(self, target: Target, path: str) -> tuple[int, str]:
         """(status, text) of a small file of an origin, redirects followed under the same guard. Raises FetchFailed."""

@@ -146,7 +146,7 @@ class Politeness:
             if self.clock() >= row["dead_until"]:
                 row["dead_until"] = self.clock() + DEAD_FOR_S  # one may try, the others wait for what becomes of it
                 return
-            failure = FetchFailed(STATUSES[row["status"]], row["detail"].decode("utf-8", "ignore"), int(row["http_status"]))  # type: ignore[arg-type]
+            failure = FetchFailed(STATUSES[row["status"]], row["detail"].decode("utf-8", "ignore"), int(row["http_status"]))
         raise failure if patience_s == float("inf") else Later(host)
 
     def _reserve(self, domain: str, patience_s: float) -> float:

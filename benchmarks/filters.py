@@ -6,9 +6,17 @@ The made-up candidates have captions of real words in several scripts, sizes, la
 its own, so that its peak memory is its own.
 """
 
+import argparse
 import json
 import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +27,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm_core.data import filters
+from vlm_core.data import filters, select, semantic
 from vlm_core.data.cut_config import Cut
+from vlm_core.data.entries import Entries
 from vlm_core.data.filter_config import Filter, ImageRules, LanguageRule, TextRules
+from vlm_core.data.perceptual import near_pairs
 from vlm_core.data.pool import load_pool
 from vlm_core.data.sample import DOWNLOADS, PAIRS
 from vlm_core.data.scores import clip_score
 from vlm_core.data.select import uid_pairs
+from vlm_core.stage import own_peak_mb
 
 CHUNK = 250_000
 FRACTION = 0.3
@@ -42,7 +53,7 @@ def generate(folder: Path, rows: int) -> None:
     """The three inputs of the verb, and the same columns as metadata in DataComp's layout."""
     for name in ("images", "embeddings/img_emb", "embeddings/text_emb", "embeddings/metadata", "datacomp"):
         (folder / name).mkdir(parents=True)
-    captions, rng = phrases(200_000), np.random.default_rng(0)
+    captions, rng = phrases(20_000), np.random.default_rng(0)
     step = 2**64 // rows
     angles = []
     with pq.ParquetWriter(folder / "pairs.parquet", PAIRS) as pairs, pq.ParquetWriter(folder / "images" / "status.parquet", DOWNLOADS) as status:
@@ -72,7 +83,10 @@ def generate(folder: Path, rows: int) -> None:
 def phrases(n: int) -> pa.Array:
     """Captions of 0 to 14 words; some with entities, odd white space or other scripts."""
     rng = np.random.default_rng(1)
-    words = np.array(["".join(rng.choice(list("abcdefghiklmnoprstuvwy"), rng.integers(1, 10))) for _ in range(3000)] + ["&amp;", "犬と猫", "café", "고양이", "IMG_2034.jpg", "$5"])
+    words = np.array(
+        ["".join(rng.choice(list("abcdefghiklmnoprstuvwy"), rng.integers(1, 10))) for _ in range(3000)]
+        + ["&amp;", "犬と猫", "café", "고양이", "IMG_2034.jpg", "$5"]
+    )
     gaps = np.array([" "] * 60 + ["  ", "\t", "\n", "\xa0"])
     return pa.array(["".join(w + g for w, g in zip(rng.choice(words, k), rng.choice(gaps, k), strict=True)) for k in rng.integers(0, 15, n)])
 
@@ -84,27 +98,30 @@ def uids(high: np.ndarray, rng: np.random.Generator) -> pa.Array:
 
 
 def table_of(schema: pa.Schema, n: int, **columns: Any) -> pa.Table:
-    return pa.table({field.name: pa.array(columns[field.name], field.type) if field.name in columns else pa.nulls(n, field.type) for field in schema}, schema=schema)
+    return pa.table(
+        {field.name: pa.array(columns[field.name], field.type) if field.name in columns else pa.nulls(n, field.type) for field in schema}, schema=schema
+    )
 
 
 # ---------------------------------------------------------------- DataComp's logic
 
 
-def datacomp(folder: Path) -> np.ndarray:
+def tables(folder: Path) -> list[pd.DataFrame]:
+    return [pd.read_parquet(file) for file in sorted((folder / "datacomp").glob("*.parquet"))]
+
+
+def datacomp(frames: list[pd.DataFrame]) -> np.ndarray:
     """Basic filter and CLIP score, as baselines/apply_filter.py goes about it, row by row; language tags stand for its fastText model. Sorted pairs of uint64."""
-    files = sorted((folder / "datacomp").glob("*.parquet"))
-    scores = np.concatenate([pd.read_parquet(file, columns=["clip_l14_similarity_score"]).to_numpy().ravel() for file in files])
+    scores = np.concatenate([df.clip_l14_similarity_score.to_numpy() for df in frames])
     threshold = -np.sort(-scores)[int(len(scores) * FRACTION)]
     basic, fitting = [], []
-    for file in files:
-        df = pd.read_parquet(file, columns=["uid", "text", "lang", "original_width", "original_height"])
+    for df in frames:
         words, chars = df.text.apply(lambda text: len(text.split())), df.text.apply(len)
         number = df.uid.apply(int, base=16)
         halves = np.array(list(zip((number // 2**64).astype("uint64"), (number % 2**64).astype("uint64"), strict=True)), "u8,u8")
         short, long = np.minimum(df.original_width, df.original_height), np.maximum(df.original_width, df.original_height)
         basic.append(halves[(df.lang == "en") & (words > 2) & (chars > 5) & (short >= 200) & (long / short <= 3.0)])
-        scored = pd.read_parquet(file, columns=["uid", "clip_l14_similarity_score"])
-        kept = scored[scored.clip_l14_similarity_score >= threshold].uid
+        kept = df[df.clip_l14_similarity_score >= threshold].uid
         fitting.append(np.array([(int(uid[:16], 16), int(uid[16:32], 16)) for uid in kept], "u8,u8"))
     both = np.intersect1d(np.concatenate(basic), np.concatenate(fitting))
     return both.view(np.uint64).reshape(-1, 2)
@@ -113,26 +130,189 @@ def datacomp(folder: Path) -> np.ndarray:
 # ---------------------------------------------------------------- ours
 
 
-def ours(folder: Path, scratch: Path) -> tuple[np.ndarray, dict[str, float]]:
-    """(sorted halves of the uids that stay, seconds of each step)."""
-    clock = Clock()
-    pool = load_pool(folder / "pairs.parquet", folder / "images", folder / "embeddings", scratch)
-    clock("join")
-    trail = filters.judge(BASIC, pool, scratch=scratch)
-    clock("rules")
-    kept = uid_pairs(pool.uid[trail.rows].tolist())
-    clock("uids")
-    filters.write_decisions(trail, scratch / "decisions.parquet")
-    clock("trail")
-    return kept, clock.seconds
-
-
 class Clock:
+    """Seconds of each step: of the processor, and on the wall."""
+
     def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self.steps: dict[str, tuple[float, float]] = {}
+        self._last = time.process_time(), time.perf_counter()
 
     def __call__(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = now - self._last
+        now = time.process_time(), time.perf_counter()
+        self.steps[name] = now[0] - self._last[0], now[1] - self._last[1]
         self._last = now
+
+
+def one_size(rows: int) -> None:
+    """A size in this process: prints one line of JSON. The whole way from the three inputs to the trail of decisions in a file."""
+    with tempfile.TemporaryDirectory() as tmp:
+        folder, scratch = Path(tmp) / "in", Path(tmp) / "scratch"
+        folder.mkdir()
+        scratch.mkdir()
+        subprocess.run([sys.executable, "-m", "benchmarks.filters", "--generate", str(folder), "--rows", str(rows)], check=True)
+        clock = Clock()
+        pool = load_pool(folder / "pairs.parquet", folder / "images", folder / "embeddings", scratch)
+        clock("join")
+        trail = filters.judge(BASIC, pool, scratch=scratch)
+        clock("rules and cut")
+        filters.write_decisions(trail, scratch / "decisions.parquet")
+        clock("trail")
+        peak = own_peak_mb()
+        print(
+            json.dumps(
+                {
+                    "rows": rows,
+                    "kept": len(trail.rows),
+                    "steps": clock.steps,
+                    "peak_mb": round(peak),
+                    "decisions": pq.read_metadata(scratch / "decisions.parquet").num_rows,
+                }
+            )
+        )
+
+
+def against_datacomp(rows: int, rounds: int) -> list[str]:
+    """Both on tables in memory, by turns: our rules, cut and trail, and DataComp's rules and cut."""
+    with tempfile.TemporaryDirectory() as tmp:
+        folder = Path(tmp)
+        generate(folder, rows)
+        frames, pool = tables(folder), load_pool(folder / "pairs.parquet", folder / "images", folder / "embeddings")
+
+    def ours() -> np.ndarray:
+        return uid_pairs(pool.uid[filters.judge(BASIC, pool).rows].tolist())
+
+    seconds: dict[str, list[float]] = {"DataComp's logic": [], "ours": []}
+    same = True
+    for _ in range(rounds):
+        found = []
+        for name, way in (("DataComp's logic", lambda: datacomp(frames)), ("ours", ours)):
+            begin = time.process_time()
+            found.append(way())
+            seconds[name].append(time.process_time() - begin)
+        same &= np.array_equal(*found)
+    ratio = statistics.median(a / b for a, b in zip(*seconds.values(), strict=True))
+    lines = [f"{name:22} {len(pool) / statistics.median(values):12,.0f} rows per CPU second" for name, values in seconds.items()]
+    return [
+        *lines,
+        f"ours is {ratio:.1f} x as fast, with a decision row per sample and rule (kept in memory), which DataComp's does not write; same uids: {same}",
+    ]
+
+
+# ---------------------------------------------------------------- entries, copies
+
+
+def automaton() -> list[str]:
+    rng = np.random.default_rng(0)
+    letters = np.array(list("abcdefghiklmnoprstuvwy"))
+    words = np.array(["".join(letters[rng.integers(0, 22, rng.integers(2, 10))]) for _ in range(40_000)])
+    phrases_of = words[rng.integers(0, len(words), (460_000, 3))]
+    entries = list(dict.fromkeys([*words.tolist(), *(" ".join(row[:k]) for row, k in zip(phrases_of, rng.integers(2, 4, len(phrases_of)), strict=True))]))
+    texts = [" ".join(row) for row in words[rng.integers(0, len(words), (20_000, 10))]]
+    begin = time.process_time()
+    finder = Entries(entries, "padded")
+    built = time.process_time() - begin
+    begin = time.process_time()
+    found = [finder.find(text) for text in texts]
+    ours = (time.process_time() - begin) / len(texts)
+    begin = time.process_time()
+    loop = [[number for number, entry in enumerate(entries) if f" {entry} " in f" {text} "] for text in texts[:10]]
+    theirs = (time.process_time() - begin) / len(loop)
+    return [
+        f"{len(entries):,} entries, captions of 10 words: automaton {ours * 1e6:,.0f} us a caption (built in {built:.1f} s), demonstration loop {theirs * 1e6:,.0f} us: "
+        f"{theirs / ours:,.0f} x; same entries: {loop == found[:10]}"
+    ]
+
+
+def near_copies() -> list[str]:
+    """Random PDQ hashes, a tenth of them within 31 bits of another one."""
+    lines = []
+    for rows in (10_000, 30_000, 100_000):
+        rng = np.random.default_rng(rows)
+        codes = rng.integers(0, 1 << 16, (rows, 16)).astype(np.uint16)
+        for row in range(rows - rows // 10, rows):
+            codes[row] = codes[row - rows // 2]
+            for bit in rng.choice(256, 25, replace=False).tolist():
+                codes[row, bit // 16] ^= np.uint16(1 << bit % 16)
+        begin = time.process_time()
+        pairs = near_pairs(codes, 31)
+        seconds = time.process_time() - begin
+        lines.append(f"{rows:12,} hashes {seconds:8.1f} s  {seconds / rows * 1e6:8.0f} us a hash  {len(pairs):8,} pairs of {rows // 10:,} planted")
+    return lines
+
+
+def semantic_recall() -> list[str]:
+    """Recall of duplicates (cosine > 0.95) against comparing all with all, by the clusters that are visited."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(8_000, 64)).astype(np.float32)
+    rows[4_000:] = rows[rng.integers(0, 4_000, 4_000)] + 0.03 * rng.normal(size=(4_000, 64)) * np.sqrt(rng.uniform(0.5, 2, (4_000, 1)))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    centroids = select.kmeans(rows, 100, 20, 0, spherical=True)
+    nearest = semantic.nearest_clusters(rows, centroids, 3)
+    order = semantic.visiting_order(rows, centroids, nearest[:, 0], "hard")
+    everything = semantic.largest_earlier(rows, np.zeros((len(rows), 1), np.int64), order) > 0.95
+    return [
+        f"{visits} cluster{'s' * (visits > 1)}: {(semantic.largest_earlier(rows, nearest[:, :visits], order) > 0.95)[everything].mean():.4f} of {everything.sum():,} duplicates"
+        for visits in (1, 2, 3)
+    ]
+
+
+# ---------------------------------------------------------------- report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 3_000_000, 10_000_000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--generate", type=Path, help="only write the made-up candidates there")
+    parser.add_argument("--one", action="store_true", help="only run the first size")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "filters.txt")
+    args = parser.parse_args()
+    if args.generate:
+        generate(args.generate, args.rows[0])
+        return
+    if args.one:
+        one_size(args.rows[0])
+        return
+    first = args.rows[0]
+    sections: list[tuple[str, Callable[[], list[str]]]] = [
+        (
+            f"{first:,} rows, basic rules and the best 30 % by score, tables in memory, {args.rounds} rounds by turns",
+            lambda: against_datacomp(first, args.rounds),
+        ),
+        *((f"{rows:,} rows: inputs joined, rules, cut, decisions in a file, in a process of its own", partial(whole_way, rows)) for rows in args.rows[:2]),
+        ("entries of MetaCLIP", automaton),
+        ("PDQ within 31 bits, multi-index hashing", near_copies),
+        ("SemDeDup across borders", semantic_recall),
+        *((f"{rows:,} rows: inputs joined, rules, cut, decisions in a file, in a process of its own", partial(whole_way, rows)) for rows in args.rows[2:]),
+    ]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(conditions() + "\n")
+    for title, section in sections:
+        with args.out.open("a") as stream:
+            stream.write("\n".join(["", title, *section()]) + "\n")
+    print(args.out.read_text())
+
+
+def whole_way(rows: int) -> list[str]:
+    done = subprocess.run([sys.executable, "-m", "benchmarks.filters", "--one", "--rows", str(rows)], check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    cpu, wall = (sum(step[side] for step in found["steps"].values()) for side in (0, 1))
+    parts = ", ".join(f"{name} {step[0]:.1f} s" for name, step in found["steps"].items())
+    return [
+        f"{cpu:.1f} CPU s ({cpu / rows * 1e6:.2f} us a row; {parts}), {wall:.1f} s on the wall, peak memory {found['peak_mb']:,} MB, "
+        f"{found['kept']:,} kept, {found['decisions']:,} decisions"
+    ]
+
+
+def conditions() -> str:
+    cpu = next(
+        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor()
+    )
+    versions = f"python {platform.python_version()}, numpy {np.__version__}, pandas {pd.__version__}, pyarrow {pa.__version__}"
+    return (
+        f"Filter benchmark: {versions}\nCPU {cpu}, {os.cpu_count()} cores (load {os.getloadavg()[0]:.1f} at the start), nice {os.nice(0)}, made-up candidates"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -82,7 +82,7 @@ class Trail:
     """Collects verdicts rule by rule; knows who is still in. With a scratch folder decisions lie there until they are read, else in memory."""
 
     def __init__(self, uids: Sequence[str] | Stored, scratch: Path | None = None) -> None:
-        self.uids = uids
+        self.uids = uids if isinstance(uids, Stored) else np.asarray(uids, dtype=object)
         self.rows = np.arange(len(uids))
         self.reason = np.full(len(uids), "", dtype=object)  # of the one drop, if any
         self.tally: dict[str, Counter[str]] = {}  # rule -> reason ('' for those that stay) -> samples, in the order of the rules

@@ -59,7 +59,7 @@ class Pool:
     phash: Stored
     pdq: Stored
     pdq_quality: Stored
-    bytes: Stored  # of the file as fetched, as are its type and size
+    file_bytes: Stored  # of the file as fetched, as are its type and size
     mime: Stored
     width: Stored  # before any resizing
     height: Stored
@@ -127,10 +127,12 @@ def load_pool(pairs: Path, images: Path, embeddings: Path, scratch: Path | None 
             scores = {"emb_row": where, "clip": _exact(_clip_scores(image_emb, text_emb, where), exact.to_numpy(), uids), "masked_clip": masked}
             langs.append(_page_langs(table["lang"].cast(pa.string())))
             blocks.add(_joined(table, downloads.match(uids), scores))
-    columns = {name: Stored(blocks, name) for name in _SCHEMA.names if name not in {"caption", "others", "original_width", "original_height"}}
+    columns: dict[str, Any] = {
+        name: Stored(blocks, name) for name in _SCHEMA.names if name not in {"caption", "others", "original_width", "original_height", "bytes"}
+    }
     return Pool(
         raw=Stored(blocks, "caption"), caption=Stored(blocks, "caption", derive=clean_all), texts=Stored(blocks, "caption", "others", derive=_all_texts),
-        width=Stored(blocks, "original_width"), height=Stored(blocks, "original_height"), lang=np.concatenate(langs), images=images,
+        width=Stored(blocks, "original_width"), height=Stored(blocks, "original_height"), lang=np.concatenate(langs), images=images, file_bytes=Stored(blocks, "bytes"),
         image_emb=image_emb, text_emb=text_emb, scorer=scorer, scratch=scratch, **columns,
     )  # fmt: skip
 

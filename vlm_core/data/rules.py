@@ -132,7 +132,7 @@ def personal(section: Personal, pool: Pool, rows: Column) -> Verdict:
 def image(section: ImageRules, pool: Pool, rows: Column) -> Verdict:
     """Shorter side and aspect of the picture as fetched; the score is the shorter side."""
     short, long = np.minimum(pool.width[rows], pool.height[rows]), np.maximum(pool.width[rows], pool.height[rows])
-    size, formats = pool.bytes[rows], pool.mime[rows]
+    size, formats = pool.file_bytes[rows], pool.mime[rows]
     reason = first_reason(
         len(rows),
         ("too_small", (short < section.min_side) | (short <= 0)),

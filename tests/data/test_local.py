@@ -176,7 +176,7 @@ def test_a_link_that_leads_out_of_the_folder_and_what_is_no_file_are_refused(tmp
 # ---------------------------------------------------------------- WebDataset
 
 
-def test_webdataset_tars_keep_the_address_that_they_tell_and_need_no_network(tmp_path):
+def test_webdataset_tars_keep_the_address_that_they_tell_and_need_no_network(tmp_path, monkeypatch):
     shards = tmp_path / "shards"
     shards.mkdir()
     told = {"url": "http://A.org:80/fox.png", "caption": "a fox", "key": "000", "license": "CC0", "sha256": "no"}
@@ -194,6 +194,8 @@ def test_webdataset_tars_keep_the_address_that_they_tell_and_need_no_network(tmp
     assert (rows["http://a.org/fox.png"]["licence"], rows["http://a.org/fox.png"]["pages"][0]["place"]) == ("CC0", "00000.tar:000")
     status, report = download(tmp_path)  # no contact, no allow-list: a request could not even begin
     assert report.counts["ok"] == 3
+    monkeypatch.setenv("VLM_ENGINE", "processes:2")
+    assert download(tmp_path, out="elsewhere")[1].data_version == report.data_version
     assert {row["sha256"] for row in status.values()} == {hashlib.sha256(png(seed=seed)).hexdigest() for seed in (1, 2, 3)}
 
 

@@ -61,11 +61,16 @@ def download(config: Download, stage: Stage) -> Report:
     stored, state = Stored(stage.final, ledger), local.believed(ledger.state(), copies)
     stored.look(state)
     if todo := ledger.due(urls, state, stored, begin, config.retry, config.give_up_after):
-        is_all_here = local.ingest(copies, todo, ledger, config.fetch) == len(todo)
-        with contextlib.nullcontext(config) if is_all_here else reachable(config) as reached:
-            write_json(ledger.root / "job.json", reached.model_dump(mode="json"))
-            fetch = fetch_ranges.fetch_all if ranges.elsewhere() else fetch_here
-            fetch(reached, stage, ledger, todo)
+        here, away = [url for url in todo if url in copies], [url for url in todo if url not in copies]
+        if here:  # no connection, and never in another place than the copies
+            local.ingest(copies, here, ledger, config.fetch)
+            write_json(ledger.root / "job.json", config.model_dump(mode="json"))
+            fetch_here(config, stage, ledger, here)
+        if away:
+            with reachable(config) as reached:
+                write_json(ledger.root / "job.json", reached.model_dump(mode="json"))
+                fetch = fetch_ranges.fetch_all if ranges.elsewhere() else fetch_here
+                fetch(reached, stage, ledger, away)
         stored.look(state := ledger.state())
     records = _answers(urls, state)
     _mark_taken_down(records)

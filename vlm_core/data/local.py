@@ -60,19 +60,19 @@ def believed(state: Mapping[str, Row], copies: Mapping[str, Copy]) -> dict[str, 
     return {url: record for url, record in state.items() if url not in copies or copies[url].sha256 == record.get("sha256")}
 
 
-def ingest(copies: Mapping[str, Copy], todo: Iterable[str], ledger: Ledger, fetch: Fetch) -> int:
-    """Answer those addresses of a list that have a copy; returns how many. The budgets of a picture hold; decoding, resizing, hashes are the usual code.
+def ingest(copies: Mapping[str, Copy], todo: Iterable[str], ledger: Ledger, fetch: Fetch) -> None:
+    """Answer addresses that have a copy. The budgets of a picture hold; decoding, resizing, hashes are the usual code.
 
     Raises BadManifest when a copy is not what its list says.
     """
-    wanted = sorted((url for url in todo if url in copies), key=lambda url: copies[url].tar)
+    wanted = sorted(todo, key=lambda url: copies[url].tar)
     for tar, urls in groupby(wanted, key=lambda url: copies[url].tar):
         places = {member.name: member for member in members(tar)}
         with tar.open("rb") as stream:
             for url in urls:
                 if ledger.known(url) is None:
-                    _answer(url, read_member(stream, places[copies[url].sha256]), copies[url], ledger, fetch)
-    return len(wanted)
+                    member = places.get(copies[url].sha256)
+                    _answer(url, read_member(stream, member) if member else b"", copies[url], ledger, fetch)
 
 
 def _answer(url: str, data: bytes, copy: Copy, ledger: Ledger, fetch: Fetch) -> None:

@@ -72,7 +72,7 @@ def pictures_in(server: ChatServer) -> list[bytes]:
 
 
 def test_a_vision_model_sees_the_stored_picture_and_not_the_raw_caption(server, small_set, tmp_path):
-    server.reply = lambda asked: "The image shows a small round thing on white."
+    server.reply, server.wait_s = (lambda asked: "The image shows a small round thing on white."), 0.3
     config = Recaption(rewrite=None, synthetic=Synthetic(captioner=chat(server), captions=7), gates=LOOSE)
     report = seam.run("recaption", config, inputs(small_set), tmp_path / "captions")
     rows, stored = rows_of(tmp_path / "captions", "synthetic"), Pictures(small_set / "images")
@@ -232,6 +232,7 @@ def test_a_limit_is_never_exceeded_and_what_does_not_fit_is_counted(server, smal
         assert report.metrics["cost_per_accepted"] == pytest.approx(0.3 * written / report.counts["accepted"])
 
 
+@pytest.mark.slow
 def test_what_a_limit_lets_through_does_not_depend_on_who_answers_first(server, small_set, tmp_path):
     config = Recaption(writer=chat(server), rewrite=Rewrite(captions=40), limits=Limits(tokens=4_000), gates=LOOSE)
     first = seam.run("recaption", config, inputs(small_set), tmp_path / "first")

@@ -17,7 +17,7 @@ from vlm_core.data.text_rules import count_words
 from vlm_core.stage import Report, Stage
 
 SHOWN = 30  # rows of the table that people see
-COMPARED = 400  # captions per origin that are scored for the comparison
+COMPARED = 200  # captions per origin that are scored for the comparison
 VOCABULARY_AT = 200  # running words over which vocabularies are compared: a larger set always has more words
 
 

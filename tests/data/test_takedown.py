@@ -329,3 +329,35 @@ def test_the_check_of_the_shards_and_the_table_of_the_snapshot_say_what_was_take
     rows = changes(made / "home" / "catalog", before, now)
     assert {(row["change"], row["reason"]): row["samples"] for row in rows} == {("removed", "taken_down"): 1, ("unchanged", ""): 59}
     assert changes(made / "home" / "catalog", "", now) == changes(made / "home" / "catalog", "f" * 36, now) == []
+
+
+def test_a_scan_finds_it_in_every_kind_of_file_and_says_which_it_could_not_read(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import sqlite3
+
+    import numpy as np
+
+    uid = read_index(made / "shards")["uid"][0].as_py()
+    take(capsys, "--uid", uid)
+    take(capsys, "--url", "https://x.org/a.jpg")
+    reshard(made)
+    assert scan(capsys)[1]["found"] == []
+    folder = made / "shards.run"
+    database = sqlite3.connect(folder / "answers.sqlite")
+    database.execute("CREATE TABLE answers (uid TEXT, n INTEGER)")
+    database.execute("INSERT INTO answers VALUES (?, 1)", (uid,))
+    database.commit()
+    database.close()
+    pq.write_table(pa.table({"nested": [[{"deep": [f"near {uid}"]}]]}), folder / "nested.parquet")
+    pq.write_table(pa.table({"json": [json.dumps({"url": "HTTPS://X.org/a.jpg"}).encode()]}), folder / "bytes.parquet")
+    (folder / "img2dataset.log").write_text(f"line\nlooked at https://x.org/a.jpg, {uid}\n")
+    (folder / "img_emb").mkdir()
+    (folder / "metadata").mkdir()
+    np.save(folder / "img_emb" / "img_emb_0.npy", np.zeros((3, 2)))
+    pq.write_table(pa.table({"uid": ["0" * 32] * 2}), folder / "metadata" / "metadata_0.parquet")
+    (folder / "broken.parquet").write_bytes(b"PAR1")
+    code, proof = scan(capsys)
+    assert code == 20
+    assert {Path(hit["path"]).name: hit["hits"] for hit in proof["found"]} == {
+        "answers.sqlite": 1, "nested.parquet": 1, "bytes.parquet": 1, "img2dataset.log": 1, "img_emb_0.npy": 1,
+    }  # fmt: skip
+    assert [said.split(":")[0].rpartition("/")[2] for said in proof["not_readable"]] == ["broken.parquet"]

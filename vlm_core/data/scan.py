@@ -5,8 +5,10 @@ looked at, and their lengths must agree with it. Pages as crawled are source mat
 `vlm extract` refuses to read where it shows something that was taken down.
 """
 
+import contextlib
 import json
 import re
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +25,7 @@ from vlm_core.errors import DataError
 from vlm_core.stage import record_of
 
 NAMES = re.compile(r"\b[0-9a-f]{64}\b|\b[0-9a-f]{32}\b")
-ADDRESSES = re.compile(r"https?://[^\s\"'<>\\]+")
+ADDRESSES = re.compile(r"https?://[^\s\"'<>\\]+", re.IGNORECASE)
 TEXTS = {".json", ".jsonl", ".csv", ".tsv", ".md", ".txt", ".html", ".log", ".yaml"}
 SOURCE_COLUMNS = {"html"}
 TEXT_BYTES = 64 * 2**20
@@ -88,7 +90,7 @@ def _look(path: Path, kind: str, stones: Tombstones, found: Found) -> None:
         for value in _values(path, kind):
             found.values += 1
             hits += covered(value, stones)
-    except (DataError, OSError, ValueError, pa.ArrowException) as error:
+    except (DataError, OSError, ValueError, pa.ArrowException, sqlite3.Error) as error:
         found.unreadable.append(f"{path}: {error}")
         return
     if hits:
@@ -107,6 +109,8 @@ def _values(path: Path, kind: str) -> Iterator[str]:
         yield from _table_values(path)
     elif kind == ".tar":
         yield from _tar_values(path)
+    elif kind == ".sqlite":
+        yield from _database_values(path)
     elif kind in TEXTS and path.stat().st_size <= TEXT_BYTES:
         with path.open(encoding="utf-8", errors="replace") as lines:
             yield from lines
@@ -118,6 +122,15 @@ def _table_values(path: Path) -> Iterator[str]:
             for name, column in zip(batch.schema.names, batch.columns, strict=True):
                 if name not in SOURCE_COLUMNS:
                     yield from _texts(column)
+
+
+def _database_values(path: Path) -> Iterator[str]:
+    """Every text of an SQLite file, such as the answers of language models beside the captions."""
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        for (table,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            quoted = table.replace('"', '""')
+            for row in connection.execute(f'SELECT * FROM "{quoted}"'):
+                yield from (value for value in row if isinstance(value, str))
 
 
 def _texts(column: pa.Array) -> Iterator[str]:

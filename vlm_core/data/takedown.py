@@ -199,7 +199,7 @@ def _prove(args: argparse.Namespace) -> int:
     home = stages.home()
     proof = prove(home, scan.products(home), _cache(args.cache), purge=args.purge)
     print(json.dumps(proof, indent=1, ensure_ascii=False) if args.json else _sentence(proof))
-    return 20 if proof["hits"] else 0
+    return 20 if proof["hits"] or proof["not_readable"] else 0  # what cannot be read proves nothing
 
 
 def prove(home: Path, folders: list[Path], cache: Path | None, *, purge: bool = False) -> dict[str, Any]:
@@ -232,6 +232,7 @@ def _cache(given: Path | None) -> Path | None:
 def _sentence(proof: dict[str, Any]) -> str:
     lines = [f"{proof['hits']} hits in {proof['files']:,} files ({proof['values']:,} values) of {len(proof['folders'])} folders for {proof['uids']:,} samples"]
     lines += [f"  {hit['hits']:6,}  {hit['path']}" for hit in proof["found"]]
+    lines += [f"  not readable: {said}" for said in proof["not_readable"]]
     if proof["hits"]:
         lines.append("Run the stages that made these folders again (job 'data', or 'dvc repro'), then scan again.")
     if held := proof["cached_files_that_hold_it"]:

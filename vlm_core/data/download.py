@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from vlm_core import ranges
 from vlm_core.config import canonical_json
-from vlm_core.data import demo_web, fetch_ranges, local, tombstones
+from vlm_core.data import demo_web, fetch_ranges, local, scan, tombstones
 from vlm_core.data.by_address import Stored
 from vlm_core.data.child import run_module
 from vlm_core.data.crawl_config import Download
@@ -73,7 +73,7 @@ def download(config: Download, stage: Stage) -> Report:
                 fetch(reached, stage, ledger, away)
         stored.look(state := ledger.state())
     records = _answers(urls, state)
-    _mark_taken_down(records)
+    _obey(records, ledger)
     ledger.settle(records, begin.isoformat(timespec="milliseconds"), config.retry, config.give_up_after)
     fetched = {**{url: dict(record) for url, record in records.items()}, **{url: _refused(url, said) for url, said in refused.items()}}
     _block(fetched, lists)
@@ -174,12 +174,18 @@ def _refused(url: str, said: str) -> Row:
     return {"url": url, "status": "optout_header", "detail": "its page opts out", "rights_rule": "page", "rights_evidence": said}
 
 
-def _mark_taken_down(records: Mapping[str, Row]) -> None:
-    """A picture that was taken down does not come back under another address; what it looked like is not kept either."""
+def _obey(records: Mapping[str, Row], ledger: Ledger) -> None:
+    """A picture that was taken down does not come back under another address; what it looked like, and what its site said, is not kept either."""
     stones = tombstones.load(home())
-    for record in records.values() if stones else ():
+    if not stones:
+        return
+    for record in records.values():
         if record["status"] == "ok" and (takedown := stones.hit(record)):
             record.update(status="taken_down", detail=f"takedown {takedown}", sha256="", phash="", pdq="", pdq_quality=None)
+    ledger.todo.unlink(missing_ok=True)  # all of it is done
+    for file in sorted(ledger.origins.iterdir()):
+        if scan.covered(file.read_text(), stones):
+            file.unlink()
 
 
 def _block(fetched: Mapping[str, Row], lists: HashLists) -> None:

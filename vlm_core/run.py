@@ -102,7 +102,7 @@ def load(verb: str, recipe: str | None = None, params: Path | None = None, chang
             raise ConfigError(f"Found the section {unknown[0]!r} in {params}, expected a verb; {did_you_mean(unknown[0], VERBS)}")
         chosen = text.get(verb) or {}
     menu = recipes(verb)
-    name = recipe or next(iter(chosen), None) or next(iter(menu), None)
+    name = recipe or next(iter(chosen), "") or next(iter(menu), "")
     recipe_name = str(name).partition("@")[0]  # table_crawl@laion: the recipe table_crawl, chosen once more under a name of its own
     if recipe_name not in menu:
         raise ConfigError(f"Found the recipe {name!r} for 'vlm {verb}', expected a known one; {did_you_mean(str(name), menu)}")

@@ -18,7 +18,7 @@ from vlm_core.stage import Report, Stage
 
 SHOWN = 30  # rows of the table that people see
 COMPARED = 200  # captions per origin that are scored for the comparison
-VOCABULARY_AT = 200  # running words over which vocabularies are compared: a larger set always has more words
+VOCABULARY_AT = 150  # running words over which vocabularies are compared: a larger set always has more words
 
 
 class Spent(NamedTuple):
@@ -150,12 +150,14 @@ def draw(origins: Sequence[Origin], path: Path) -> None:
         axes.set_title(title)
         axes.invert_yaxis()
     fit.axvline(0, color="grey", linewidth=0.8)
-    bars = (
-        (variety, f"distinct words in {VOCABULARY_AT:,} running words", [o.row[f"vocabulary per {VOCABULARY_AT:,} words"] or 0.0 for o in origins], "{:,.0f}"),
-        (adds, "captions with a word that the raw one does not say", [100 * (o.row["captions that add"] or 0) for o in origins], "{:.0f} %"),
-    )
-    for axes, title, counts, form in bars:
-        axes.bar_label(axes.barh(names, counts), fmt=form, padding=3)
+    counted = [o.row[f"vocabulary per {VOCABULARY_AT:,} words"] for o in origins]
+    shares = [o.row["captions that add"] for o in origins]
+    for axes, title, values, form in (
+        (variety, f"distinct words in {VOCABULARY_AT:,} running words", counted, "{:,.0f}"),
+        (adds, "share of captions that add a word", shares, "{:.0%}"),
+    ):
+        bars = axes.barh(names, [value or 0.0 for value in values])
+        axes.bar_label(bars, ["too few words" if value is None else form.format(value) for value in values], padding=3)
         axes.set_title(title)
         axes.margins(x=0.15)
         axes.invert_yaxis()

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.objectives.world import SMALL, batch, built, towers
-from vlm_core.models.tokenizer import BytePair, trim
+from tests.objectives.world import SMALL, batch, built, ids, towers
+from vlm_core.models.tokenizer import trim
 from vlm_core.models.towers import TwoTower, unit
 from vlm_core.objectives import config as menu
 from vlm_core.objectives.gather import exchange, gather, of_first
@@ -56,8 +56,8 @@ def batches() -> list[dict[str, Any]]:
     steps = []
     for step in range(2):
         given = batch(PAIRS, torch.float64)
-        texts = [f"step {step} number {row}" + " and more" * (row >= PAIRS // 2) for row in range(PAIRS)]
-        steps.append({**given, "images": given["images"].roll(step, 0), "ids": BytePair(12)(texts)})
+        texts = [[5 + step, 10 + row, *[30, 31] * (row >= PAIRS // 2)] for row in range(PAIRS)]
+        steps.append({**given, "images": given["images"].roll(step, 0), "ids": ids(texts)})
     return steps
 
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from vlm_core.models import config as models
-from vlm_core.models.tokenizer import BytePair, trim
 from vlm_core.models.towers import TwoTower
 from vlm_core.objectives import base
 from vlm_core.objectives import config as menu
@@ -19,9 +18,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "nearest_neighbour": {"bank": 30},
     "masked_autoencoder": {"width": 16, "layers": 1, "heads": 2},
     "captioning": {"layers": 1},
-    "image_text_matching": {"width": 16, "layers": 1, "heads": 2},
+    "image_text_matching": {"width": 32, "layers": 1, "heads": 2},
 }
-WORDS = ["red", "blue", "green", "small", "large", "old", "new", "round", "square", "soft", "hard", "dark"]
+VOCABULARY = 40  # the last two ids are start and end, as in CLIP's
 PAIRS = 12
 
 
@@ -29,23 +28,29 @@ def towers(seed: int = 0, **changes: Any) -> TwoTower:
     torch.manual_seed(seed)
     settings = models.TwoTower(
         image=models.Vit(image_size=32, patch_size=8, width=16, layers=1, heads=2),
-        text=models.ClipTransformer(context_length=12, width=16, layers=1, heads=2), width=8,
+        text=models.ClipTransformer(context_length=12, vocab_size=VOCABULARY, width=16, layers=1, heads=2), width=8,
         scale=models.LogitScale(init=10, bias=-10),
     )  # fmt: skip
     return TwoTower(settings.but(*(f"{name}={value}" for name, value in changes.items())))
 
 
+def ids(texts: list[list[int]]) -> Tensor:
+    """Start, words, end, padding."""
+    longest = max(map(len, texts))
+    return torch.tensor([[VOCABULARY - 2, *words, VOCABULARY - 1, *[0] * (longest - len(words))] for words in texts])
+
+
 def batch(pairs: int = PAIRS, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """Every pair has its own words; views resemble their picture."""
-    random, tokenize = torch.Generator().manual_seed(1), BytePair(12)
+    """Every pair has its own colours and words; views resemble their picture, further texts their text."""
+    random = torch.Generator().manual_seed(1)
     patterns = torch.randn(pairs, 3, 4, 4, generator=random, dtype=dtype)
-    images = 2 * patterns.repeat_interleave(8, 2).repeat_interleave(8, 3)  # a colour per patch
-    words = [f"{WORDS[row % 12]} {WORDS[(5 * row + row // 12) % 12]}" for row in range(pairs)]
-    said = {"ids": [f"a {word} thing" for word in words], "caption_ids": [f"the {word} object here" for word in words],
-            "augmented_ids": [f"thing a {word}" for word in words]}  # fmt: skip
+    images = 2 * patterns.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    words = [[1 + row % 12, 13 + (5 * row + row // 12) % 12] for row in range(pairs)]
+    said = {"ids": [[30, *two, 31] for two in words], "caption_ids": [[32, *two, 33, 34][: 4 + row % 2] for row, two in enumerate(words)],
+            "augmented_ids": [[31, *two] for two in words]}  # fmt: skip
     views = [images + 0.3 * torch.randn(images.shape, generator=random, dtype=dtype) for _ in range(2)]
     labels = torch.tensor([(row // 2) * (row % 4 < 2) for row in range(pairs)])
-    return {"images": images, "views": views, "labels": labels, **{name: trim(tokenize(texts)) for name, texts in said.items()}}
+    return {"images": images, "views": views, "labels": labels, **{name: ids(texts) for name, texts in said.items()}}
 
 
 def settings_of(kind: str, **changes: Any) -> menu.Objectives:

@@ -17,8 +17,7 @@ from vlm_core.objectives import config as menu
 from vlm_core.objectives.base import Objective, full_precision, present
 from vlm_core.objectives.heads import MaskedHead, masked_prediction_loss
 
-PAD, START, END = 0, 49406, 49407
-IGNORED = -100
+PAD, IGNORED = 0, -100
 
 
 def mask_tokens(
@@ -53,8 +52,9 @@ class MaskedLanguage(Objective):
     def ask(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         ids_BL = batch["ids"]
         select, replace, randomise = torch.rand(3, *ids_BL.shape, device=ids_BL.device)
-        words_BL = torch.randint(1, min(START, self.vocabulary), ids_BL.shape, device=ids_BL.device)
-        masked_BL, labels_BL = mask_tokens(ids_BL, (PAD, START, END), START, self.config.share, select, replace, randomise, words_BL)
+        start, end = self.vocabulary - 2, self.vocabulary - 1  # where byte-pair vocabularies have them
+        words_BL = torch.randint(1, start, ids_BL.shape, device=ids_BL.device)
+        masked_BL, labels_BL = mask_tokens(ids_BL, (PAD, start, end), start, self.config.share, select, replace, randomise, words_BL)
         return {"masked_ids": masked_BL, "masked_labels": labels_BL}
 
     def forward(self, out: Outputs, batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,0 +1,98 @@
+"""Every tiny recipe learns: a few steps on coloured shapes, through the loop and the loader; and parts that do not fit are refused in one sentence."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.train.test_pretrain import Told, settings
+from tests.train.tiny import SMALL, make_shards, small
+from vlm_core.errors import Incompatible
+from vlm_core.recipes import pretrain as recipes
+from vlm_core.run import recipes as names_of
+from vlm_core.train.config import Pretrain
+from vlm_core.train.fit import read_rows
+from vlm_core.train.pretrain import labels_of, train
+
+TINY = [name for name in names_of("pretrain") if name.endswith("_tiny")]
+
+
+def config_of(recipe: str) -> Pretrain:
+    """Its objectives on the smallest towers."""
+    config: Pretrain = getattr(recipes, recipe)()
+    return config.but(*SMALL, "fit.epochs=3", "loader.cache_mb=0", "fit.checkpoint_every=1000")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("shapes"))
+
+
+@pytest.mark.parametrize("recipe", TINY)
+def test_every_tiny_recipe_trains(recipe: str, shards: Path, tmp_path: Path) -> None:
+    config = config_of(recipe)
+    train(settings(config, shards), tmp_path, Told())
+    rows = read_rows(tmp_path)
+    assert len(rows) == 3 * 4  # 3 epochs of 4 whole batches
+    assert {name.split(".")[1] for name in rows[0] if name.startswith("term.")} == set(config.objectives.chosen())
+    joining = {kind for kind, objective in config.objectives.chosen().items() if objective.joins} - {"weighted_captions"}  # whose weights grow with it
+    losses = [sum(value for name, value in row.items() if name.startswith("term.") and name.split(".")[1] in joining) for row in rows]
+    assert not joining or sum(losses[-3:]) < sum(losses[:3])
+
+
+def test_a_run_with_queue_slow_copy_and_views_goes_on_to_the_same_numbers(shards: Path, tmp_path: Path) -> None:
+    config = config_of("declip_tiny").but("objectives.moco={hidden: 32, width: 16, queue: 100}", "objectives.optimal_transport={}", "fit.checkpoint_every=5")
+    (tmp_path / "one").mkdir()
+    train(settings(config, shards), tmp_path / "one", Told())
+    whole = read_rows(tmp_path / "one")
+    (tmp_path / "one" / "final.safetensors").unlink()
+    (tmp_path / "one" / "steps" / "step-00000010.ckpt").unlink()  # the older of the two that are kept
+    train(settings(config, shards), tmp_path / "one", Told())
+    again = read_rows(tmp_path / "one")
+    assert [row["step"] for row in again] == [row["step"] for row in whole]
+    for before, after in zip(whole[5:], again[5:], strict=True):
+        for name in ("loss", "term.moco", "term.nearest_neighbour", "term.simsiam", "term.masked_language", "grad_norm"):
+            assert after[name] == pytest.approx(before[name], rel=1e-5, abs=1e-6), (name, after["step"])
+
+
+def test_every_recipe_of_a_paper_has_a_tiny_one_with_the_same_objectives() -> None:
+    for name in TINY:
+        if name not in ("clip_tiny", "siglip_tiny"):
+            paper, tiny = (getattr(recipes, each)().objectives.chosen() for each in (name.removesuffix("_tiny"), name))
+            assert set(paper) == set(tiny), name
+
+
+def test_equal_captions_have_one_label_whatever_their_case() -> None:
+    one, other, same = labels_of(["A red ball", "a blue ball", "a red ball "]).tolist()
+    assert one == same != other
+    assert min(one, other) > 0  # 0 would mean no class
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        (("objectives.multi_text={}",), r"Found the objective 'multi_text' with loader.second_caption=\[\], expected the origins of second captions"),
+        (("objectives.mixup={}",), "Found the objective 'mixup' beside image_text_contrastive, expected it alone"),
+        (
+            ("objectives.token_wise={}", "model.image={kind: clip_resnet, image_size: 32, layers: [1, 1, 1, 1], width: 8, heads: 4}"),
+            "Found the objective 'token_wise', which needs patches and words, with the image tower 'clip_resnet'; choose model.image=",
+        ),
+        (
+            ("objectives.captioning={}", "model.text={kind: minilm, lock: false, sentence: false}"),
+            "Found the objective 'captioning', which needs states of words, with the text tower 'minilm'; choose model.text=",
+        ),
+        (
+            ("objectives.simsiam={}", "model.image={kind: efficientnet_lite0, names: false}"),
+            "Found the objective 'simsiam' with a locked image tower, whose features are computed once",
+        ),
+        (("objectives.moco.queue=32",), "Found the objective 'moco' with room for 32 embeddings and loader.batch_size 64"),
+        (
+            ("objectives.image_text_contrastive=null", "objectives.simsiam={}"),
+            r"Found only objectives that leave pictures and texts apart \(simsiam\), expected one that joins them; add one of: image_text_contrastive, sigmoid",
+        ),
+        (("objectives.masked_autoencoder.share=0.99",), "Found the objective 'masked_autoencoder' with share 0.99 of 16 patches"),
+        (("objectives.image_text_matching.heads=5",), "Found the objective 'image_text_matching' with width 768 and heads 5"),
+    ],
+)  # fmt: skip
+def test_parts_that_do_not_fit_are_refused_before_any_data_is_read(changes: tuple[str, ...], what: str) -> None:
+    with pytest.raises(Incompatible, match=what):
+        small(*changes)

@@ -1,5 +1,6 @@
 """What people see of a filter run: counts as bars, the score with its cut, contact sheets of kept and dropped, precision and recall against a truth file."""
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,16 @@ def tables(config: Filter, pool: Pool, trail: Trail, decisions: Path) -> dict[st
         "kept_examples": _kept_examples(pool, trail, *langs),
         "dropped_examples": _examples(pool, trail, decisions),
     }
+    if "decontaminate" in trail.tally:
+        out["contaminated"] = _by_eval_set(decisions)
     return {**out, **quality(Path(config.truth), pool, trail, decisions)} if config.truth else out
+
+
+def _by_eval_set(decisions: Path) -> list[dict[str, Any]]:
+    """How many samples went for which evaluation set, and what gave them away; the detail of a drop is SET/KEY: HOW."""
+    details = pq.read_table(decisions, columns=["detail"], filters=[("reason", "==", "contaminated")])["detail"].to_pylist()
+    found = Counter((detail.partition("/")[0], detail.rpartition(": ")[2]) for detail in details)
+    return [{"set": name, "found by": how, "samples": count} for (name, how), count in sorted(found.items())]
 
 
 def _by_rule(trail: Trail) -> list[dict[str, Any]]:

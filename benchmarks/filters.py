@@ -243,8 +243,8 @@ def near_copies() -> list[str]:
 def semantic_recall() -> list[str]:
     """Recall of duplicates (cosine > 0.95) against comparing all with all, by the clusters that are visited."""
     rng = np.random.default_rng(0)
-    rows = rng.normal(size=(8_000, 64)).astype(np.float32)
-    rows[4_000:] = rows[rng.integers(0, 4_000, 4_000)] + 0.03 * rng.normal(size=(4_000, 64)) * np.sqrt(rng.uniform(0.5, 2, (4_000, 1)))
+    rows = rng.normal(size=(8_000, 16)).astype(np.float32)
+    rows[4_000:] = rows[rng.integers(0, 4_000, 4_000)] + rng.uniform(0, 0.3, (4_000, 1)) * rng.normal(size=(4_000, 16))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     centroids = select.kmeans(rows, 100, 20, 0, spherical=True)
     nearest = semantic.nearest_clusters(rows, centroids, 3)

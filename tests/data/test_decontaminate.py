@@ -90,7 +90,9 @@ def test_a_run_of_thirteen_words_gives_a_caption_away_and_a_short_one_goes_as_a_
         f"Look: {SENTENCE}!", " ".join(SENTENCE.split()[:12]), short.upper() + ".", f"{short} at home", "a cat sleeps", "something else entirely is seen here",
     )):  # fmt: skip
         world.add(caption, number)
-    found = verdicts(world, Decontaminate(prints=printed(tmp_path / "prints.parquet", picture(90), captions=[SENTENCE, short, "a cat sleeps"]), use_vectors=False), tmp_path)
+    found = verdicts(
+        world, Decontaminate(prints=printed(tmp_path / "prints.parquet", picture(90), captions=[SENTENCE, short, "a cat sleeps"]), use_vectors=False), tmp_path
+    )
     assert [bool(found[sample["caption"]]) for sample in world.samples] == [True, False, True, False, False, False]
     assert list(runs("One two, three four five six", 4)) == ["one two three four", "two three four five", "three four five six"]
 

@@ -263,6 +263,7 @@ def test_after_kill_9_at_random_moments_the_same_command_gives_the_same_bytes_an
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.fault("F1")
 def test_twenty_kills_of_a_download_of_two_hundred_addresses_lose_and_double_nothing(tmp_path, losses):
     _kill_and_go_on(tmp_path, count=185, kills=20, pause_s=0.1, losses=losses)

@@ -86,6 +86,7 @@ for fatal in range(1, 400):
 """
 
 
+@pytest.mark.slow
 def test_kill_9_before_every_step_of_a_growing_snapshot_leaves_the_old_one_or_the_new_one(tmp_path: Path) -> None:
     write_inputs(tmp_path / "in", 60)
     out = tmp_path / "shards"

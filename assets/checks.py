@@ -9,7 +9,7 @@ from assets.registry import registrations
 from assets.shards import shards, snapshot
 from pipelines.ledger import lock_version
 from pipelines.resources import Launcher
-from vlm_core.data.tombstones import load
+from vlm_core.data.lineage.tombstones import load
 from vlm_core.stage import Report, data_version, record_of
 
 
@@ -80,4 +80,11 @@ def not_worse_than_champion(registration: dg.AssetsDefinition) -> dg.AssetChecks
     return check
 
 
-CHECKS = [conservation_law, not_empty, splits_are_disjoint, no_takedown_leak, hashes_agree, *(not_worse_than_champion(registration) for registration in registrations)]
+CHECKS = [
+    conservation_law,
+    not_empty,
+    splits_are_disjoint,
+    no_takedown_leak,
+    hashes_agree,
+    *(not_worse_than_champion(registration) for registration in registrations),
+]

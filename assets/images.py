@@ -12,7 +12,7 @@ DOWNLOAD, EMBED = menu("download"), menu("embed")
 @dg.asset(**DATA, kinds={"image", "parquet"}, deps=[candidate_pairs], pool="network")
 def images(context: dg.AssetExecutionContext, launcher: Launcher, config: DOWNLOAD.form) -> dg.MaterializeResult:
     """Pictures behind the candidate pairs, checked, resized and hashed; every address ends in exactly one status."""
-    from vlm_core.data.local_source import LIST  # late: it brings pyarrow
+    from vlm_core.data.crawl.local_source import LIST  # late: it brings pyarrow
 
     pictures = {name: path for name, path in crawled(launcher).items() if (launcher.at(path) / LIST).exists()}  # of sources that need no network
     return perform(context, launcher, DOWNLOAD, config, {"pairs": launcher.data("candidate_pairs"), **pictures}, launcher.data("images"))

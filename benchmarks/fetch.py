@@ -43,9 +43,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image, ImageDraw
 
-from vlm_core.data.crawl_config import Download, Fetch, Network
+from vlm_core.data.crawl.config import Download, Fetch, Network
 from vlm_core.data.sample import PAIRS, make_uid
-from vlm_core.data.tar import read_tar
+from vlm_core.data.shards.tar import read_tar
 
 HOSTS = [f"pics.site{n:02d}.test" for n in range(50)]
 PICTURES, SIDE, SHORTER, SHARD = 42, 256, 5, 60

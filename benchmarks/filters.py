@@ -27,15 +27,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm_core.data import filters, select, semantic
-from vlm_core.data.cut_config import Cut
-from vlm_core.data.entries import Entries
-from vlm_core.data.filter_config import Filter, ImageRules, LanguageRule, TextRules
-from vlm_core.data.perceptual import near_pairs
-from vlm_core.data.pool import load_pool
+from vlm_core.data.filter import filters, select, semantic
+from vlm_core.data.filter.config import Filter, ImageRules, LanguageRule, TextRules
+from vlm_core.data.filter.cut_config import Cut
+from vlm_core.data.filter.entries import Entries
+from vlm_core.data.filter.perceptual import near_pairs
+from vlm_core.data.filter.pool import load_pool
+from vlm_core.data.filter.scores import clip_score
+from vlm_core.data.filter.select import uid_pairs
 from vlm_core.data.sample import DOWNLOADS, PAIRS
-from vlm_core.data.scores import clip_score
-from vlm_core.data.select import uid_pairs
 from vlm_core.stage import own_peak_mb
 
 CHUNK = 250_000

@@ -24,10 +24,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vlm_core.data.catalog import append, ask, open_catalog
-from vlm_core.data.lineage import why
-from vlm_core.data.lineage_diff import diff
-from vlm_core.data.takedown import find, impact
+from vlm_core.data.lineage.catalog import append, ask, open_catalog
+from vlm_core.data.lineage.diff import diff
+from vlm_core.data.lineage.lineage import why
+from vlm_core.data.lineage.takedown import find, impact
 
 FRAGMENT, SHARDS, HOSTS = 1_000_000, 500, 20_000
 A, B = "a" * 32 + ".dir", "b" * 32 + ".dir"

@@ -32,13 +32,13 @@ import webdataset
 from PIL import Image, ImageDraw
 from torchvision.transforms import v2
 
-from vlm_core.data.augment import Transform
 from vlm_core.data.config import Loader, Shard
-from vlm_core.data.loader import TrainLoader, decode
 from vlm_core.data.sample import CAPTIONS, DOWNLOADS, PAIRS
-from vlm_core.data.samples import ShardSamples, training_samples
-from vlm_core.data.shards import read_manifest
-from vlm_core.data.tar import TarWriter
+from vlm_core.data.shards.augment import Transform
+from vlm_core.data.shards.loader import TrainLoader, decode
+from vlm_core.data.shards.samples import ShardSamples, training_samples
+from vlm_core.data.shards.shards import read_manifest
+from vlm_core.data.shards.tar import TarWriter
 from vlm_core.run import run
 
 BATCH, PICTURES = 64, 1200

@@ -23,7 +23,7 @@ from urllib.parse import urljoin
 
 from warcio.archiveiterator import ArchiveIterator
 
-from vlm_core.data.wat import extract_links
+from vlm_core.data.crawl.wat import extract_links
 
 WORDS = [
     "the",

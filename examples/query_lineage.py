@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from vlm_core.data.catalog import open_catalog
+from vlm_core.data.lineage.catalog import open_catalog
 
 catalog = open_catalog(Path(sys.argv[1] if len(sys.argv) > 1 else ".platform/catalog"))
 print(catalog.sql("SELECT rule, reason, count(*) AS samples FROM decisions WHERE NOT keep GROUP BY ALL ORDER BY samples DESC"))

@@ -66,8 +66,8 @@ def changes(catalog: Path, before: str, now: str) -> list[dict[str, Any]]:
     """What differs between two snapshots of the catalog, by reason; nothing when one is unknown."""
     if not before or before == now:
         return []
-    from vlm_core.data.catalog import ask, open_catalog
-    from vlm_core.data.lineage_diff import diff
+    from vlm_core.data.lineage.catalog import ask, open_catalog
+    from vlm_core.data.lineage.diff import diff
 
     con = open_catalog(catalog)
     known = {row["snapshot_md5"] for row in ask(con, "SELECT DISTINCT snapshot_md5 FROM snapshots")}

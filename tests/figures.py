@@ -1,8 +1,8 @@
 """The line of figures under a test run: faults survived, bad inputs refused, what was lost or doubled on the way.
 
-    @pytest.mark.fault("F1")     the test breaks something (kill -9, truncated file, full disk); letters and numbers as in docs/faults.md
-    @pytest.mark.abuse("A4")     the test offers something hostile that must be refused
-    losses(lost=0, doubled=0)    a fixture: what the test counted before it asserted that both are 0
+@pytest.mark.fault("F1")     the test breaks something (kill -9, truncated file, full disk); letters and numbers as in docs/faults.md
+@pytest.mark.abuse("A4")     the test offers something hostile that must be refused
+losses(lost=0, doubled=0)    a fixture: what the test counted before it asserted that both are 0
 """
 
 from collections.abc import Callable, Iterator, Sequence

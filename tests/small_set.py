@@ -16,9 +16,9 @@ from PIL import Image
 
 from vlm_core import run as seam
 from vlm_core.data.config import Embed, OfflineScorer
-from vlm_core.data.corpus import PROJECT, Corpus, Picture
+from vlm_core.data.crawl.corpus import PROJECT, Corpus, Picture
 from vlm_core.data.sample import DOWNLOADS, PAIRS, make_uid
-from vlm_core.data.tar import TarWriter
+from vlm_core.data.shards.tar import TarWriter
 
 SCORER = OfflineScorer(trusted=["emoji.demo.test"], fit_pairs=56, fit_epochs=10, precision="32", size_px=96)
 DROPPED = 8  # kept.parquet lacks the last ones

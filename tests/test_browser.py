@@ -12,8 +12,8 @@ from tests.browser import Page, browser
 from tests.data.test_report import HOSTILE, make_world
 from tests.test_search_changes import SNAPSHOT, Service, kept, metadata, republish, service
 from vlm_core import run as seam
-from vlm_core.data.report_config import DatasetPage
-from vlm_core.data.tar import read_tar
+from vlm_core.data.report.config import DatasetPage
+from vlm_core.data.shards.tar import read_tar
 
 __all__ = ["service"]
 pytestmark = pytest.mark.slow

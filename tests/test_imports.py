@@ -32,7 +32,7 @@ BREAKS = {
     "vlm_core is pure": ("vlm_core/data/sample.py", "import dagster"),
     "MLflow only in track": ("vlm_core/models/vit.py", "import mlflow"),
     "methods do not know each other": ("vlm_core/transfer/coop.py", "import vlm_core.transfer.tip_adapter"),
-    "flow order inside vlm_core": ("vlm_core/data/tar.py", "import vlm_core.models.vit"),
+    "flow order inside vlm_core": ("vlm_core/data/shards/tar.py", "import vlm_core.models.vit"),
 }
 
 

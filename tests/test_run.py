@@ -15,9 +15,9 @@ import pytest
 from tests.data.small_world import write_inputs
 from vlm_core import stage as stages
 from vlm_core.cli import main
-from vlm_core.data.catalog import open_catalog
 from vlm_core.data.config import EvalSets, Shard
-from vlm_core.data.crawl_config import Crawl, Site, Warc
+from vlm_core.data.crawl.config import Crawl, Site, Warc
+from vlm_core.data.lineage.catalog import open_catalog
 from vlm_core.errors import BadManifest, ConfigError, MissingInput, OutputBusy
 from vlm_core.run import files_named, load, replay, run
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlm_core.cli import main
-from vlm_core.data.tar import read_tar
+from vlm_core.data.shards.tar import read_tar
 from vlm_core.errors import ConfigError, MissingInput
 from vlm_core.models.clip_retrieval_worker import part
 from vlm_core.search import server as search

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlm_core.data.catalog import append
-from vlm_core.data.tar import read_tar
+from vlm_core.data.lineage.catalog import append
+from vlm_core.data.shards.tar import read_tar
 from vlm_core.search import library
 from vlm_core.search.server import make_server
 

@@ -42,16 +42,16 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     # data, in flow order
-    "crawl": Verb("fetch the pages of a site or archive, politely", "vlm_core.data.crawl_config:Crawl", "vlm_core.data.crawl:crawl", "vlm_core.recipes.data"),
-    "extract": Verb("pages -> candidate pairs of picture address and text", "vlm_core.data.crawl_config:Extract", "vlm_core.data.extract:extract", "vlm_core.recipes.data", ("pages",), ("pages.*",), obeys=True),
-    "download": Verb("candidate pairs -> pictures, one status for every address", "vlm_core.data.crawl_config:Download", "vlm_core.data.download:download", "vlm_core.recipes.data", ("pairs",), ("pages", "pages.*"), obeys=True),
+    "crawl": Verb("fetch the pages of a site or archive, politely", "vlm_core.data.crawl.config:Crawl", "vlm_core.data.crawl.crawl:crawl", "vlm_core.recipes.data"),
+    "extract": Verb("pages -> candidate pairs of picture address and text", "vlm_core.data.crawl.config:Extract", "vlm_core.data.crawl.extract:extract", "vlm_core.recipes.data", ("pages",), ("pages.*",), obeys=True),
+    "download": Verb("candidate pairs -> pictures, one status for every address", "vlm_core.data.crawl.config:Download", "vlm_core.data.fetch.download:download", "vlm_core.recipes.data", ("pairs",), ("pages", "pages.*"), obeys=True),
     "embed": Verb("pictures and texts -> embeddings and a search index", "vlm_core.data.config:Embed", "vlm_core.models.embed:embed", "vlm_core.recipes.data", ("images", "pairs"), ("scorer", "trained_on", "eval_sets")),
-    "filter": Verb("decide which samples stay, with a reason each", "vlm_core.data.filter_config:Filter", "vlm_core.data.filters:filter_samples", "vlm_core.recipes.data", ("pairs", "images", "embeddings")),
-    "recaption": Verb("further captions: reworded, translated, seen, fused; within a budget", "vlm_core.data.caption_config:Recaption", "vlm_core.models.rewrite:recaption", "vlm_core.recipes.data", ("filtered", "pairs", "embeddings"), ("images",)),
-    "shard": Verb("kept samples -> reproducible tar shards, split by group", "vlm_core.data.config:Shard", "vlm_core.data.shards:shard", "vlm_core.recipes.data", ("pairs", "images", "filtered", "captions"), obeys=True),
-    "eval-sets": Verb("labelled test sets that share nothing with the training shards", "vlm_core.data.config:EvalSets", "vlm_core.data.eval_sets:eval_sets", "vlm_core.recipes.data", ("shards",), obeys=True),
+    "filter": Verb("decide which samples stay, with a reason each", "vlm_core.data.filter.config:Filter", "vlm_core.data.filter.filters:filter_samples", "vlm_core.recipes.data", ("pairs", "images", "embeddings")),
+    "recaption": Verb("further captions: reworded, translated, seen, fused; within a budget", "vlm_core.data.captions.config:Recaption", "vlm_core.models.rewrite:recaption", "vlm_core.recipes.data", ("filtered", "pairs", "embeddings"), ("images",)),
+    "shard": Verb("kept samples -> reproducible tar shards, split by group", "vlm_core.data.config:Shard", "vlm_core.data.shards.shards:shard", "vlm_core.recipes.data", ("pairs", "images", "filtered", "captions"), obeys=True),
+    "eval-sets": Verb("labelled test sets that share nothing with the training shards", "vlm_core.data.config:EvalSets", "vlm_core.data.eval_sets.eval_sets:eval_sets", "vlm_core.recipes.data", ("shards",), obeys=True),
     "fingerprint": Verb("evaluation sets -> fingerprints that the filter keeps out", "vlm_core.data.config:Fingerprint", "vlm_core.models.fingerprint:fingerprint", "vlm_core.recipes.data", ("eval_sets", "embeddings")),
-    "report": Verb("one page that shows a snapshot: what was kept, dropped, scored, copied, and why", "vlm_core.data.report_config:DatasetPage", "vlm_core.data.report:report", "vlm_core.recipes.data", ("pairs", "images", "embeddings", "filtered", "captions", "shards"), obeys=True),
+    "report": Verb("one page that shows a snapshot: what was kept, dropped, scored, copied, and why", "vlm_core.data.report.config:DatasetPage", "vlm_core.data.report.report:report", "vlm_core.recipes.data", ("pairs", "images", "embeddings", "filtered", "captions", "shards"), obeys=True),
     # models
     "pretrain": Verb("shards -> a vision-language model", "vlm_core.train.config:Pretrain", "vlm_core.train.pretrain:pretrain", "vlm_core.recipes.pretrain", ("shards",), ("initial",)),
     "features": Verb("run a model over the test sets once", "vlm_core.models.features_config:Features", "vlm_core.models.features:features", "vlm_core.recipes.transfer", ("model", "eval_sets")),
@@ -225,7 +225,7 @@ def files_named(config: Config) -> dict[str, str]:
 
 def takedowns() -> str:
     """Digest of everything that was taken down so far, or ''."""
-    from vlm_core.data.tombstones import load
+    from vlm_core.data.lineage.tombstones import load
 
     return load(stages.home()).digest
 
@@ -258,7 +258,7 @@ def _remember(report: Report, config: Config, spec: dict[str, Any], begin_at: da
     """Append the run, what it read and made, and the verb's own tables to the catalog."""
     import pyarrow as pa
 
-    from vlm_core.data.catalog import append
+    from vlm_core.data.lineage.catalog import append
 
     row = {
         "run_id": report.run_id, "dagster_run_id": report.provenance["dagster_run_id"], "kind": report.verb, "recipe": report.recipe,

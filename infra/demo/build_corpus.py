@@ -23,8 +23,8 @@ import sources
 from PIL import Image, ImageOps
 from sources import Found
 
-from vlm_core.data import demo_site, demo_truth
-from vlm_core.data.corpus import META, Corpus, Picture
+from vlm_core.data.crawl import demo_site, demo_truth
+from vlm_core.data.crawl.corpus import META, Corpus, Picture
 
 APT = {
     "openclipart-png": "f07f1545a2970c2cf3fa339bc2405da1a95cf2b1827bfa05bf73eb1c20291c02",

@@ -12,10 +12,10 @@ from PIL import Image
 
 from tests.data.small_world import stage_for
 from vlm_core.data.config import Shard
-from vlm_core.data.corpus import META, Corpus, Picture
+from vlm_core.data.crawl.corpus import META, Corpus, Picture
 from vlm_core.data.sample import CAPTIONS, DOWNLOADS, PAIRS, make_uid
-from vlm_core.data.shards import shard
-from vlm_core.data.tar import TarWriter
+from vlm_core.data.shards.shards import shard
+from vlm_core.data.shards.tar import TarWriter
 
 CORPUS = Path(__file__).parents[2] / "infra/demo/corpus.tar"
 

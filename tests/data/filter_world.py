@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageFilter
 
-from vlm_core.data import perceptual
+from vlm_core.data.filter import perceptual
 from vlm_core.data.sample import DOWNLOADS, PAIRS, make_uid
-from vlm_core.data.tar import TarWriter
+from vlm_core.data.shards.tar import TarWriter
 
 WIDTH = 16
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from vlm_core.data.crawl_config import Fetch, Network
+from vlm_core.data.crawl.config import Fetch, Network
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
 

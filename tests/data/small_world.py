@@ -10,8 +10,8 @@ from PIL import Image
 
 from vlm_core.data.config import Shard
 from vlm_core.data.sample import CAPTIONS, DOWNLOADS, PAIRS, make_uid
-from vlm_core.data.shards import shard
-from vlm_core.data.tar import TarWriter
+from vlm_core.data.shards.shards import shard
+from vlm_core.data.shards.tar import TarWriter
 from vlm_core.stage import Report, Stage
 from vlm_core.track import NullTracker
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlm_core.data.augment import CLIP_MEAN, CLIP_STD, Transform, random_crop
+from vlm_core.data.shards.augment import CLIP_MEAN, CLIP_STD, Transform, random_crop
 
 
 def photo(width: int, height: int) -> Image.Image:

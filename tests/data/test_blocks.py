@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from vlm_core.data import blocks
 from vlm_core.data.blocks import Blocks, ByUid, Stored, pieces
-from vlm_core.data.decisions import Trail, Verdict, first_reason
-from vlm_core.data.pool import clean_all
-from vlm_core.data.text_rules import clean, plain_counts
+from vlm_core.data.filter.decisions import Trail, Verdict, first_reason
+from vlm_core.data.filter.pool import clean_all
+from vlm_core.data.filter.text_rules import clean, plain_counts
 from vlm_core.errors import SchemaMismatch
 
 SCHEMA = pa.schema([("uid", pa.string()), ("n", pa.int64())])
@@ -22,7 +22,7 @@ ODD = st.text(st.sampled_from("ab &;amp\t\n\r\x0b\x0c\x1c\x1f\x85\xa0\u2003\u202
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("vlm_core.data.blocks", "vlm_core.data.decisions"):
+    for module in ("vlm_core.data.blocks", "vlm_core.data.filter.decisions"):
         monkeypatch.setattr(f"{module}.BLOCK", 7)
 
 

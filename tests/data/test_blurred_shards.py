@@ -14,9 +14,9 @@ from tests.data.filter_world import World, picture
 from tests.data.test_faces import head
 from vlm_core import run as runner
 from vlm_core.data.config import Shard
-from vlm_core.data.filter_config import Faces, Filter, TextRules
+from vlm_core.data.filter.config import Faces, Filter, TextRules
 from vlm_core.data.sample import CAPTIONS
-from vlm_core.data.shards import read_manifest, read_samples
+from vlm_core.data.shards.shards import read_manifest, read_samples
 from vlm_core.errors import SchemaMismatch
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from vlm_core.data.catalog import TABLES, VIEWS, append, open_catalog
+from vlm_core.data.lineage.catalog import TABLES, VIEWS, append, open_catalog
 from vlm_core.errors import SchemaMismatch
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -67,7 +67,7 @@ def test_nobody_can_reach_the_file_system_or_a_network_extension_by_settings(tmp
 
 APPEND = """
 import sys, pathlib, pyarrow as pa
-from vlm_core.data.catalog import append
+from vlm_core.data.lineage.catalog import append
 for number in range(200):
     append(pathlib.Path(sys.argv[1]), "pairs", pa.table({"uid": [f"{sys.argv[2]}-{number}-{k}" for k in range(500)]}), f"{sys.argv[2]}-{number}")
     print(number, flush=True)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_core.data import demo_truth
-from vlm_core.data.corpus import META, Corpus
+from vlm_core.data.crawl import demo_truth
+from vlm_core.data.crawl.corpus import META, Corpus
 from vlm_core.errors import BadManifest, MissingInput
 
 DEMO = Path(__file__).parents[2] / "infra/demo"

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.loopback import body, moved, web
-from vlm_core.data import demo_web
-from vlm_core.data.crawl_config import Crawl, Extract, Network, Site, Table, Warc
+from vlm_core.data.crawl import demo_web
+from vlm_core.data.crawl.config import Crawl, Extract, Network, Site, Table, Warc
 from vlm_core.errors import ConfigError, MissingInput, NothingLeft
 from vlm_core.recipes.data import demo_crawl
 from vlm_core.run import run

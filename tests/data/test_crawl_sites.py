@@ -10,8 +10,8 @@ import pytest
 
 from tests.data.loopback import moved, web
 from tests.data.test_crawl import START, crawl, page, robots, settings
-from vlm_core.data.crawl_config import Budget, Extract, Site
-from vlm_core.data.rights import read_robots, robots_decision
+from vlm_core.data.crawl.config import Budget, Extract, Site
+from vlm_core.data.web.rights import read_robots, robots_decision
 from vlm_core.run import run
 
 pytestmark = pytest.mark.flow
@@ -102,7 +102,7 @@ def test_sitemaps_may_be_packed_and_may_lead_to_others_but_not_to_bombs(tmp_path
 PEAK = """
 import sys
 from pathlib import Path
-from vlm_core.data.crawl_config import Crawl, Warc
+from vlm_core.data.crawl.config import Crawl, Warc
 from vlm_core.run import run
 from vlm_core.stage import own_peak_mb
 report = run("crawl", Crawl(source=Warc(path=sys.argv[1])), {}, Path(sys.argv[2]))

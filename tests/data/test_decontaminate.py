@@ -15,9 +15,10 @@ from PIL import Image
 from tests.data.filter_world import WIDTH, World, encoded, picture
 from tests.data.test_dedup import planted
 from vlm_core import run as runner
-from vlm_core.data import fingerprints, perceptual
-from vlm_core.data.decontaminate import runs
-from vlm_core.data.filter_config import Decontaminate, Filter
+from vlm_core.data.filter import fingerprints
+from vlm_core.data.filter import perceptual
+from vlm_core.data.filter.decontaminate import runs
+from vlm_core.data.filter.config import Decontaminate, Filter
 from vlm_core.errors import BadManifest, MissingInput, NothingLeft, SchemaMismatch
 
 SCORER = "made_up@111111111111"

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_core.data import dedup, perceptual
-from vlm_core.data.filter_config import Grouping
-from vlm_core.data.grouping import group_samples
+from vlm_core.data.filter import dedup
+from vlm_core.data.filter import perceptual
+from vlm_core.data.filter.config import Grouping
+from vlm_core.data.filter.grouping import group_samples
 from vlm_core.errors import SchemaMismatch
 
 

@@ -14,8 +14,10 @@ import pytest
 from PIL import Image, ImageOps
 from selectolax.lexbor import LexborHTMLParser as HTMLParser
 
-from vlm_core.data import demo_site, demo_truth, demo_web
-from vlm_core.data.corpus import Corpus
+from vlm_core.data.crawl import demo_site
+from vlm_core.data.crawl import demo_truth
+from vlm_core.data.crawl import demo_web
+from vlm_core.data.crawl.corpus import Corpus
 from vlm_core.data.sample import STATUSES, canonical_url
 from vlm_core.errors import ServiceError
 

@@ -23,12 +23,12 @@ import pytest
 from PIL import Image
 
 from tests.data.loopback import body, bomb, encoded, moved, png, web
-from vlm_core.data.address import FetchFailed
-from vlm_core.data.crawl_config import Download, Fetch
-from vlm_core.data.ledger import Ledger
-from vlm_core.data.picture import Limits, decode, probe
+from vlm_core.data.web.address import FetchFailed
+from vlm_core.data.crawl.config import Download, Fetch
+from vlm_core.data.fetch.ledger import Ledger
+from vlm_core.data.fetch.picture import Limits, decode, probe
 from vlm_core.data.sample import DOWNLOADS, PAIRS, make_uid
-from vlm_core.data.tar import read_tar
+from vlm_core.data.shards.tar import read_tar
 from vlm_core.errors import ConfigError, LaunchError, MissingInput, NothingLeft
 from vlm_core.run import run
 
@@ -344,7 +344,7 @@ def test_a_downloading_process_that_is_killed_is_replaced_and_nothing_is_lost(tm
 
 
 def test_a_picture_that_kills_its_process_twice_is_given_up_and_the_others_are_not(tmp_path):
-    from vlm_core.data.fetch import Fetched
+    from vlm_core.data.fetch.fetch import Fetched
 
     ledger = Ledger(tmp_path)
     ledger.prepare()

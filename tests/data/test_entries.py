@@ -6,7 +6,7 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_core.data.entries import Automaton, Entries, Mode, curation_prob, entry_prob
+from vlm_core.data.filter.entries import Automaton, Entries, Mode, curation_prob, entry_prob
 
 NO_SPACES = regex.compile(r"[\p{Script=Han}\p{P}\p{S}]")
 

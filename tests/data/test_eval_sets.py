@@ -13,12 +13,12 @@ from PIL import Image
 from tests.data.crawled_world import CORPUS, part_of, shards_of
 from tests.data.small_world import stage_for
 from vlm_core.data.config import DATASETS, EvalSets
-from vlm_core.data.filter_config import Grouping
-from vlm_core.data.corpus import Corpus
-from vlm_core.data.eval_groups import Look, _seen
-from vlm_core.data.eval_sets import MENU, datasets_in, eval_sets, read_dataset
-from vlm_core.data.few_shot import base_new_split, fewshot_indices
-from vlm_core.data.shards import read_samples
+from vlm_core.data.filter.config import Grouping
+from vlm_core.data.crawl.corpus import Corpus
+from vlm_core.data.eval_sets.groups import Look, _seen
+from vlm_core.data.eval_sets.eval_sets import MENU, datasets_in, eval_sets, read_dataset
+from vlm_core.data.eval_sets.few_shot import base_new_split, fewshot_indices
+from vlm_core.data.shards.shards import read_samples
 from vlm_core.errors import BadManifest, ConfigError, MissingInput, NothingLeft
 from vlm_core.stage import data_version
 
@@ -260,7 +260,7 @@ def test_base_classes_are_the_first_half_rounded_up_and_new_ones_count_from_zero
 
 
 def test_paths_in_settings_are_found_from_any_folder(tmp_path, monkeypatch):
-    from vlm_core.data.corpus import find
+    from vlm_core.data.crawl.corpus import find
 
     monkeypatch.chdir(tmp_path)
     assert find("infra/demo/corpus.tar").samefile(CORPUS)

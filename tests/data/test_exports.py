@@ -15,8 +15,8 @@ from PIL import Image
 from tests.data.small_world import make_shards, stage_for, write_inputs
 from vlm_core.cli import main
 from vlm_core.data.config import Shard
-from vlm_core.data.exports import pack_uids, unpack_uids
-from vlm_core.data.shards import read_samples, shard
+from vlm_core.data.lineage.exports import pack_uids, unpack_uids
+from vlm_core.data.shards.shards import read_samples, shard
 from vlm_core.errors import BadManifest
 from vlm_core.stage import data_version
 

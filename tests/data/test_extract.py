@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_core.data.crawl import PAGES
-from vlm_core.data.crawl_config import Columns, Extract
-from vlm_core.data.html import decode_html, parse_srcset, read_page
+from vlm_core.data.crawl.crawl import PAGES
+from vlm_core.data.crawl.config import Columns, Extract
+from vlm_core.data.crawl.html import decode_html, parse_srcset, read_page
 from vlm_core.data.sample import PAIRS, make_uid
-from vlm_core.data.wat import extract_links
+from vlm_core.data.crawl.wat import extract_links
 from vlm_core.errors import BadManifest, ConfigError, MissingInput, NothingLeft, SchemaMismatch
 from vlm_core.run import run
 
@@ -333,7 +333,7 @@ def test_wat_may_be_unpacked_and_its_members_may_hold_several_records():
 
 
 def test_a_wat_member_that_grows_without_end_is_left_out(monkeypatch):
-    monkeypatch.setattr("vlm_core.data.wat.RECORD_BYTES", 100_000)
+    monkeypatch.setattr("vlm_core.data.crawl.wat.RECORD_BYTES", 100_000)
     trouble = Counter()
     links = extract_links(io.BytesIO(wat(envelope({"url": "x.jpg", "alt": "a"})).read() + gzip.compress(bytes(50_000_000)) + wat(envelope({"url": "y.jpg", "alt": "b"})).read()), trouble=trouble)  # fmt: skip
     assert [link.url[-5:] for link in links] == ["x.jpg", "y.jpg"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFilter
 
 from tests.data.filter_world import encoded, picture
-from vlm_core.data.faces import HaarFaces, blur_boxes, blurred
+from vlm_core.data.filter.faces import HaarFaces, blur_boxes, blurred
 
 
 def head(size: int, skin: tuple[int, int, int] = (224, 188, 160)) -> Image.Image:

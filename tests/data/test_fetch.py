@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.data.loopback import QUICK, body, bomb, encoded, moved, png, web
-from vlm_core.data.address import FetchFailed, Guard, canonical_host, is_public
-from vlm_core.data.crawl_config import Fetch
-from vlm_core.data.fetch import Fetcher
-from vlm_core.data.politeness import Later, Politeness, Sites, domain_of, retry_after_s
+from vlm_core.data.web.address import FetchFailed, Guard, canonical_host, is_public
+from vlm_core.data.crawl.config import Fetch
+from vlm_core.data.fetch.fetch import Fetcher
+from vlm_core.data.web.politeness import Later, Politeness, Sites, domain_of, retry_after_s
 
 PORTS = [80, 443]
 

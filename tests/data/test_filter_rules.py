@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tests.data.filter_world import World, picture
 from tests.data.test_faces import head
 from vlm_core import run as runner
-from vlm_core.data import filters
-from vlm_core.data.cut_config import Cut, External, MaskedClipScore
-from vlm_core.data.decisions import REASONS, Trail
-from vlm_core.data.filter_config import (
+from vlm_core.data.filter import filters
+from vlm_core.data.filter.cut_config import Cut, External, MaskedClipScore
+from vlm_core.data.filter.decisions import REASONS, Trail
+from vlm_core.data.filter.config import (
     BlockedWords,
     DomainCap,
     Domains,
@@ -31,7 +31,7 @@ from vlm_core.data.filter_config import (
     Titles,
     Vocabulary,
 )
-from vlm_core.data.pool import load_pool
+from vlm_core.data.filter.pool import load_pool
 from vlm_core.errors import ConfigError, MissingInput, SchemaMismatch
 from vlm_core.recipes import data as recipes
 

@@ -12,11 +12,13 @@ from PIL import Image
 
 from tests.data.filter_world import World, encoded, picture
 from vlm_core import run as runner
-from vlm_core.data import filters, look_rules, rules
-from vlm_core.data.catalog import open_catalog
-from vlm_core.data.cut_config import Cut, Hype, NegClipLoss, NormSim
-from vlm_core.data.decisions import REASONS, Trail, Verdict, first_reason
-from vlm_core.data.filter_config import (
+from vlm_core.data.filter import filters
+from vlm_core.data.filter import look_rules
+from vlm_core.data.filter import rules
+from vlm_core.data.lineage.catalog import open_catalog
+from vlm_core.data.filter.cut_config import Cut, Hype, NegClipLoss, NormSim
+from vlm_core.data.filter.decisions import REASONS, Trail, Verdict, first_reason
+from vlm_core.data.filter.config import (
     Balance,
     ExactDuplicates,
     Filter,
@@ -31,7 +33,7 @@ from vlm_core.data.filter_config import (
     TextRules,
     Titles,
 )
-from vlm_core.data.pool import load_pool
+from vlm_core.data.filter.pool import load_pool
 from vlm_core.errors import BadManifest, ConfigError, MissingInput, NothingLeft, SchemaMismatch
 from vlm_core.recipes.data import datacomp_filter, demo_filter, web_filter
 from vlm_core.stage import Report

@@ -13,10 +13,10 @@ import pytest
 from tests.data.small_world import picture, write_inputs
 from vlm_core import stage as stages
 from vlm_core.data.config import Shard
-from vlm_core.data.samples import ShardSamples
-from vlm_core.data.shards import read_index, read_manifest, read_samples
-from vlm_core.data.tar import TarWriter, read_tar
-from vlm_core.data.verify_shards import verify
+from vlm_core.data.shards.samples import ShardSamples
+from vlm_core.data.shards.shards import read_index, read_manifest, read_samples
+from vlm_core.data.shards.tar import TarWriter, read_tar
+from vlm_core.data.shards.verify import verify
 from vlm_core.errors import BadManifest
 from vlm_core.run import run
 from vlm_core.stage import Report
@@ -260,7 +260,7 @@ def test_parquet_shards_are_plain_tables_for_any_reader(tmp_path: Path) -> None:
 
 
 def test_large_parquet_shards_have_several_row_groups_and_still_right_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlm_core.data import shard_files
+    from vlm_core.data.shards import files as shard_files
 
     monkeypatch.setattr(shard_files, "ROW_GROUP_BYTES", 40_000)
     random = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_core.data.hash_lists import HashLists, read_hashes
+from vlm_core.data.fetch.hash_lists import HashLists, read_hashes
 from vlm_core.errors import BadManifest, ConfigError, MissingInput
 
 

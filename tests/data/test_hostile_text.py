@@ -13,12 +13,12 @@ from PIL import Image
 from tests.data.filter_world import World, encoded, picture
 from tests.data.small_world import stage_for, write_inputs
 from vlm_core.cli import main
-from vlm_core.data.catalog import append, ask, open_catalog
+from vlm_core.data.lineage.catalog import append, ask, open_catalog
 from vlm_core.data.config import Shard
-from vlm_core.data.filter_config import DomainCap, Filter, NearDuplicates, Titles
-from vlm_core.data.filters import filter_samples
+from vlm_core.data.filter.config import DomainCap, Filter, NearDuplicates, Titles
+from vlm_core.data.filter.filters import filter_samples
 from vlm_core.data.sample import make_uid
-from vlm_core.data.shards import read_index, read_samples
+from vlm_core.data.shards.shards import read_index, read_samples
 from vlm_core.run import run
 
 HOSTILE = [

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlm_core.data import language
+from vlm_core.data.filter import language
 
 LONG = {
     "en": [

@@ -8,7 +8,7 @@ from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
 from tests.data.filter_world import picture
-from vlm_core.data.lettering import Area, Strokes, mask_of, painted_over
+from vlm_core.data.filter.lettering import Area, Strokes, mask_of, painted_over
 
 SIDE = 256
 

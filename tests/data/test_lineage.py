@@ -18,9 +18,9 @@ import pytest
 from tests.data.small_world import write_inputs
 from vlm_core import stage as stages
 from vlm_core.cli import main
-from vlm_core.data.catalog import TABLES, append
+from vlm_core.data.lineage.catalog import TABLES, append
 from vlm_core.data.config import Shard
-from vlm_core.data.shards import read_index
+from vlm_core.data.shards.shards import read_index
 from vlm_core.run import run
 
 TEACHER, STUDENT, READER, PACKAGED, CAPTIONER = (

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from tests.data.small_world import make_shards, picture
-from vlm_core.data.augment import Transform
+from vlm_core.data.shards.augment import Transform
 from vlm_core.data.config import Loader, Shard
-from vlm_core.data.loader import TrainLoader, decode
-from vlm_core.data.mixture import choose_caption
-from vlm_core.data.order import epoch_order
-from vlm_core.data.samples import ShardSamples
-from vlm_core.data.shards import read_samples
+from vlm_core.data.shards.loader import TrainLoader, decode
+from vlm_core.data.shards.mixture import choose_caption
+from vlm_core.data.shards.order import epoch_order
+from vlm_core.data.shards.samples import ShardSamples
+from vlm_core.data.shards.shards import read_samples
 from vlm_core.errors import BadManifest, CheckpointError, ConfigError, Incompatible, NothingLeft
 
 PIXELS = Transform(16)

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from tests.data.loopback import QUICK, body, bomb, png, web
-from vlm_core.data.crawl_config import Crawl, Download, Extract, Folder, Table, WebDataset
+from vlm_core.data.crawl.config import Crawl, Download, Extract, Folder, Table, WebDataset
 from vlm_core.data.sample import DOWNLOADS, make_uid
-from vlm_core.data.tar import read_tar
+from vlm_core.data.shards.tar import read_tar
 from vlm_core.errors import MissingInput, SchemaMismatch
 from vlm_core.run import run
 

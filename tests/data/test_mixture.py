@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from tests.data.small_world import make_shards
-from vlm_core.data.augment import Transform
+from vlm_core.data.shards.augment import Transform
 from vlm_core.data.config import Loader, Shard
-from vlm_core.data.loader import TrainLoader
-from vlm_core.data.mixture import choose_caption, odds, read_caption, read_two, weights_at
-from vlm_core.data.samples import ShardSamples
+from vlm_core.data.shards.loader import TrainLoader
+from vlm_core.data.shards.mixture import choose_caption, odds, read_caption, read_two, weights_at
+from vlm_core.data.shards.samples import ShardSamples
 from vlm_core.errors import ConfigError
 
 CAPTIONS = [

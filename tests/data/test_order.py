@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.small_world import make_shards
-from vlm_core.data.augment import Transform
+from vlm_core.data.shards.augment import Transform
 from vlm_core.data.config import Loader, Mixed, Shard
-from vlm_core.data.loader import TrainLoader
-from vlm_core.data.order import BLOCK, MixedOrder, Order, shares
-from vlm_core.data.samples import ShardSamples, training_samples
-from vlm_core.data.shards import read_index
+from vlm_core.data.shards.loader import TrainLoader
+from vlm_core.data.shards.order import BLOCK, MixedOrder, Order, shares
+from vlm_core.data.shards.samples import ShardSamples, training_samples
+from vlm_core.data.shards.shards import read_index
 from vlm_core.errors import CheckpointError, Incompatible, MissingInput, NothingLeft
 
 

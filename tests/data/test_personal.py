@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_core.data import personal
-from vlm_core.data.filter_config import Personal
+from vlm_core.data.filter import personal
+from vlm_core.data.filter.config import Personal
 
 CASES = {
     "email": ["Jakob [chaosinfaith@hotmail.com]", "write to a.b-c+d@mail.example.co.kr now", "ann [at] example.org"],

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_core.data import caption_gates as gates
-from vlm_core.data import recaption as rc
-from vlm_core.data.caption_config import Gates
-from vlm_core.data.caption_examples import STYLES, draw_pairs
+from vlm_core.data.captions import gates
+from vlm_core.data.captions import recaption as rc
+from vlm_core.data.captions.config import Gates
+from vlm_core.data.captions.examples import STYLES, draw_pairs
 
 GATES = Gates()
 CANARY = rc.CANARY

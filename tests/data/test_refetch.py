@@ -11,10 +11,10 @@ import pytest
 
 from tests.data.loopback import Web, body, png, web
 from tests.data.test_download import download, settings, write_pairs
-from vlm_core.data.crawl_config import RETRY_HOURS, Download
-from vlm_core.data.outage import NO_ROUTE, Outage
-from vlm_core.data.politeness import domain_of
-from vlm_core.data.schedule import due_at, host_of, mixed
+from vlm_core.data.crawl.config import RETRY_HOURS, Download
+from vlm_core.data.fetch.outage import NO_ROUTE, Outage
+from vlm_core.data.web.politeness import domain_of
+from vlm_core.data.fetch.schedule import due_at, host_of, mixed
 from vlm_core.errors import ConfigError, ServiceError
 from vlm_core.run import run
 

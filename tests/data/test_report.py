@@ -14,10 +14,10 @@ from PIL import Image
 
 from tests.data.filter_world import World
 from vlm_core import run as seam
-from vlm_core.data import report_queries as queries
-from vlm_core.data.catalog import append
-from vlm_core.data.filter_config import Cut, ExactDuplicates, Filter, Personal, Rights, TextRules
-from vlm_core.data.report_config import DatasetPage
+from vlm_core.data.report import queries
+from vlm_core.data.lineage.catalog import append
+from vlm_core.data.filter.config import Cut, ExactDuplicates, Filter, Personal, Rights, TextRules
+from vlm_core.data.report.config import DatasetPage
 from vlm_core.data.sample import CAPTIONS
 from vlm_core.errors import MissingInput, SchemaMismatch
 from vlm_core.track import NullTracker

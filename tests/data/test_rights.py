@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.data.loopback import QUICK, body, encoded, png, web
-from vlm_core.data.c2pa import c2pa_decision
-from vlm_core.data.crawl_config import OptOuts
-from vlm_core.data.fetch import Fetcher
-from vlm_core.data.rights import (
+from vlm_core.data.web.c2pa import c2pa_decision
+from vlm_core.data.crawl.config import OptOuts
+from vlm_core.data.fetch.fetch import Fetcher
+from vlm_core.data.web.rights import (
     ai_txt_decision,
     headers_decision,
     meta_decision,

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_core.data import scores
+from vlm_core.data.filter import scores
 from vlm_core.errors import SchemaMismatch
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_core.data import select
+from vlm_core.data.filter import select
 
 SCORES = st.lists(st.sampled_from([0.1, 0.2, 0.25, 0.3, 0.9]), min_size=1, max_size=40)
 

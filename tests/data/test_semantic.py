@@ -5,7 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_core.data import dedup, select, semantic
+from vlm_core.data.filter import dedup
+from vlm_core.data.filter import select
+from vlm_core.data.filter import semantic
 
 EPS = 0.03
 

@@ -13,7 +13,7 @@ import yaml
 
 from tests.data.small_world import write_inputs
 from vlm_core.data.config import Shard
-from vlm_core.data.verify_shards import verify
+from vlm_core.data.shards.verify import verify
 from vlm_core.run import run
 
 CONFIG = Shard(held_out=0.3, samples_per_shard=12)
@@ -45,7 +45,9 @@ import os, pathlib, shutil, signal, sys
 import pyarrow as pa
 pa.set_cpu_count(1); pa.set_io_thread_count(1)
 from vlm_core import run as seam, stage
-from vlm_core.data import growth, shards, shard_files
+from vlm_core.data.shards import growth
+from vlm_core.data.shards import shards
+from vlm_core.data.shards import files as shard_files
 from vlm_core.data.config import Shard
 root, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
 

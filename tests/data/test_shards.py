@@ -14,9 +14,9 @@ import pytest
 from tests.data.small_world import make_shards, picture, stage_for, write_inputs
 from vlm_core import stage as stages
 from vlm_core.data.config import Shard
-from vlm_core.data.shards import read_index, read_samples, shard, split_of
-from vlm_core.data.tar import TarWriter, members, read_tar
-from vlm_core.data.verify_shards import verify
+from vlm_core.data.shards.shards import read_index, read_samples, shard, split_of
+from vlm_core.data.shards.tar import TarWriter, members, read_tar
+from vlm_core.data.shards.verify import verify
 from vlm_core.errors import BadManifest, MissingInput, NothingLeft, SchemaMismatch
 
 FILES = {"000000.jpg": b"x" * 700, "000000.json": b"{}", "é" * 60 + "/한국.txt": b"", "a" * 180 + ".txt": b"q"}

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.data.loopback import body, web
-from vlm_core.data import rows as readers
-from vlm_core.data.crawl_config import Columns, Crawl, Extract, Table
-from vlm_core.data.pairs import Merger, Seen, make_pair
+from vlm_core.data.crawl import rows as readers
+from vlm_core.data.crawl.config import Columns, Crawl, Extract, Table
+from vlm_core.data.crawl.pairs import Merger, Seen, make_pair
 from vlm_core.data.sample import make_uid
 from vlm_core.errors import BadManifest, ConfigError, MissingInput, NothingLeft
 from vlm_core.run import load, run
@@ -258,8 +258,8 @@ def test_pairs_merge_on_disk_as_they_would_in_memory(tmp_path, monkeypatch):
         return list(merger.sorted())
 
     whole = merged()
-    monkeypatch.setattr("vlm_core.data.pairs.HELD", 100)
-    monkeypatch.setattr("vlm_core.data.pairs.BUCKET_PAIRS", 5)
+    monkeypatch.setattr("vlm_core.data.crawl.pairs.HELD", 100)
+    monkeypatch.setattr("vlm_core.data.crawl.pairs.BUCKET_PAIRS", 5)
     assert merged() == whole
     assert [pair["uid"] for pair in whole] == sorted(make_uid(f"http://a.org/{n}.jpg", "fox") for n in range(700))
     assert not (tmp_path / "pairs").exists()
@@ -271,7 +271,7 @@ def test_pairs_merge_on_disk_as_they_would_in_memory(tmp_path, monkeypatch):
 PEAK = """
 import sys
 from pathlib import Path
-from vlm_core.data.crawl_config import Extract
+from vlm_core.data.crawl.config import Extract
 from vlm_core.run import run
 from vlm_core.stage import own_peak_mb
 report = run("extract", Extract(), {"pages": Path(sys.argv[1])}, Path(sys.argv[2]))

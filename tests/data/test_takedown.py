@@ -18,13 +18,13 @@ import pytest
 from tests.data.loopback import Web, body, png, web
 from tests.data.small_world import write_inputs
 from vlm_core.cli import main
-from vlm_core.data import tombstones
-from vlm_core.data.catalog import TABLES, append
+from vlm_core.data.lineage import tombstones
+from vlm_core.data.lineage.catalog import TABLES, append
 from vlm_core.data.config import Shard
-from vlm_core.data.crawl_config import Download, Extract, Fetch
+from vlm_core.data.crawl.config import Download, Extract, Fetch
 from vlm_core.data.sample import CAPTIONS, make_uid
-from vlm_core.data.shards import read_index, read_samples
-from vlm_core.data.verify_shards import verify
+from vlm_core.data.shards.shards import read_index, read_samples
+from vlm_core.data.shards.verify import verify
 from vlm_core.run import run
 from vlm_core.stage import Report, file_md5
 

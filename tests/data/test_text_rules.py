@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from vlm_core.data import text_rules
-from vlm_core.data.filter_config import Titles
+from vlm_core.data.filter import text_rules
+from vlm_core.data.filter.config import Titles
 from vlm_core.errors import ConfigError
 
 

@@ -13,9 +13,9 @@ from PIL import Image, ImageCms, ImageDraw
 
 from tests.data.loopback import body, encoded, png, web
 from tests.data.test_download import LIMITS, download, settings, stored, write_pairs
-from vlm_core.data import perceptual
-from vlm_core.data.picture import decode
-from vlm_core.data.verify import check_hash, mark_placeholders
+from vlm_core.data.filter import perceptual
+from vlm_core.data.fetch.picture import decode
+from vlm_core.data.fetch.verify import check_hash, mark_placeholders
 
 
 @pytest.fixture(autouse=True)

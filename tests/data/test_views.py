@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_core.data.augment import Transform
-from vlm_core.data.view_config import Views
-from vlm_core.data.views import Beside, augment_text, eda, strong_view
+from vlm_core.data.shards.augment import Transform
+from vlm_core.data.shards.view_config import Views
+from vlm_core.data.shards.views import Beside, augment_text, eda, strong_view
 
 PICTURE = torch.randint(0, 256, (3, 40, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 TRANSFORM = Transform(32, crop_scale_min=0.9)

@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 
 from tests.data.small_world import make_shards
 from tests.train.transfer_world import labelled_set, stage_for, tiny_model
-from vlm_core.data.eval_sets import read_dataset
-from vlm_core.data.shards import read_samples
+from vlm_core.data.eval_sets.eval_sets import read_dataset
+from vlm_core.data.shards.shards import read_samples
 from vlm_core.errors import DataError, MissingInput
 from vlm_core.evaluate.card import read_cards
 from vlm_core.evaluate.compare import compare

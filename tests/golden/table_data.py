@@ -10,8 +10,12 @@ import torch
 from PIL import Image
 
 from tests.golden.check import Check, gradient, tensor
-from vlm_core.data import alip, dedup, entries, faces, perceptual, picture, recaption, rights, scores, select, text_rules, wat
-from vlm_core.data.address import FetchFailed
+from vlm_core.data.captions import alip, recaption
+from vlm_core.data.crawl import wat
+from vlm_core.data.fetch import picture
+from vlm_core.data.filter import dedup, entries, faces, perceptual, scores, select, text_rules
+from vlm_core.data.web import rights
+from vlm_core.data.web.address import FetchFailed
 from vlm_core.objectives.weighted_captions import weighted_clip_loss
 
 Arrays = dict[str, np.ndarray]
@@ -133,7 +137,7 @@ def xrobots_img2dataset(a: Arrays) -> Iterator[Check]:
 
 def image_resize_blur(a: Arrays) -> Iterator[Check]:
     """Our decoding before img2dataset's resizer, and our blur. Pixels may differ by 2 of 255 on average, as its README says; in blurred boxes by 6."""
-    from vlm_core.data.img2dataset_worker import Upright
+    from vlm_core.data.fetch.img2dataset_worker import Upright
 
     for i in range(int(a["n_inputs"])):
         data = a[f"input_{i}_png"].tobytes()

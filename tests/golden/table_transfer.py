@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.golden.check import Arrays, Check, Entry, gradient, tensor
-from vlm_core.data import few_shot
+from vlm_core.data.eval_sets import few_shot
 from vlm_core.evaluate import probe, segmentation, statistics
 from vlm_core.models import prompts
 from vlm_core.train.adapt import lr_per_epoch

@@ -18,10 +18,10 @@ import torch
 from tests.models.chat_server import ChatServer, serving
 from vlm_core import run as seam
 from vlm_core import track
-from vlm_core.data.answers import Answers
-from vlm_core.data.caption_config import Fusion, Gates, Limits, NamesCaptioner, OpenAiWriter, Recaption, Rewrite, Synthetic, Translation
-from vlm_core.data.pool import load_embeddings
-from vlm_core.data.stored import Pictures
+from vlm_core.data.captions.answers import Answers
+from vlm_core.data.captions.config import Fusion, Gates, Limits, NamesCaptioner, OpenAiWriter, Recaption, Rewrite, Synthetic, Translation
+from vlm_core.data.fetch.stored import Pictures
+from vlm_core.data.filter.pool import load_embeddings
 from vlm_core.errors import Incompatible, MissingInput, ServiceError
 from vlm_core.models import captioner
 from vlm_core.models.caption_scores import added_shares
@@ -329,7 +329,7 @@ def test_the_asset_compares_origins(server, small_set, tmp_path):
 
 
 def test_running_means_of_a_frozen_model_end_at_the_means_over_all_samples():
-    from vlm_core.data import alip
+    from vlm_core.data.captions import alip
 
     draw = torch.Generator().manual_seed(0)
     image, raw, caption = (torch.nn.functional.normalize(torch.randn(8, 5, generator=draw), dim=-1) for _ in range(3))

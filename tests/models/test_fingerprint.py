@@ -12,8 +12,8 @@ from PIL import Image
 from tests.data.filter_world import World, encoded, picture
 from vlm_core import run as runner
 from vlm_core.data.config import Fingerprint
-from vlm_core.data.filter_config import Decontaminate, Filter
-from vlm_core.data.fingerprints import COPIES, read_prints
+from vlm_core.data.filter.config import Decontaminate, Filter
+from vlm_core.data.filter.fingerprints import COPIES, read_prints
 from vlm_core.models import scorer as scorers
 
 PICTURES, SIDE = 40, 4

@@ -12,12 +12,12 @@ import pytest
 from tests.data.small_world import stage_for
 from tests.models.chat_server import ChatServer, caption_in, serving
 from vlm_core import run as seam
-from vlm_core.data import recaption as rules
-from vlm_core.data.answers import Answers
-from vlm_core.data.caption_config import Fusion, Gates, OpenAiWriter, Recaption, Rewrite, Translation
-from vlm_core.data.caption_gates import suspicious, words
-from vlm_core.data.caption_plan import Task, plan_translations
-from vlm_core.data.corpus import PROJECT, Corpus
+from vlm_core.data.captions import recaption as rules
+from vlm_core.data.captions.answers import Answers
+from vlm_core.data.captions.config import Fusion, Gates, OpenAiWriter, Recaption, Rewrite, Translation
+from vlm_core.data.captions.gates import suspicious, words
+from vlm_core.data.captions.plan import Task, plan_translations
+from vlm_core.data.crawl.corpus import PROJECT, Corpus
 from vlm_core.models import llm, rewrite
 from vlm_core.models.caption_scores import Judge
 

@@ -12,8 +12,8 @@ from tests.data.filter_world import World, picture
 from tests.data.small_world import stage_for
 from tests.data.test_lettering import lettered
 from vlm_core.data.config import TextMask
-from vlm_core.data.lettering import Area, Strokes, mask_of
-from vlm_core.data.stored import Pictures
+from vlm_core.data.fetch.stored import Pictures
+from vlm_core.data.filter.lettering import Area, Strokes, mask_of
 from vlm_core.models.embed import Embedded, cosines
 from vlm_core.models.masked import cover, masked_scores
 

@@ -19,9 +19,9 @@ import torch
 from tests.data.test_recaption import ATTACKS
 from tests.models.chat_server import ChatServer, serving
 from vlm_core import run as seam
-from vlm_core.data import caption_plan
-from vlm_core.data import recaption as rules
-from vlm_core.data.caption_config import Gates, OpenAiWriter, Recaption, Rewrite
+from vlm_core.data.captions import plan as caption_plan
+from vlm_core.data.captions import recaption as rules
+from vlm_core.data.captions.config import Gates, OpenAiWriter, Recaption, Rewrite
 from vlm_core.data.sample import CAPTIONS
 from vlm_core.errors import ConfigError, ServiceError
 from vlm_core.models import llm, packaged

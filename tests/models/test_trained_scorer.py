@@ -16,14 +16,14 @@ from tests.data.filter_world import World, encoded
 from tests.train import tiny
 from vlm_core import run as runner
 from vlm_core.cli import main
-from vlm_core.data.catalog import open_catalog
 from vlm_core.data.config import Embed, ModelScorer, Shard
-from vlm_core.data.cut_config import Cut
-from vlm_core.data.eval_sets import TABLE
-from vlm_core.data.filter_config import Domains, Filter, Grouping
+from vlm_core.data.eval_sets.eval_sets import TABLE
+from vlm_core.data.fetch.stored import Pictures
+from vlm_core.data.filter.config import Domains, Filter, Grouping
+from vlm_core.data.filter.cut_config import Cut
+from vlm_core.data.lineage.catalog import open_catalog
 from vlm_core.data.sample import CAPTIONS
-from vlm_core.data.stored import Pictures
-from vlm_core.data.tar import TarWriter
+from vlm_core.data.shards.tar import TarWriter
 from vlm_core.errors import CheckpointError, ConfigError, DataError, Incompatible, MissingInput
 from vlm_core.models import scorer as scorers
 from vlm_core.models import trained_scorer

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_core.data.alip import Means, alip_weights, weights_at
+from vlm_core.data.captions.alip import Means, alip_weights, weights_at
 from vlm_core.errors import Incompatible
 from vlm_core.models.towers import Outputs
 from vlm_core.objectives import config as menu

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlm_core.data.catalog import open_catalog
+from vlm_core.data.lineage.catalog import open_catalog
 from vlm_core.errors import ConfigError, MissingInput
 from vlm_core.evaluate.card import ProtocolCard
 from vlm_core.evaluate.config import Promote

@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.loopback import web
 from tests.scale import verbs
-from vlm_core.data import duplicate_ranges
+from vlm_core.data.filter import duplicate_ranges
 
 pytestmark = pytest.mark.flow
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.data.loopback import web
 from tests.scale import verbs
-from vlm_core.data import duplicate_ranges
+from vlm_core.data.filter import duplicate_ranges
 from vlm_core.errors import BudgetSpent
 from vlm_core.models import caption_ranges, picture_ranges
 from vlm_core.ranges import work

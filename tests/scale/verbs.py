@@ -17,10 +17,10 @@ from tests.data.filter_world import World, picture
 from tests.data.loopback import Web, body, png
 from tests.small_set import SCORER
 from vlm_core import run as seam
-from vlm_core.data.caption_config import Gates, OfflineWriter, Recaption, Rewrite
+from vlm_core.data.captions.config import Gates, OfflineWriter, Recaption, Rewrite
 from vlm_core.data.config import Embed
-from vlm_core.data.crawl_config import Download, Fetch
-from vlm_core.data.filter_config import Filter, NearDuplicates, SemanticDuplicates
+from vlm_core.data.crawl.config import Download, Fetch
+from vlm_core.data.filter.config import Filter, NearDuplicates, SemanticDuplicates
 from vlm_core.data.sample import PAIRS, make_uid
 from vlm_core.stage import Report
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from tests.data.small_world import make_shards, stage_for
-from vlm_core.data.samples import ShardSamples
-from vlm_core.data.shards import read_samples
+from vlm_core.data.shards.samples import ShardSamples
+from vlm_core.data.shards.shards import read_samples
 from vlm_core.errors import Incompatible
 from vlm_core.models import config as menu
 from vlm_core.models import pretrained

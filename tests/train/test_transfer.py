@@ -43,7 +43,7 @@ def run(world: Path, out: Path, features_dir: Path | None = None, **settings: ob
 
 
 def test_stored_features_are_those_of_the_model_in_the_order_of_the_table(world: Path) -> None:
-    from vlm_core.data.eval_sets import read_dataset
+    from vlm_core.data.eval_sets.eval_sets import read_dataset
 
     stored, dataset = Stored(world / "features" / "out" / "colours"), read_dataset(world / "eval_sets" / "colours")
     rows = dataset.rows("test")

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from tests.data.small_world import stage_for
 from vlm_core.data.config import Shard
 from vlm_core.data.sample import CAPTIONS, DOWNLOADS, PAIRS, make_uid
-from vlm_core.data.shards import shard
-from vlm_core.data.tar import TarWriter
+from vlm_core.data.shards.shards import shard
+from vlm_core.data.shards.tar import TarWriter
 from vlm_core.train.config import Pretrain
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 30), "blue": (40, 60, 220), "yellow": (230, 210, 40), "black": (10, 10, 10), "purple": (140, 40, 160)}

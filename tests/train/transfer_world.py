@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from vlm_core.data.eval_sets import TABLE
-from vlm_core.data.tar import TarWriter
+from vlm_core.data.eval_sets.eval_sets import TABLE
+from vlm_core.data.shards.tar import TarWriter
 from vlm_core.models import config as menu
 from vlm_core.models.pretrained import Vlm, load, pixels_of, save
 from vlm_core.models.towers import TwoTower

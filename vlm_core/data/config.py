@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from vlm_core.config import Config
-from vlm_core.data.filter_config import Grouping
+from vlm_core.data.filter.config import Grouping
 from vlm_core.data.sample import ORIGINS
 from vlm_core.errors import did_you_mean
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from vlm_core import stage as stages
-from vlm_core.data.eval_sets import EvalSet, read_dataset
-from vlm_core.data.shards import read_manifest
+from vlm_core.data.eval_sets.eval_sets import EvalSet, read_dataset
+from vlm_core.data.shards.shards import read_manifest
 from vlm_core.evaluate import metrics, probe
 from vlm_core.evaluate.card import ProtocolCard, digest_of
 from vlm_core.evaluate.config import Evaluate

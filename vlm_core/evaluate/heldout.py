@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from vlm_core.data.shards import read_samples
+from vlm_core.data.shards.shards import read_samples
 from vlm_core.errors import NothingLeft
 from vlm_core.evaluate.metrics import Ints
 

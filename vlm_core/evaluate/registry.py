@@ -68,7 +68,7 @@ def rollback(name: str) -> str:
     if champion is not None and champion.version == before.version:
         return f"{name}: version {before.version} is the champion already"
     registry.point("champion", before)
-    from vlm_core.data.catalog import append
+    from vlm_core.data.lineage.catalog import append
 
     run_id = f"rollback-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
     append(home() / "catalog", "promotions", pa.Table.from_pylist([_row(before, "champion", "rolled back", "asked for by a person")]), run_id)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlm_core import ranges
-from vlm_core.data.answers import Answer, Price, Request
-from vlm_core.data.caption_config import OpenAiWriter, Recaption
-from vlm_core.data.recaption import Prompt
-from vlm_core.data.stored import Pictures
+from vlm_core.data.captions.answers import Answer, Price, Request
+from vlm_core.data.captions.config import OpenAiWriter, Recaption
+from vlm_core.data.captions.recaption import Prompt
+from vlm_core.data.fetch.stored import Pictures
 from vlm_core.models import captioner, llm
 from vlm_core.stage import Stage
 

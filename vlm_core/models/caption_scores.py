@@ -11,12 +11,12 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from vlm_core.data import alip
-from vlm_core.data import caption_gates as rules
-from vlm_core.data.caption_config import Gates
-from vlm_core.data.caption_plan import Row, Task
-from vlm_core.data.caption_report import Measured
-from vlm_core.data.pool import load_embeddings
+from vlm_core.data.captions import alip
+from vlm_core.data.captions import gates as rules
+from vlm_core.data.captions.config import Gates
+from vlm_core.data.captions.plan import Row, Task
+from vlm_core.data.captions.report import Measured
+from vlm_core.data.filter.pool import load_embeddings
 from vlm_core.errors import SchemaMismatch
 from vlm_core.models.scorer import Scorer, load, sentences
 

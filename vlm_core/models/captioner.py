@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from vlm_core.config import canonical_json
-from vlm_core.data.answers import Answer, Price, Request
-from vlm_core.data.caption_config import NamesCaptioner, OpenAiWriter, Recaption, Synthetic
+from vlm_core.data.captions.answers import Answer, Price, Request
+from vlm_core.data.captions.config import NamesCaptioner, OpenAiWriter, Recaption, Synthetic
 from vlm_core.models import llm, packaged
 from vlm_core.models.scorer import square
 

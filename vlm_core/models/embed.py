@@ -27,8 +27,8 @@ from torch import Tensor
 
 from vlm_core.data.child import run_module
 from vlm_core.data.config import Embed, ModelScorer, OfflineScorer, OpenClipScorer
-from vlm_core.data.stored import Pictures
-from vlm_core.data.tar import TarWriter
+from vlm_core.data.fetch.stored import Pictures
+from vlm_core.data.shards.tar import TarWriter
 from vlm_core.errors import LaunchError, MissingInput, NothingLeft
 from vlm_core.models import embed_report, masked, picture_ranges
 from vlm_core.models.scorer import Offline, OpenClip, Scorer, Vectors, fit_heads, sentences

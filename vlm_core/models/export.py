@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from vlm_core.checkpoint import fill, read_weights, write_weights
-from vlm_core.data.augment import Transform
+from vlm_core.data.shards.augment import Transform
 from vlm_core.errors import Incompatible
 from vlm_core.models import config as menu
 from vlm_core.models import pretrained

@@ -25,7 +25,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from vlm_core import stage as stages
 from vlm_core.config import canonical_json
-from vlm_core.data.eval_sets import SPLITS, EvalSet, datasets_in, read_dataset
+from vlm_core.data.eval_sets.eval_sets import SPLITS, EvalSet, datasets_in, read_dataset
 from vlm_core.errors import DataError, MissingInput, did_you_mean
 from vlm_core.models.features_config import Features
 from vlm_core.models.pretrained import Vlm, load

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlm_core.data.config import Fingerprint
-from vlm_core.data.fingerprints import COPIES, EvalPicture, calibrate, eval_pictures, hashes, write_prints
-from vlm_core.data.perceptual import distance, parse_hex, pdq, phash, to_hex
+from vlm_core.data.filter.fingerprints import COPIES, EvalPicture, calibrate, eval_pictures, hashes, write_prints
+from vlm_core.data.filter.perceptual import distance, parse_hex, pdq, phash, to_hex
 from vlm_core.errors import NothingLeft
 from vlm_core.models import scorer as scorers
 from vlm_core.models.scorer import Offline, Scorer, Vectors

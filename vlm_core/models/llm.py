@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from vlm_core.config import canonical_json
-from vlm_core.data.answers import Answer, Price, Request, tokens_bound
-from vlm_core.data.caption_config import OpenAiWriter, Recaption
-from vlm_core.data.recaption import Prompt, first_line, parse_rewrite
+from vlm_core.data.captions.answers import Answer, Price, Request, tokens_bound
+from vlm_core.data.captions.config import OpenAiWriter, Recaption
+from vlm_core.data.captions.recaption import Prompt, first_line, parse_rewrite
 from vlm_core.errors import ConfigError, ServiceError, VlmError
 from vlm_core.models import packaged
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlm_core.data.config import TextMask
-from vlm_core.data.lettering import Strokes, TextDetector, mask_of, painted_over
-from vlm_core.data.stored import Pictures
+from vlm_core.data.fetch.stored import Pictures
+from vlm_core.data.filter.lettering import Strokes, TextDetector, mask_of, painted_over
 from vlm_core.stage import Stage
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlm_core import ranges
-from vlm_core.data.stored import Pictures
+from vlm_core.data.fetch.stored import Pictures
 from vlm_core.models.scorer import Offline
 from vlm_core.models.trained_scorer import Trained
 from vlm_core.stage import Stage

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm_core.checkpoint import fill, read_weights, write_weights
 from vlm_core.config import canonical_json
-from vlm_core.data.augment import Transform
+from vlm_core.data.shards.augment import Transform
 from vlm_core.errors import CheckpointError, ConfigError
 from vlm_core.models import config as menu
 from vlm_core.models import tokenizer as tokenizers

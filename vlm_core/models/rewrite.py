@@ -12,14 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_core.config import canonical_json
-from vlm_core.data import caption_plan, caption_report
-from vlm_core.data.answers import Answer, Answers, Cost, Request, affordable
-from vlm_core.data.caption_config import Recaption
-from vlm_core.data.caption_gates import masked
-from vlm_core.data.caption_plan import Row, Task
-from vlm_core.data.recaption import caption_id, without_opening
-from vlm_core.data.records import read_table
+from vlm_core.data.captions import plan as caption_plan
+from vlm_core.data.captions import report as caption_report
+from vlm_core.data.captions.answers import Answer, Answers, Cost, Request, affordable
+from vlm_core.data.captions.config import Recaption
+from vlm_core.data.captions.gates import masked
+from vlm_core.data.captions.plan import Row, Task
+from vlm_core.data.captions.recaption import caption_id, without_opening
 from vlm_core.data.sample import CAPTIONS
+from vlm_core.data.shards.records import read_table
 from vlm_core.models import caption_ranges, captioner, llm
 from vlm_core.models.caption_scores import Judge
 from vlm_core.stage import Report, Stage

@@ -23,11 +23,11 @@ from PIL import Image
 
 from vlm_core import stage as stages
 from vlm_core.data.config import ModelScorer
-from vlm_core.data.eval_groups import Look, group
-from vlm_core.data.eval_sets import EvalSet, datasets_in, read_dataset
-from vlm_core.data.filter_config import Grouping
-from vlm_core.data.perceptual import pdq, phash, to_hex
-from vlm_core.data.shards import read_samples
+from vlm_core.data.eval_sets.eval_sets import EvalSet, datasets_in, read_dataset
+from vlm_core.data.eval_sets.groups import Look, group
+from vlm_core.data.filter.config import Grouping
+from vlm_core.data.filter.perceptual import pdq, phash, to_hex
+from vlm_core.data.shards.shards import read_samples
 from vlm_core.errors import ConfigError, DataError, Incompatible, MissingInput
 from vlm_core.models import pretrained
 from vlm_core.models.scorer import Vectors

@@ -54,7 +54,7 @@ class Sigmoid(Pairwise):
     needs = frozenset({"bias"})
 
 
-class WeightedCaptions(Objective):
+class WeightedCaptions(Pairwise):
     """Raw and synthetic caption of each picture, weighted by how far the three agree (ALIP, arXiv 2308.08428)."""
 
     gamma: float = Field(2.0, gt=0, description="how sharply disagreement lowers a weight")

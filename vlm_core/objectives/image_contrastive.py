@@ -39,9 +39,9 @@ def nt_xent(views: Pairs, temperature: float, chunk_size: int = 0) -> Tensor:
 def _chunk(begin: int, rows_KD: Tensor, other_ND: Tensor, same_ND: Tensor, temperature: float, offset: int) -> Tensor:
     """Cross-entropy of finding the other view among all other views and all pictures of the same view but itself."""
     labels_K = torch.arange(offset + begin, offset + begin + len(rows_KD), device=rows_KD.device)
-    logits = rows_KD @ torch.cat([other_ND, same_ND]).T / temperature
-    logits = logits.scatter(1, labels_K[:, None] + len(other_ND), float("-inf"))
-    return F.cross_entropy(logits, labels_K, reduction="sum")
+    scaled_KD = rows_KD / temperature
+    same_KN = (scaled_KD @ same_ND.T).scatter(1, labels_K[:, None], float("-inf"))
+    return F.cross_entropy(torch.cat([scaled_KD @ other_ND.T, same_KN], dim=1), labels_K, reduction="sum")
 
 
 class ImageContrastive(Objective):

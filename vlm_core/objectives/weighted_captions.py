@@ -16,16 +16,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vlm_core.data.alip import Means, Weights, alip_weights, weights_at
+from vlm_core.data.captions.alip import Means, Weights, alip_weights, weights_at
 from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import config as menu
 from vlm_core.objectives import gather
 from vlm_core.objectives.base import Objective, full_precision
+from vlm_core.objectives.contrast import logits, over_rows
 
 
 def weighted_clip_loss(
     image_BD: Tensor, text_BD: Tensor, scale: Tensor, pair_B: Tensor, sample_B: Tensor, *,
-    image_ND: Tensor | None = None, text_ND: Tensor | None = None, offset: int = 0,
+    image_ND: Tensor | None = None, text_ND: Tensor | None = None, offset: int = 0, chunk_size: int = 0,
 ) -> Tensor:  # fmt: skip
     """Symmetric InfoNCE whose rows are weighted.
 
@@ -38,15 +39,19 @@ def weighted_clip_loss(
         image_ND: what the texts are scored against, if more than image_BD.
         text_ND: what the images are scored against, if more than text_BD.
         offset: row i belongs to column offset + i.
+        chunk_size: rows of logits that exist at a time; 0 is all. Same value, same gradient.
 
     Source: ALIP, arXiv 2308.08428. Checked by golden `data/alip_adaptive`.
     """
     image_ND, text_ND = (image_BD if image_ND is None else image_ND), (text_BD if text_ND is None else text_ND)
-    labels_B = torch.arange(offset, offset + len(image_BD), device=image_BD.device)
-    rows_B = F.cross_entropy(scale * image_BD @ text_ND.T, labels_B, reduction="none") + F.cross_entropy(
-        scale * text_BD @ image_ND.T, labels_B, reduction="none"
-    )
-    return (sample_B * pair_B * rows_B).mean() / 2
+    weight_B, sides = sample_B * pair_B, ((image_BD, text_ND), (text_BD, image_ND))
+    total = [over_rows(_chunk, [rows_BD, weight_B], columns_ND, scale, offset, chunk_size=chunk_size) for rows_BD, columns_ND in sides]
+    return (total[0] + total[1]) / (2 * len(image_BD))
+
+
+def _chunk(begin: int, rows_KD: Tensor, weight_K: Tensor, columns_ND: Tensor, scale: Tensor, offset: int) -> Tensor:
+    labels_K = torch.arange(offset + begin, offset + begin + len(rows_KD), device=rows_KD.device)
+    return (weight_K * F.cross_entropy(logits(rows_KD, columns_ND, scale), labels_K, reduction="none")).sum()
 
 
 class WeightedCaptions(Objective):
@@ -65,10 +70,9 @@ class WeightedCaptions(Objective):
             caption_ND = caption_BD if gather.world()[1] == 1 else gather.gather(caption_BD)
             mine = slice(raw.offset, raw.offset + len(out.image_BD))
             sample_B, raw_B, caption_B = (weight_N[mine] for weight_N in self._weights(raw.image_ND, raw.text_ND, caption_ND))
-            loss_raw = weighted_clip_loss(out.image_BD, out.text_BD, out.scale, raw_B, sample_B, image_ND=raw.image_ND, text_ND=raw.text_ND, offset=raw.offset)
-            loss_caption = weighted_clip_loss(
-                out.image_BD, caption_BD, out.scale, caption_B, sample_B, image_ND=raw.image_ND, text_ND=caption_ND, offset=raw.offset
-            )
+            sizes: dict[str, Any] = {"image_ND": raw.image_ND, "offset": raw.offset, "chunk_size": self.config.chunk_size}
+            loss_raw = weighted_clip_loss(out.image_BD, out.text_BD, out.scale, raw_B, sample_B, text_ND=raw.text_ND, **sizes)
+            loss_caption = weighted_clip_loss(out.image_BD, caption_BD, out.scale, caption_B, sample_B, text_ND=caption_ND, **sizes)
         return {"weighted_captions.raw": loss_raw, "weighted_captions.caption": loss_caption}
 
     @torch.no_grad()

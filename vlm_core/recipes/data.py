@@ -1,10 +1,9 @@
 """Named settings of the data verbs. A function's return type says which verb it belongs to; the first is the verb's default."""
 
-from vlm_core.data.caption_config import Gates, OpenAiWriter, Recaption, Rewrite
+from vlm_core.data.captions.config import Gates, OpenAiWriter, Recaption, Rewrite
 from vlm_core.data.config import Embed, EvalSets, Fingerprint, ModelScorer, OfflineScorer, OpenClipScorer, Shard
-from vlm_core.data.crawl_config import Crawl, Download, Extract, Fetch, Folder, Network, OptOuts, Site, Table, Warc, WebDataset
-from vlm_core.data.cut_config import Cut, MaskedClipScore
-from vlm_core.data.filter_config import (
+from vlm_core.data.crawl.config import Crawl, Download, Extract, Fetch, Folder, Network, OptOuts, Site, Table, Warc, WebDataset
+from vlm_core.data.filter.config import (
     ExactDuplicates,
     Filter,
     ImageRules,
@@ -18,7 +17,8 @@ from vlm_core.data.filter_config import (
     Titles,
     Vocabulary,
 )
-from vlm_core.data.report_config import DatasetPage
+from vlm_core.data.filter.cut_config import Cut, MaskedClipScore
+from vlm_core.data.report.config import DatasetPage
 
 # ---- crawl, extract, download
 

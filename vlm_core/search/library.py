@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_core.data.address import FetchFailed
-from vlm_core.data.picture import Limits, decode
+from vlm_core.data.fetch.picture import Limits, decode
+from vlm_core.data.web.address import FetchFailed
 from vlm_core.errors import VlmError
 from vlm_core.search.shelf import MODALITIES, Facet, Mask, Shelf, signature
 
@@ -91,7 +91,7 @@ class Library:
 
     def catalog(self) -> "DuckDBPyConnection":
         """A connection of this thread's own over the catalog as it is now; close it."""
-        from vlm_core.data.catalog import open_catalog
+        from vlm_core.data.lineage.catalog import open_catalog
 
         return open_catalog(self.home / "catalog")
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from vlm_core.data import lineage
+from vlm_core.data.lineage import lineage
 from vlm_core.errors import ConfigError, MissingInput, VlmError
 from vlm_core.search import page
 from vlm_core.search.library import FILTERS, INDEX, LOOK_EVERY_S, BadRequest, Library

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vlm_core.data import tombstones
-from vlm_core.data.stored import Pictures
+from vlm_core.data.fetch.stored import Pictures
+from vlm_core.data.lineage import tombstones
 from vlm_core.errors import MissingInput, SchemaMismatch
 from vlm_core.models.scorer import Scorer, load
 

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from vlm_core.config import Config
 from vlm_core.data.config import Loader
-from vlm_core.data.view_config import Views
+from vlm_core.data.shards.view_config import Views
 from vlm_core.distill.config import Terms
 from vlm_core.errors import Incompatible
 from vlm_core.models.config import EfficientnetLite0, Minilm, TwoTower

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vlm_core.checkpoint import fill, read_weights, write_weights
-from vlm_core.data.samples import Samples, training_samples
+from vlm_core.data.shards.samples import Samples, training_samples
 from vlm_core.distill.base import DistillTerm, Embeddings
 from vlm_core.distill.config import Terms
 from vlm_core.models import pretrained

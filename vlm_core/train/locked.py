@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from vlm_core.checkpoint import read_weights, write_weights
-from vlm_core.data.augment import Transform
-from vlm_core.data.loader import TrainLoader
-from vlm_core.data.mixture import read_caption, read_two
-from vlm_core.data.samples import Samples
+from vlm_core.data.shards.augment import Transform
+from vlm_core.data.shards.loader import TrainLoader
+from vlm_core.data.shards.mixture import read_caption, read_two
+from vlm_core.data.shards.samples import Samples
 from vlm_core.models.tokenizer import Tokenizer, trim
 from vlm_core.models.towers import Headed, TwoTower
 from vlm_core.train.fit import Batch, Reporter
@@ -89,7 +89,10 @@ class LockedLoader:
             texts, *second, origins = zip(*(read(self.records[row], loader.config, loader.seed, epoch) for row, epoch in passes), strict=True)
             loader.count(origins)
             named = {"text": texts, **({"caption": second[0]} if second else {})}
-            yield {"image_features": self.images_NF[torch.from_numpy(rows)], **{k: v for name, lines in named.items() for k, v in self._said(name, lines).items()}}
+            yield {
+                "image_features": self.images_NF[torch.from_numpy(rows)],
+                **{k: v for name, lines in named.items() for k, v in self._said(name, lines).items()},
+            }
 
     def _said(self, name: str, lines: Sequence[str]) -> Batch:
         """Texts, or what the locked trunk made of them."""

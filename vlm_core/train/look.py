@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_core.data.pictures import contact_sheet
-from vlm_core.data.samples import ShardSamples
+from vlm_core.data.shards.samples import ShardSamples
 from vlm_core.evaluate.metrics import roc_auc
 from vlm_core.evaluate.retrieval import retrieval_ranks
 from vlm_core.models.pretrained import Vlm

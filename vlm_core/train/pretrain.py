@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from vlm_core.checkpoint import fill, read_weights, write_weights
-from vlm_core.data.loader import TrainLoader
-from vlm_core.data.samples import training_samples
-from vlm_core.data.views import Beside
+from vlm_core.data.shards.loader import TrainLoader
+from vlm_core.data.shards.samples import training_samples
+from vlm_core.data.shards.views import Beside
 from vlm_core.models import config as models
 from vlm_core.models import packaged, pretrained, tokenizer
 from vlm_core.models.towers import Outputs, TwoTower

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlm_core.config import build
-from vlm_core.data.few_shot import fewshot_indices
+from vlm_core.data.eval_sets.few_shot import fewshot_indices
 from vlm_core.errors import CheckpointError, DataError
 from vlm_core.evaluate.card import ProtocolCard, digest_of
 from vlm_core.evaluate.metrics import topk_correct

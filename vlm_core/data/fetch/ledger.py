@@ -1,0 +1,218 @@
+"""What is known about each address, on disk beside OUT: it outlives the run, a kill -9 at any moment and other pairs, because every file appears whole.
+
+addresses.parquet   url, status, runs, due_at, record (JSON): the state after the last run that ended
+passes/NN/          todo.parquet, img2dataset's tars and tables, and NNNNN.jsonl: what became of the addresses of a finished shard
+urls/ab/<name>.json what became of an address whose shard is not finished; beside it <name>.body, the bytes as fetched
+origins/            robots.txt, tdmrep.json and ai.txt of each origin
+sites               the token buckets of this run (`politeness.Sites`)
+decoding/, memory/  of each process: the picture that it decodes, its largest resident size
+stopped             why this run asks no further
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlm_core.data.fetch.fetch import Fetched
+from vlm_core.data.web.politeness import Sites, domain_of
+from vlm_core.data.fetch.schedule import due_at, host_of, mixed, name_of
+
+STRIKES = 2  # processes that one picture may take down
+_FIELDS = {field.name for field in dataclasses.fields(Fetched)}
+ADDRESSES = pa.schema([
+    ("url", pa.string()), ("status", pa.string()), ("runs", pa.int32()), ("due_at", pa.timestamp("us", tz="UTC")), ("record", pa.string()),
+])  # fmt: skip
+Row = dict[str, Any]
+
+
+class Ledger:
+    def __init__(self, root: Path) -> None:
+        self.root, self.passes, self.urls, self.origins = root, root / "passes", root / "urls", root / "origins"
+        self.marks, self.memory, self.stop_file, self.addresses = root / "decoding", root / "memory", root / "stopped", root / "addresses.parquet"
+        self.todo = root / "todo.parquet"
+        self._mark = -1  # file of this process
+
+    def prepare(self) -> None:
+        """Make the folders; forget what belonged to the processes of a former run."""
+        for folder in (self.marks, self.memory):
+            shutil.rmtree(folder, ignore_errors=True)
+        for folder in (self.passes, self.origins, self.marks, self.memory, *(self.urls / f"{n:02x}" for n in range(256))):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.stop_file.unlink(missing_ok=True)
+
+    def keep_only(self, settings: str) -> None:
+        """Forget everything if pictures were made, or addresses refused, by other settings."""
+        file = self.root / "settings"
+        if not (file.exists() and file.read_text() == settings):
+            shutil.rmtree(self.root, ignore_errors=True)
+        self.root.mkdir(parents=True, exist_ok=True)
+        file.write_text(settings)
+
+    # ------------------------------------------------------------ what is to do
+
+    def write_todo(self, urls: Iterable[str]) -> None:
+        """Addresses of the next pass, in an order that mixes sites, and a fresh table of sites."""
+        order = mixed(urls)
+        part = self.todo.with_suffix(".part")
+        pq.write_table(pa.table({"url": pa.array(order, pa.string())}), part)
+        part.rename(self.todo)
+        hosts = {host_of(url) for url in order}
+        Sites.create(self.root / "sites", len(hosts) + len({domain_of(host) for host in hosts}))
+
+    def read_todo(self) -> list[str]:
+        found: list[str] = pq.read_table(self.todo)["url"].to_pylist()
+        return found
+
+    def new_pass(self) -> Path:
+        folder = self.passes / f"{max((int(path.name) for path in self.passes.iterdir()), default=-1) + 1:04d}"
+        folder.mkdir()
+        return folder
+
+    # ------------------------------------------------------------ addresses of unfinished shards
+
+    def body(self, url: str) -> Path:
+        name = name_of(url)
+        return self.urls / name[:2] / f"{name}.body"
+
+    def unfinished(self) -> bool:
+        """Whether an earlier process left anything."""
+        return any(self.urls.glob("*/*.json"))
+
+    def known(self, url: str) -> Fetched | None:
+        """The fetch that an earlier process finished, if its bytes are still there."""
+        body = self.body(url)
+        try:
+            record = json.loads(body.with_suffix(".json").read_bytes())
+        except FileNotFoundError:
+            return None
+        if record["status"] == "ok" and not body.exists():
+            return None
+        return Fetched(**{name: value for name, value in record.items() if name in _FIELDS})
+
+    def finish(self, fetched: Fetched, record: Row) -> None:
+        """Remember what became of an address."""
+        file = os.fspath(self.body(fetched.url)).removesuffix("body")
+        part = f"{file}{os.getpid()}.{threading.get_ident()}.part"
+        with open(part, "wb", buffering=0) as stream:  # noqa: PTH123  this runs for every address, and Path costs as much as the writing
+            stream.write(json.dumps(record).encode())
+        os.rename(part, f"{file}json")  # noqa: PTH104
+
+    def shard_done(self, folder: Path, shard: int, records: Mapping[str, Row]) -> None:
+        """Its pictures are in its tar now: write down its records, drop the bytes as fetched."""
+        journal = folder / f"{shard:05d}.jsonl"
+        part = journal.with_suffix(".part")
+        part.write_text("".join(json.dumps(record) + "\n" for record in records.values()))
+        part.rename(journal)
+        for url in records:
+            body = self.body(url)
+            for suffix in (".body", ".json", ".strikes"):
+                body.with_suffix(suffix).unlink(missing_ok=True)
+
+    # ------------------------------------------------------------ the state of all addresses
+
+    def events(self, passes: Iterable[Path] | None = None) -> Iterator[Row]:
+        """The records of finished shards, oldest first."""
+        for folder in sorted(self.passes.iterdir()) if passes is None else passes:
+            for journal in sorted(folder.glob("*.jsonl")):
+                with journal.open() as lines:
+                    yield from map(json.loads, lines)
+
+    def state(self) -> dict[str, Row]:
+        """The record of every address that was ever asked; `runs` counts the ended runs in which it failed."""
+        found: dict[str, Row] = {}
+        if self.addresses.exists():
+            found = {record["url"]: record for record in map(json.loads, pq.read_table(self.addresses, columns=["record"])["record"].to_pylist())}
+        for event in self.events():
+            old = found.get(event["url"], {"fetched_at": "", "runs": 0, "attempts": 0})
+            if event["fetched_at"] > old["fetched_at"]:  # else a crash came between writing the state and dropping its passes
+                found[event["url"]] = {
+                    **event,
+                    "runs": old["runs"],
+                    "attempts": old["attempts"] + 1,
+                    "pause_s": max(event["pause_s"], _still_asked(old, event)),
+                }
+        return found
+
+    def settle(self, records: Mapping[str, Row], begin: str, retry: Mapping[str, float], give_up_after: int) -> None:
+        """A run ends: write the state of its addresses; those that failed since `begin` have failed in one more run."""
+        rows = []
+        for url in sorted(records):
+            record = records[url]
+            failed = record["status"] != "ok" and record["fetched_at"] >= begin
+            record = {**record, "runs": record["runs"] + failed}
+            rows.append({"url": url, "status": record["status"], "runs": record["runs"], "due_at": due_at(record, retry, give_up_after), "record": json.dumps(record)})  # fmt: skip
+        part = self.addresses.with_suffix(".part")
+        pq.write_table(pa.Table.from_pylist(rows, schema=ADDRESSES), part, compression="zstd")
+        part.rename(self.addresses)
+
+    def due(self, urls: Iterable[str], state: Mapping[str, Row], stored: Iterable[str], now: datetime, retry: Mapping[str, float], give_up: int) -> list[str]:
+        """Addresses never asked, whose picture is gone, or that failed in a way that may have passed by now."""
+        there, wanted = frozenset(stored), []
+        for url in urls:
+            record = state.get(url)
+            if record is None or (record["status"] == "ok" and url not in there):
+                wanted.append(url)
+            elif record["status"] != "ok":
+                at = due_at(record, retry, give_up)
+                if at is not None and at <= now:
+                    wanted.append(url)
+        return wanted
+
+    # ------------------------------------------------------------ processes
+
+    def stop(self, why: str) -> None:
+        self.stop_file.write_text(why)
+
+    def stopped(self) -> str:
+        """Why this run asks no further; '' while it does."""
+        return self.stop_file.read_text() if self.stop_file.exists() else ""
+
+    def note_memory(self, peak_mb: float) -> None:
+        (self.memory / str(os.getpid())).write_text(f"{peak_mb:.0f}")
+
+    def peak_memory_mb(self) -> float:
+        """Largest resident size of a downloading process so far, in MB."""
+        return max((float(file.read_text() or 0) for file in self.memory.iterdir()), default=0.0)
+
+    def mark(self, url: str) -> None:
+        """This process now decodes that picture ('' = none)."""
+        if self._mark < 0:
+            self._mark = os.open(self.marks / str(os.getpid()), os.O_CREAT | os.O_WRONLY)
+        text = url.encode()
+        os.pwrite(self._mark, len(text).to_bytes(4, "big") + text, 0)
+
+    def blame(self) -> None:
+        """A process died: what it decoded gets a strike; at the second one the picture is given up."""
+        for mark in self.marks.iterdir():
+            data = mark.read_bytes()
+            url = data[4 : 4 + int.from_bytes(data[:4], "big")].decode()
+            if not url:
+                continue
+            strikes = self.body(url).with_suffix(".strikes")
+            count = int(strikes.read_text()) + 1 if strikes.exists() else 1
+            strikes.write_text(str(count))
+            if count >= STRIKES:
+                fetched = self.known(url) or Fetched(url, "ok", fetched_at=datetime.now(UTC).isoformat(timespec="milliseconds"))
+                gone = dataclasses.replace(fetched, status="decode_error", detail="the decoder died")
+                self.finish(gone, gone.json())
+                self.body(url).unlink(missing_ok=True)
+        shutil.rmtree(self.marks)
+        self.marks.mkdir()
+        self._mark = -1
+
+
+def _still_asked(old: Row, event: Row) -> float:
+    """What is left of the pause that a host asked for earlier."""
+    if not old.get("pause_s"):
+        return 0.0
+    gone = datetime.fromisoformat(event["fetched_at"]) - datetime.fromisoformat(old["fetched_at"])
+    return float(old["pause_s"] - gone.total_seconds())

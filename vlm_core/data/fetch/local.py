@@ -1,0 +1,92 @@
+"""Pictures that came with a source of this machine, taken in as if they had been fetched: the part of `vlm download` that opens no connection.
+
+An address is never turned into a path. The download looks it up in the lists that `vlm crawl` wrote beside its copies (`local_source`), and reads the
+copy, whose hash the list holds. Pages and tables cannot name `local` addresses (`pairs.make_pair` refuses them), so nothing that a stranger writes
+opens a file here.
+"""
+
+import hashlib
+import io
+from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+
+from vlm_core.data.web.address import FetchFailed
+from vlm_core.data.crawl.config import Fetch
+from vlm_core.data.fetch.fetch import Fetched
+from vlm_core.data.fetch.ledger import Ledger
+from vlm_core.data.crawl.local_source import LIST, ROWS
+from vlm_core.data.crawl.pairs import LOCAL
+from vlm_core.data.fetch.picture import Limits, probe
+from vlm_core.data.shards.tar import members, read_member
+from vlm_core.errors import BadManifest, MissingInput
+
+Row = dict[str, Any]
+
+
+class Copy(NamedTuple):
+    """Where the bytes of an address lie, and which they are."""
+
+    tar: Path
+    sha256: str
+
+
+def copies_of(folders: Iterable[Path], wanted: Collection[str]) -> dict[str, Copy]:
+    """The wanted addresses whose pictures lie in these outputs of `vlm crawl`; the first folder that has one counts.
+
+    Raises MissingInput when a picture of this machine lies in none of them.
+    """
+    found: dict[str, Copy] = {}
+    for folder in folders:
+        if not (folder / LIST).is_file():
+            continue
+        for rows in pq.ParquetFile(folder / LIST).iter_batches(ROWS, columns=["url", "sha256", "tar"]):
+            for row in rows.to_pylist():
+                if row["url"] in wanted:
+                    found.setdefault(row["url"], Copy(folder / row["tar"], row["sha256"]))
+    lost = [url for url in wanted if url.startswith(f"{LOCAL}:") and url not in found]
+    if lost:
+        raise MissingInput(f"Found {len(lost)} pictures of this machine without their bytes (the first is {lost[0]}), expected the folder that 'vlm crawl' "
+                           "made of their source; add --in pages=DIR, or --in pages.NAME=DIR for a further batch.")  # fmt: skip
+    return found
+
+
+def believed(state: Mapping[str, Row], copies: Mapping[str, Copy]) -> dict[str, Row]:
+    """What is known about addresses, without those whose copy now has other bytes."""
+    return {url: record for url, record in state.items() if url not in copies or copies[url].sha256 == record.get("sha256")}
+
+
+def ingest(copies: Mapping[str, Copy], todo: Iterable[str], ledger: Ledger, fetch: Fetch) -> None:
+    """Answer addresses that have a copy. The budgets of a picture hold; decoding, resizing, hashes are the usual code.
+
+    Raises BadManifest when a copy is not what its list says.
+    """
+    wanted = sorted(todo, key=lambda url: copies[url].tar)
+    for tar, urls in groupby(wanted, key=lambda url: copies[url].tar):
+        places = {member.name: member for member in members(tar)}
+        with tar.open("rb") as stream:
+            for url in urls:
+                if ledger.known(url) is None:
+                    member = places.get(copies[url].sha256)
+                    _answer(url, read_member(stream, member) if member else b"", copies[url], ledger, fetch)
+
+
+def _answer(url: str, data: bytes, copy: Copy, ledger: Ledger, fetch: Fetch) -> None:
+    if hashlib.sha256(data).hexdigest() != copy.sha256:
+        raise BadManifest(
+            f"Found other bytes than it says for {copy.sha256} in {copy.tar}, expected the picture of {url}; run 'vlm crawl' for its source again."
+        )
+    known: dict[str, Any] = {"bytes": len(data), "sha256": copy.sha256, "fetched_at": datetime.now(UTC).isoformat(timespec="milliseconds")}
+    try:
+        if len(data) > fetch.max_bytes:
+            raise FetchFailed("too_large", f"{len(data):,} bytes, at most {fetch.max_bytes:,} allowed")
+        header = probe(io.BytesIO(data), Limits(fetch.max_pixels, fetch.max_decoded_mb, fetch.min_side, fetch.max_aspect))
+        fetched = Fetched(url, "ok", mime=header.mime, width=header.width, height=header.height, **known)
+        ledger.body(url).write_bytes(data)
+    except FetchFailed as failed:
+        fetched = Fetched(url, failed.status, failed.detail, **known)
+    ledger.finish(fetched, fetched.json())

@@ -1,0 +1,181 @@
+"""Rules that rank samples or limit a score: the cut by a share or a threshold, limits on outside scores, most samples of a domain. Same form as in `rules`."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlm_core.data.filter import scores
+from vlm_core.data.filter import select
+from vlm_core.data.blocks import pieces
+from vlm_core.data.filter.cut_config import ClipScore, Cut, External, Hype, MaskedClipScore, NegClipLoss, NormSim, ScoreConfig
+from vlm_core.data.filter.decisions import Reason, Verdict, first_reason, joined
+from vlm_core.data.filter.config import DomainCap, Hook
+from vlm_core.data.web.politeness import domain_of
+from vlm_core.data.filter.pool import Column, Pool
+from vlm_core.data.filter.rules import host_of
+from vlm_core.errors import MissingInput, SchemaMismatch
+
+
+def cut(section: Cut, pool: Pool, rows: Column) -> Verdict:
+    """`survey` and its verdict on the same rows."""
+    return survey(section, pool, rows)(rows)
+
+
+def survey(section: Cut, pool: Pool, rows: Column) -> Callable[[Column], Verdict]:
+    """The best share inside each language, source or domain, or what reaches a threshold: looks at all the rows, then judges any block of them.
+
+    With over='pool' everything that has a score is ranked, also what other rules dropped, so two cuts in a row are the intersection of two filters.
+    """
+    ranked = rows if section.over == "remaining" else np.arange(len(pool))
+    score_of, digest = scorer_of(section.score, pool, ranked)
+    ranking = None if section.fraction is None else select.Ranking(section.fraction, section.mode)
+
+    def scored(part: Column) -> tuple[Column, Column, Column]:
+        score = score_of(part)
+        has = np.isfinite(score)
+        return names_within(section.within, pool, part[has]), score[has], part[has]
+
+    if ranking:
+        for part in pieces(ranked):
+            ranking.count(*scored(part)[:2])
+        for part in pieces(ranked):
+            ranking.collect(*scored(part))
+
+    def judge(part: Column) -> Verdict:
+        score, names = score_of(part), names_within(section.within, pool, part)
+        keep, threshold, has = np.zeros(len(part), bool), np.full(len(part), np.nan), np.isfinite(score)
+        if ranking:
+            keep[has], threshold[has] = ranking.decide(names[has], score[has], part[has])
+        else:
+            threshold = np.array([section.thresholds.get(name, section.threshold) for name in names], np.float64)
+            keep = score >= threshold
+        missing: Reason = "no_score" if isinstance(section.score, External) else "no_embedding"
+        reason = first_reason(len(part), (missing, ~has), ("low_score", ~keep))
+        detail = joined(f"{section.score.kind} in ", np.where(names == "", "?", names))
+        return Verdict(reason, score, threshold, detail, f"{pool.scorer} {digest}".strip())
+
+    return judge
+
+
+def names_within(within: str, pool: Pool, rows: Column) -> Column:
+    """What each row is ranked among."""
+    match within:
+        case "language":
+            return np.asarray(pool.lang[rows])
+        case "source":
+            return np.asarray(pool.source[rows])
+        case "domain":
+            return domains_of(pool, rows)
+        case _:
+            return np.full(len(rows), "all", dtype=object)
+
+
+def domains_of(pool: Pool, rows: Column) -> Column:
+    """Registrable domain of each picture's address."""
+    hosts = [host_of(url) for url in pool.url[rows]]
+    known = {host: domain_of(host) for host in set(hosts)}
+    return np.array([known[host] for host in hosts], dtype=object)
+
+
+def scorer_of(config: ScoreConfig, pool: Pool, rows: Column) -> tuple[Callable[[Column], Column], str]:
+    """(score of any of these rows, NaN where there is none; digest of the files that went into it). Cosines stay in their blocks."""
+    match config:
+        case ClipScore():
+            return pool.clip.__getitem__, ""
+        case MaskedClipScore():
+            if not any(np.isfinite(pool.masked_clip[part]).any() for part in pieces(rows)):
+                raise SchemaMismatch("Found no scores of masked pictures in the embeddings, expected them for masked_clip_score; embed again with text_mask.")
+            return pool.masked_clip.__getitem__, ""
+    score = np.full(len(pool), np.nan)
+    score[rows], digest = score_rows(config, pool, rows)
+    return score.__getitem__, digest
+
+
+def score_rows(config: ScoreConfig, pool: Pool, rows: Column) -> tuple[Column, str]:
+    """(score per row, NaN where there is none; digest of the files that went into it)."""
+    has = pool.emb_row[rows] >= 0
+    score, digest = np.full(len(rows), np.nan), ""
+    match config:
+        case External():
+            return outside_scores(config.file, config.column, pool, rows)
+        case NegClipLoss():
+            image, text = map(scores.unit, pool.embeddings(rows[has]))
+            score[has] = scores.neg_clip_loss_pool(image, text, config.temperature, config.batch, config.repeats, config.seed)
+        case NormSim():
+            wanted, digest = load_targets(config.targets, pool)
+            score[has] = scores.norm_sim(scores.unit(pool.embeddings(rows[has])[0]), scores.unit(wanted), np.inf if config.p == "inf" else 2)
+        case Hype():
+            image, text = pool.embeddings(rows[has])
+            image_ref, one = load_targets(config.image_references, pool)
+            text_ref, two = load_targets(config.text_references, pool)
+            score[has], digest = scores.hype_score(image, text, image_ref, text_ref, config.curvature), f"{one} {two}"
+    return score, digest
+
+
+def outside_scores(file: str, column: str, pool: Pool, rows: Column) -> tuple[Column, str]:
+    """(score per row, NaN where the file has none; digest of the file). Raises MissingInput, SchemaMismatch."""
+    path = Path(file)
+    if not path.is_file():
+        raise MissingInput(f"Found no file {path}, expected outside scores as Parquet with uid and {column}; give its path.")
+    try:
+        table = pq.read_table(path, columns=["uid", column])
+        uids, values = table["uid"].to_pylist(), np.asarray(table[column].cast(pa.float64()).to_numpy(), np.float64)
+    except (pa.ArrowException, KeyError) as error:
+        raise SchemaMismatch(
+            f"Found {path} without usable columns uid and {column} ({str(error)[:120]}), expected texts and numbers; correct the file."
+        ) from None
+    where = {uid: row for row, uid in enumerate(uids)}
+    if len(where) != len(uids):
+        raise SchemaMismatch(f"Found {len(uids) - len(where):,} uids twice in {path}, expected every uid once; correct the file.")
+    place = np.array([where.get(uid, -1) for uid in pool.uid[rows].tolist()], np.int64)
+    return np.where(place >= 0, np.append(values, np.nan)[place], np.nan), digest_of(path)
+
+
+def watermark(section: Hook, pool: Pool, rows: Column) -> Verdict:
+    return _limits(section, pool, rows, "watermark")
+
+
+def aesthetic(section: Hook, pool: Pool, rows: Column) -> Verdict:
+    return _limits(section, pool, rows, "aesthetic")
+
+
+def _limits(section: Hook, pool: Pool, rows: Column, reason: Reason) -> Verdict:
+    """Drops what an outside score puts outside its limits."""
+    score, digest = outside_scores(section.file, section.column, pool, rows)
+    low = score < section.min_score if section.min_score is not None else np.zeros(len(rows), bool)
+    high = score > section.max_score if section.max_score is not None else np.zeros(len(rows), bool)
+    missing = np.isnan(score) & (section.missing == "drop")
+    threshold = section.max_score if section.max_score is not None else section.min_score
+    return Verdict(first_reason(len(rows), ("no_score", missing), (reason, low | high)), score, threshold, version=digest)
+
+
+def domain_cap(section: DomainCap, pool: Pool, rows: Column) -> Verdict:
+    """At most so many samples of a registrable domain, those with the smallest draw; the score is the rank in its domain."""
+    names = domains_of(pool, rows)
+    draw = select.uniform(pool.uid[rows].tolist(), section.seed)
+    rank, seen = np.zeros(len(rows), np.int64), dict[str, int]()
+    for place in np.lexsort((pool.uid[rows].astype(str), draw)):
+        seen[names[place]] = rank[place] = seen.get(names[place], 0) + 1
+    return Verdict(first_reason(len(rows), ("domain_cap", rank > section.max_samples)), rank, section.max_samples, names.tolist())
+
+
+def load_targets(file: str, pool: Pool) -> tuple[Column, str]:
+    """(embeddings of a file, digest of its bytes). Raises MissingInput, SchemaMismatch."""
+    path = Path(file)
+    if not path.is_file():
+        raise MissingInput(f"Found no file {path}, expected embeddings in .npy; give the path of an array (rows, {pool.image_emb.shape[1]}).")
+    rows = np.asarray(np.load(path), np.float32)
+    if rows.ndim != 2 or rows.shape[1] != pool.image_emb.shape[1]:
+        raise SchemaMismatch(
+            f"Found an array of shape {rows.shape} in {path}, expected (rows, {pool.image_emb.shape[1]}) as {pool.scorer} makes them; embed the targets with the same scorer."
+        )
+    return rows, digest_of(path)
+
+
+def digest_of(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:12]

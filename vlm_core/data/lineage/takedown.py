@@ -1,0 +1,242 @@
+"""`vlm takedown --uid|--url|--domain|--sha256|--pdq VALUE`: a sample, address, site or picture leaves the platform and does not come back.
+
+1. A tombstone in the catalog. From then on extract, download, shard and eval-sets refuse what it covers, and search stops showing it.
+2. Every snapshot that holds it is marked as revoked.
+3. What it means: which shards, which models (directly, through a teacher, first weights or captions), how often training showed it.
+4. The next run of the data verbs rewrites the shards it was in and leaves the others as they are; index, embeddings and captions are made without it.
+5. `--scan` looks through every live product and says where it still is; `--purge` also empties the DVC cache of files that hold it.
+"""
+
+import argparse
+import binascii
+import json
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from vlm_core import stage as stages
+from vlm_core.data.lineage import scan
+from vlm_core.data.lineage.catalog import Answer, Row, append, ask, open_catalog
+from vlm_core.data.lineage.lineage import models_behind, show
+from vlm_core.data.lineage.exact_bytes import dvc_cache
+from vlm_core.data.lineage.tombstones import KINDS, PDQ_RADIUS, Tombstones, load, standard
+from vlm_core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+CHOSEN = "(SELECT uid FROM chosen)"
+EXAMPLES = 20
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message[:1].upper()}{message[1:]}; see '{self.prog} --help'.")
+
+
+def main(argv: list[str]) -> int:
+    """`vlm takedown ...`. Raises VlmError."""
+    args = _parser().parse_args(argv)
+    named = [(kind, value) for kind in KINDS if (value := getattr(args, kind))]
+    if len(named) + bool(args.scan or args.purge) != 1:
+        raise ConfigError(
+            f"Found {len(named)} of {', '.join(f'--{kind}' for kind in KINDS)}, expected exactly one, or --scan or --purge alone; say what is to be taken down."
+        )
+    if not named:
+        return _prove(args)
+    answer = take_down(stages.home(), *named[0], reason=args.reason, radius=args.radius, dry_run=args.dry_run)
+    print(json.dumps(answer, indent=1, default=str, ensure_ascii=False) if args.json else show(answer))
+    return 0
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="vlm takedown", description="take a sample, address, site or picture out of the platform, for ever")
+    parser.add_argument("--uid", help="one pair of picture and caption")
+    parser.add_argument("--url", help="an address of a picture or page")
+    parser.add_argument("--domain", help="a site and everything below it: pictures that lie there or were found there")
+    parser.add_argument("--sha256", help="the bytes of a picture as fetched")
+    parser.add_argument("--pdq", help="everything that looks like the picture with this PDQ hash, 64 hex digits")
+    parser.add_argument("--radius", type=int, default=PDQ_RADIUS, help=f"of --pdq, in bits of 256; {PDQ_RADIUS} unless said otherwise")
+    parser.add_argument("--reason", default="", help="kept beside the takedown")
+    parser.add_argument("--dry-run", action="store_true", help="say what it would mean and change nothing")
+    parser.add_argument("--scan", action="store_true", help="look for everything that was taken down in every live product; exit code 20 if any is left")
+    parser.add_argument("--purge", action="store_true", help="like --scan, and delete the files of the local DVC cache that hold it; remotes are never touched")
+    parser.add_argument("--cache", type=Path, help="the DVC cache; the default is that of this project")
+    parser.add_argument("--json", action="store_true", help="answer for machines")
+    return parser
+
+
+# ---------------------------------------------------------------- the takedown
+
+
+def take_down(home: Path, kind: str, value: str, *, reason: str = "", radius: int = PDQ_RADIUS, dry_run: bool = False) -> Answer:
+    """Write the tombstone and say what it means. Doing it twice adds what became known since, and no second tombstone."""
+    catalog, value = home / "catalog", _checked(kind, value, radius)
+    con = open_catalog(catalog)
+    known = ask(con, "SELECT takedown_id FROM takedowns WHERE kind = ? AND value = ? AND radius >= ? LIMIT 1", kind, value, radius if kind == "pdq" else 0)
+    takedown = known[0]["takedown_id"] if known else uuid.uuid4().hex
+    uids = find(con, kind, value, radius)
+    con.register("chosen", pa.table({"uid": pa.array(sorted(uids), pa.string())}))
+    answer = impact(con)
+    stone = {"takedown_id": takedown, "kind": kind, "value": value, "radius": radius if kind == "pdq" else 0, "reason": reason, "at": datetime.now(UTC)}
+    answer = {"takedown": [{**stone, "new": not known, "samples": len(uids), "written": not dry_run}], **answer}
+    if not dry_run:
+        _write(con, catalog, stone, known=bool(known), snapshots=[row["snapshot_md5"] for row in answer["snapshots"]])
+        folder = home / "takedowns"
+        folder.mkdir(parents=True, exist_ok=True)
+        stages.write_json(folder / f"{takedown}.json", json.loads(json.dumps(answer, default=str)))
+    return answer
+
+
+def _checked(kind: str, value: str, radius: int) -> str:
+    value = standard(kind, value)
+    digits = {"uid": 32, "sha256": 64, "pdq": 64}.get(kind, 0)
+    if digits and not (len(value) == digits and set(value) <= set("0123456789abcdef")):
+        raise ConfigError(f"Found --{kind} {value!r}, expected {digits} hex digits; 'vlm lineage why' and images/status.parquet show them.")
+    if kind == "url" and not urlsplit(value).hostname:
+        raise ConfigError(f"Found --url {value!r}, expected a whole address such as https://example.org/a.jpg; give that.")
+    if kind == "domain" and (not value or any(letter in value for letter in "/ :@*")):
+        raise ConfigError(f"Found --domain {value!r}, expected a name such as example.org; leave out scheme, port and path.")
+    if not 0 <= radius <= 64:
+        raise ConfigError(f"Found --radius {radius}, expected 0 to 64 bits of 256; more covers pictures that have nothing in common.")
+    return value
+
+
+def _write(con: "DuckDBPyConnection", catalog: Path, stone: Row, *, known: bool, snapshots: list[str]) -> None:
+    """The tombstone first: from here on it holds, even if this process dies now."""
+    takedown = stone["takedown_id"]
+    if not known:
+        append(catalog, "takedowns", pa.Table.from_pylist([stone]).cast(_schema(stone)), takedown)
+    fresh = ask(con, "SELECT uid FROM chosen WHERE uid NOT IN (SELECT uid FROM takedown_uids WHERE takedown_id = ?) ORDER BY uid", takedown)
+    if fresh:
+        append(catalog, "takedown_uids", pa.table({"takedown_id": [takedown] * len(fresh), "uid": [row["uid"] for row in fresh]}), takedown)
+    old = {row["snapshot_md5"] for row in ask(con, "SELECT snapshot_md5 FROM revocations WHERE takedown_id = ?", takedown)}
+    if revoked := sorted(set(snapshots) - old):
+        rows = [{"snapshot_md5": name, "takedown_id": takedown, "at": stone["at"]} for name in revoked]
+        append(catalog, "revocations", pa.Table.from_pylist(rows), takedown)
+
+
+def _schema(stone: Row) -> pa.Schema:
+    types = {"radius": pa.int32(), "at": pa.timestamp("us", tz="UTC")}
+    return pa.schema([(name, types.get(name, pa.string())) for name in stone])
+
+
+# ---------------------------------------------------------------- whom it concerns
+
+
+def find(con: "DuckDBPyConnection", kind: str, value: str, radius: int = PDQ_RADIUS) -> set[str]:
+    """The uids that the catalog knows for a value."""
+    match kind:
+        case "uid":
+            return {value}
+        case "sha256":
+            return {row["uid"] for row in ask(con, "SELECT DISTINCT uid FROM sample_seen WHERE sha256 = ?", value)}
+        case "pdq":
+            return _near(con, value, radius)
+    stone = Tombstones(urls={value: "x"} if kind == "url" else {}, domains={value: "x"} if kind == "domain" else {}, digest="x")
+    host = value if kind == "domain" else urlsplit(value).hostname
+    return {row["uid"] for row in ask(con, SEEN_AT, host) if stone.hit(row)}
+
+
+# Every address at which a sample or its page was seen, of hosts whose name holds the one that is asked for.
+SEEN_AT = """SELECT DISTINCT uid, url, page_url, final_url FROM (
+    SELECT uid, url, page_url, NULL AS final_url FROM pairs WHERE contains(lower(url), $1) OR contains(lower(page_url), $1)
+    UNION ALL SELECT uid, url, page_url, NULL FROM samples WHERE contains(lower(url), $1) OR contains(lower(page_url), $1)
+    UNION ALL SELECT uid, url, NULL, final_url FROM downloads WHERE contains(lower(url), $1) OR contains(lower(final_url), $1))"""
+
+
+def _near(con: "DuckDBPyConnection", pdq: str, radius: int) -> set[str]:
+    """uids whose PDQ lies within the radius, by counting the bits that differ."""
+    wanted, found = np.frombuffer(bytes.fromhex(pdq), np.uint64), set[str]()
+    for table in ("downloads", "samples"):
+        for batch in con.sql(f"SELECT uid, pdq FROM {table} WHERE length(pdq) = 64").to_arrow_reader(2**17):
+            digits = pc.cast(pc.binary_join(pa.ListArray.from_arrays([0, len(batch)], batch["pdq"]), ""), pa.binary())[0].as_buffer()
+            codes = np.frombuffer(binascii.unhexlify(digits), np.uint64).reshape(-1, 4)
+            near = np.flatnonzero(_ones(codes ^ wanted).sum(1) <= radius)
+            found.update(batch["uid"].take(pa.array(near)).to_pylist())
+    return found
+
+
+def _ones(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Number of bits that are set, in each word: pairs, then fours, then bytes are added up."""
+    words = words - ((words >> np.uint64(1)) & np.uint64(0x5555555555555555))
+    words = (words & np.uint64(0x3333333333333333)) + ((words >> np.uint64(2)) & np.uint64(0x3333333333333333))
+    words = (words + (words >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+    return (words * np.uint64(0x0101010101010101)) >> np.uint64(56)
+
+
+def impact(con: "DuckDBPyConnection") -> Answer:
+    """What the uids of the relation `chosen` are in. Each large table is read once."""
+    con.execute(f"""CREATE OR REPLACE TEMP TABLE held AS SELECT s.snapshot_md5, s.relpath, m.shard_md5, m.uid, h.split
+        FROM (SELECT DISTINCT shard_md5, uid FROM shard_samples WHERE uid IN {CHOSEN}) m
+        JOIN (SELECT DISTINCT snapshot_md5, shard_md5, relpath FROM snapshot_shards) s USING (shard_md5)
+        JOIN (SELECT DISTINCT shard_md5, split FROM shards) h USING (shard_md5)""")
+    con.execute(f"CREATE OR REPLACE TEMP TABLE pictures AS SELECT DISTINCT sha256 FROM downloads WHERE uid IN {CHOSEN} AND sha256 <> ''")
+    return {
+        "models": models_behind(con, "(SELECT * FROM held WHERE split = 'train')"),
+        "snapshots": ask(con, "SELECT snapshot_md5, count(DISTINCT uid) AS samples, count(DISTINCT shard_md5) AS shards FROM held GROUP BY ALL ORDER BY ALL"),
+        "shards": ask(con, "SELECT DISTINCT snapshot_md5, relpath AS shard, shard_md5 FROM held ORDER BY ALL LIMIT 1000"),
+        "captions": ask(con, f"SELECT origin, generator, count(*) AS captions FROM captions_now WHERE uid IN {CHOSEN} GROUP BY ALL ORDER BY ALL"),
+        "the same picture under other names": ask(
+            con,
+            f"""SELECT DISTINCT sha256, uid, url FROM downloads WHERE sha256 IN (SELECT sha256 FROM pictures) AND uid NOT IN {CHOSEN}
+                ORDER BY ALL LIMIT {EXAMPLES}""",
+        ),
+    }
+
+
+# ---------------------------------------------------------------- the proof
+
+
+def _prove(args: argparse.Namespace) -> int:
+    home = stages.home()
+    proof = prove(home, scan.products(home), _cache(args.cache), purge=args.purge)
+    print(json.dumps(proof, indent=1, ensure_ascii=False) if args.json else _sentence(proof))
+    return 20 if proof["hits"] or proof["not_readable"] else 0  # what cannot be read proves nothing
+
+
+def prove(home: Path, folders: list[Path], cache: Path | None, *, purge: bool = False) -> dict[str, Any]:
+    """Scan the folders for everything that was ever taken down; the finding is printed and kept under takedowns/ of the platform home. Raises DataError."""
+    stones = load(home)
+    if not stones:
+        raise DataError(f"Found no takedown in {home / 'catalog'}, expected one to look for; take something down first.")
+    found = scan.scan(folders, stones)
+    cached = scan.scan_cache(cache, stones) if cache else []
+    purged = [scan.drop(path) for path in cached] if purge else []
+    proof = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"), "takedowns": stones.digest, "uids": len(stones.uids), "folders": [str(path) for path in folders],
+        "files": found.files, "values": found.values, "not_readable": found.unreadable, "hits": sum(hit["hits"] for hit in found.hits), "found": found.hits,
+        "cache": str(cache or ""), "cached_files_that_hold_it": [path.name for path in cached if not purge], "purged": purged,
+    }  # fmt: skip
+    (home / "takedowns").mkdir(parents=True, exist_ok=True)
+    stages.write_json(home / "takedowns" / f"proof-{stones.digest[:12]}.json", proof)
+    return proof
+
+
+def _cache(given: Path | None) -> Path | None:
+    if given is not None:
+        return given
+    try:
+        return dvc_cache(Path.cwd())
+    except DataError:  # no DVC project here: nothing is cached
+        return None
+
+
+def _sentence(proof: dict[str, Any]) -> str:
+    lines = [f"{proof['hits']} hits in {proof['files']:,} files ({proof['values']:,} values) of {len(proof['folders'])} folders for {proof['uids']:,} samples"]
+    lines += [f"  {hit['hits']:6,}  {hit['path']}" for hit in proof["found"]]
+    lines += [f"  not readable: {said}" for said in proof["not_readable"]]
+    if proof["hits"]:
+        lines.append("Run the stages that made these folders again (job 'data', or 'dvc repro'), then scan again.")
+    if held := proof["cached_files_that_hold_it"]:
+        lines.append(f"{len(held)} files of the DVC cache {proof['cache']} hold it still; --purge deletes them. Remotes are yours to clean.")
+    if proof["purged"]:
+        lines.append(f"{len(proof['purged'])} files deleted from the DVC cache {proof['cache']}. Remotes are yours to clean.")
+    return "\n".join(lines)

@@ -21,8 +21,9 @@ def over_rows(chunk: Callable[..., Tensor], rows: Sequence[Tensor], *others: obj
     if not 0 < chunk_size < count:
         return chunk(0, *rows, *others)
     total = rows[0].new_zeros(())
-    for number, part in enumerate(zip(*(row.split(chunk_size) for row in rows), strict=True)):  # slices would each give back a gradient of full size
-        total = total + checkpoint(chunk, number * chunk_size, *part, *others, use_reentrant=False, preserve_rng_state=False)
+    for begin in range(0, count, chunk_size):
+        part = [row[begin : begin + chunk_size] for row in rows]
+        total = total + checkpoint(chunk, begin, *part, *others, use_reentrant=False, preserve_rng_state=False)
     return total
 
 

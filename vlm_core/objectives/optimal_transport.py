@@ -39,8 +39,9 @@ class Taught(NamedTuple):
     def similarity(self, begin: int, end: int, of_texts: bool = False) -> Tensor:
         """Rows begin to end of S (K, N), or of its transpose."""
         one, other = (self.text_ND, self.image_ND) if of_texts else (self.image_ND, self.text_ND)
-        rows, columns = [self.image_weight * self.image_ND[begin:end], self.text_weight * self.text_ND[begin:end], one[begin:end]], [*self[:2], other]
-        similarity_KN = torch.cat(rows, 1) @ torch.cat(columns, 1).T
+        similarity_KN = one[begin:end] @ other.T
+        similarity_KN.addmm_(self.image_ND[begin:end], self.image_ND.T, alpha=self.image_weight)
+        similarity_KN.addmm_(self.text_ND[begin:end], self.text_ND.T, alpha=self.text_weight)
         if self.remove_diag:
             similarity_KN.diagonal(begin).sub_(OWN * (self.image_weight + self.text_weight))
         return similarity_KN

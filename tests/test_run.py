@@ -149,7 +149,7 @@ def test_a_wrong_command_is_one_sentence_and_its_exit_code(words: list[str], cod
 
 def test_the_dry_run_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["shard", "--recipe", "web_shard", "--set", "seed=4", "--out", str(tmp_path / "o"), "--dry-run"]) == 0
-    assert capsys.readouterr().out == "seed: 4\nheld_out: 0.01\nsamples_per_shard: 10000\nshard_mb: 256\n"
+    assert capsys.readouterr().out == ("format: tar\ngrow: true\nseed: 4\nheld_out: 0.01\nsamples_per_shard: 10000\nshard_mb: 256\nblur_faces: false\n")
     assert not (tmp_path / "o").exists()
 
 
@@ -163,9 +163,12 @@ def test_a_file_that_a_setting_names_counts_with_its_bytes(tmp_path: Path) -> No
     assert files_named(EvalSets(corpus=str(tmp_path / "absent"))) == {}
 
 
-def test_a_live_site_is_crawled_again_and_an_archive_is_not() -> None:
+def test_a_live_site_and_a_folder_are_read_again_and_an_archive_with_a_hash_is_not(tmp_path: Path) -> None:
+    archive = tmp_path / "pages.warc.gz"
+    archive.touch()
     assert Crawl(source=Site(start_urls=["http://example.org/"])).reads_the_world
-    assert not Crawl(source=Warc(path="pages.warc.gz")).reads_the_world
+    assert Crawl(source=Warc(path=str(tmp_path))).reads_the_world
+    assert not Crawl(source=Warc(path=str(archive))).reads_the_world
     assert not Crawl().reads_the_world
 
 

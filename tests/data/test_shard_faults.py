@@ -119,6 +119,7 @@ rm {disk}/ballast
 """
 
 
+@pytest.mark.slow  # mounts a disk of its own, which not every machine that runs the tests allows
 @pytest.mark.parametrize("what", ["output", "catalog"])
 def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on_once_there_is_room(tmp_path: Path, what: str) -> None:
     write_inputs(tmp_path / "in", 60)

@@ -32,9 +32,10 @@ class Told:
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, dict[str, float]]] = []
+        self.mixtures: list[tuple[int, dict[str, float]]] = []
 
     def metrics(self, values: dict[str, float], step: int) -> None:
-        self.rows.append((step, dict(values)))
+        (self.rows if "loss" in values else self.mixtures).append((step, dict(values)))
 
     def progress(self, what: str, done: int, total: int) -> None: ...
 
@@ -117,6 +118,8 @@ def test_a_resumed_run_continues_its_rows_of_numbers(shards: Path, tmp_path: Pat
     train(settings(small(), shards), folder, told)
     steps = [row["step"] for row in read_rows(folder)]
     assert steps == list(range(1, len(steps) + 1)) == [step for step, _ in told.rows]
+    assert all(sum(shares.values()) == pytest.approx(1) for _, shares in told.mixtures)
+    assert told.mixtures[-1][0] == steps[-1]
     kept = sorted((folder / "steps").iterdir())
     assert len(kept) == 2  # the newest two
     (folder / "final.safetensors").unlink()

@@ -17,7 +17,7 @@ Status = Literal[
     "http_4xx", "http_429", "http_5xx", "redirect_loop",
     "ssrf_blocked", "scheme_blocked", "robots_denied", "optout_header",
     "too_large", "deadline", "hash_mismatch", "not_image", "decode_error", "too_many_pixels",
-    "too_small", "aspect_ratio", "placeholder", "blocked_hash",
+    "too_small", "aspect_ratio", "placeholder", "blocked_hash", "taken_down",
 ]  # fmt: skip
 STATUSES: tuple[str, ...] = get_args(Status)
 RETRYABLE: frozenset[str] = frozenset({"dns_timeout", "connect_timeout", "http_429", "http_5xx", "deadline"})

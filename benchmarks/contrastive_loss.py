@@ -113,7 +113,8 @@ def main() -> None:
     lines = [
         f"# benchmarks/contrastive_loss.py --rows {args.rows} --width {args.width} --chunk {args.chunk} --rounds {args.rounds}",
         f"# Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}, 1 thread, float32, forward and backward",
-        "# CPU seconds: median of the rounds, whole and chunked taking turns; extra: peak resident memory above that before the loss, highest of the rounds",
+        "# CPU seconds: median of the rounds, whole and chunked taking turns; extra: peak resident memory above that before the loss, highest of the rounds;",
+        "# freed blocks of 1 MB and more go back to the system at once (MALLOC_MMAP_THRESHOLD_)",
         "", f"{'loss':28}{'whole s':>9}{'chunked s':>11}{'ratio':>7}{'whole MB':>10}{'chunked MB':>12}{'difference':>12}",
     ]  # fmt: skip
     for name in filter(lambda name: args.only in ("", name), NAMES):

@@ -1,5 +1,8 @@
 """The line of figures counts what happened, failures included."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 pytest_plugins = ["pytester"]
@@ -37,3 +40,16 @@ def test_a_run_without_faults_says_nothing(pytester: pytest.Pytester) -> None:
     pytester.makeconftest("from tests.figures import losses, pytest_collection_modifyitems, pytest_configure, pytest_terminal_summary")
     pytester.makepyfile("def test_plain(): pass")
     assert "faults survived" not in pytester.runpytest_inprocess("-p", "no:xdist").stdout.str()
+
+
+def test_every_number_of_a_fault_or_attack_is_explained_and_every_one_explained_is_tested() -> None:
+    root = Path(__file__).parent
+    used = {
+        number
+        for file in root.rglob("test_*.py")
+        if file != Path(__file__)
+        for marks in re.findall(r"mark\.(?:fault|abuse)\(([^)]*)\)", file.read_text())
+        for number in re.findall(r"[FA]\d+", marks)
+    }
+    explained = set(re.findall(r"^\| ([FA]\d+) \|", (root.parent / "docs" / "faults.md").read_text(), re.M))
+    assert used == explained

@@ -56,6 +56,7 @@ def test_the_data_version_of_a_file_is_its_md5_and_of_a_changed_folder_is_anothe
 HOLD = "import sys, time; from pathlib import Path; from vlm_core.stage import lease\nwith lease(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
 
 
+@pytest.mark.fault("F4")
 def test_a_lease_refuses_a_second_owner_by_name_and_is_free_after_kill_9(tmp_path: Path) -> None:
     record = tmp_path / "out.run"
     owner = python(HOLD, str(record))
@@ -95,6 +96,7 @@ stage.publish(tmp, out)
 """
 
 
+@pytest.mark.fault("F2")
 @pytest.mark.parametrize(("fatal", "found"), [(1, "old"), (2, "old"), (3, "old"), (4, "new")])
 def test_kill_9_inside_publish_leaves_the_old_folder_or_the_new_one_and_no_rubbish(tmp_path: Path, fatal: int, found: str) -> None:
     out = tmp_path / "out"
@@ -105,6 +107,7 @@ def test_kill_9_inside_publish_leaves_the_old_folder_or_the_new_one_and_no_rubbi
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.fault("F2")
 def test_kill_9_before_the_first_publication_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert python(PUBLISH, str(out), "new", "1").wait(60) == -signal.SIGKILL

@@ -87,6 +87,7 @@ def test_runs_that_a_killed_process_left_open_are_closed_by_their_dagster_run(ur
     other.close()
 
 
+@pytest.mark.fault("F7")
 def test_metrics_wait_while_the_server_is_away_and_arrive_when_it_is_back(run: MlflowTracker, capsys: pytest.CaptureFixture[str]) -> None:
     run.metrics({"loss": 1.0}, step=1)
     run.flush()

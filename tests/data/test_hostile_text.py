@@ -51,6 +51,7 @@ def _home(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLM_HOME", str(hostile / "home"))
 
 
+@pytest.mark.abuse("A9")
 def test_hostile_texts_are_stored_as_they_are(hostile: Path) -> None:
     stored = {sample.uid: sample.record for sample in read_samples(hostile / "shards")}
     for uid, record in stored.items():
@@ -59,6 +60,7 @@ def test_hostile_texts_are_stored_as_they_are(hostile: Path) -> None:
     assert known == {uid: record["caption"] for uid, record in stored.items()}
 
 
+@pytest.mark.abuse("A9")
 def test_a_terminal_is_shown_no_control_character_and_a_machine_gets_the_text_itself(hostile: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for uid in read_index(hostile / "shards")["uid"].to_pylist()[:30]:
         assert main(["lineage", "why", uid]) == 0
@@ -68,6 +70,7 @@ def test_a_terminal_is_shown_no_control_character_and_a_machine_gets_the_text_it
         assert json.loads(capsys.readouterr().out)["sample"][0]["caption"] == HOSTILE[int(uid, 16) % len(HOSTILE)]
 
 
+@pytest.mark.abuse("A9")
 def test_a_spreadsheet_is_given_no_formula(hostile: Path, tmp_path: Path) -> None:
     assert main(["lineage", "samples", "ab" * 32, "--csv", str(tmp_path / "all.csv"), "--limit", "0"]) == 0
     with (tmp_path / "all.csv").open(newline="", encoding="utf-8") as stream:
@@ -78,6 +81,7 @@ def test_a_spreadsheet_is_given_no_formula(hostile: Path, tmp_path: Path) -> Non
     assert '\'=HYPERLINK("http://evil.test")' in cells
 
 
+@pytest.mark.abuse("A9")
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_selector_is_read_as_sql_or_pattern(hostile: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
     before = {path.name for path in (hostile / "home" / "catalog").rglob("*")}
@@ -116,6 +120,7 @@ def poisoned(tmp_path: Path) -> tuple[World, dict[str, set[str]]]:
     return world, planted
 
 
+@pytest.mark.abuse("A6")
 def test_planted_poison_is_dropped_by_the_rule_that_is_meant_for_it_and_honest_samples_stay(tmp_path: Path) -> None:
     world, planted = poisoned(tmp_path)
     stage = stage_for(tmp_path, world.write(tmp_path / "in"), "filter")

@@ -88,6 +88,7 @@ for fatal in range(1, 400):
 """
 
 
+@pytest.mark.fault("F2")
 @pytest.mark.slow
 def test_kill_9_before_every_step_of_a_growing_snapshot_leaves_the_old_one_or_the_new_one(tmp_path: Path) -> None:
     write_inputs(tmp_path / "in", 60)
@@ -119,6 +120,7 @@ rm {disk}/ballast
 """
 
 
+@pytest.mark.fault("F6")
 @pytest.mark.slow  # mounts a disk of its own, which not every machine that runs the tests allows
 @pytest.mark.parametrize("what", ["output", "catalog"])
 def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on_once_there_is_room(tmp_path: Path, what: str) -> None:
@@ -142,6 +144,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_goes_on_once_there_is_
     assert f"version {wanted}" in done.stdout
 
 
+@pytest.mark.fault("F9")
 def test_clocks_that_jump_change_nothing_that_is_reused(tmp_path: Path) -> None:
     inputs = write_inputs(tmp_path / "in", 60)
     first = run("shard", CONFIG, inputs, tmp_path / "shards")
@@ -155,6 +158,7 @@ def test_clocks_that_jump_change_nothing_that_is_reused(tmp_path: Path) -> None:
         assert (again.reused, again.data_version, again.run_id) == (True, first.data_version, first.run_id)
 
 
+@pytest.mark.fault("F9")
 def test_two_clicks_at_once_make_one_snapshot(tmp_path: Path) -> None:
     write_inputs(tmp_path / "in", 300)
     out = tmp_path / "shards"
@@ -168,6 +172,7 @@ def test_two_clicks_at_once_make_one_snapshot(tmp_path: Path) -> None:
     assert verify(out) == reports[0]["data_version"]
 
 
+@pytest.mark.fault("F15")
 @pytest.mark.slow
 def test_dvc_repro_and_a_run_at_the_same_time_end_with_the_same_hash(tmp_path: Path) -> None:
     write_inputs(tmp_path / "in", 300)

@@ -54,6 +54,7 @@ def test_members_say_where_their_bytes_lie(tmp_path: Path) -> None:
     assert {m.name: data[m.offset : m.offset + m.size] for m in members(tmp_path / "x.tar")} == FILES
 
 
+@pytest.mark.fault("F8")
 @pytest.mark.parametrize("cut", [0, 100, 512, 600, 1024, 1536, 2048, 2560, 3584])
 def test_a_tar_cut_off_anywhere_is_refused_and_not_read_as_a_shorter_one(tmp_path: Path, cut: int) -> None:
     write(tmp_path / "x.tar", {"a.jpg": b"x" * 700, "a.json": b"{}"})  # members end at 512+1024+512+512 = 2560
@@ -66,6 +67,7 @@ def test_a_tar_cut_off_anywhere_is_refused_and_not_read_as_a_shorter_one(tmp_pat
             list(read_tar(path))
 
 
+@pytest.mark.fault("F8")
 def test_a_damaged_header_is_refused_where_tarfile_would_stop_in_silence(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     write(path, {f"{n}.json": b"{}" for n in range(3)})
@@ -102,6 +104,7 @@ def hostile(kind: str) -> tarfile.TarInfo:
     return info
 
 
+@pytest.mark.abuse("A4")
 @pytest.mark.parametrize(
     "kind",
     [
@@ -137,6 +140,7 @@ def test_a_hostile_tar_is_refused_by_name(tmp_path: Path, kind: str) -> None:
         list(members(path))
 
 
+@pytest.mark.abuse("A4")
 def test_two_names_that_a_file_system_may_take_for_one_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
@@ -296,6 +300,7 @@ def forge(out: Path) -> None:
     stages.write_json(out / "manifest.json", manifest)
 
 
+@pytest.mark.fault("F8")
 @pytest.mark.parametrize(
     ("damage", "said"),
     [

@@ -83,6 +83,7 @@ def test_ordinary_captions_of_the_corpus_are_not_taken_for_attacks() -> None:
     assert len(taken) <= len(texts) / 1000
 
 
+@pytest.mark.abuse("A5")
 def test_an_obedient_model_leaks_nothing_into_the_captions(hostile: ChatServer, small_set: Path, tmp_path: Path) -> None:
     kept = pq.read_table(small_set / "filtered" / "kept.parquet").to_pylist()
     for row, attack in zip(kept, ATTACKS, strict=True):
@@ -100,6 +101,7 @@ def test_an_obedient_model_leaks_nothing_into_the_captions(hostile: ChatServer, 
     assert len(rows) == len(hostile.requests) <= 2 * 3
 
 
+@pytest.mark.abuse("A5")
 def test_what_slips_through_the_first_look_is_stopped_by_what_the_answer_gives_away(hostile: ChatServer, small_set: Path, tmp_path: Path) -> None:
     """All attacks are sent, as if nothing had been seen: rewriting, fusing and translating."""
     config, uid = config_for(hostile), pq.read_table(small_set / "filtered" / "kept.parquet")["uid"][0].as_py()
@@ -123,6 +125,7 @@ def test_what_slips_through_the_first_look_is_stopped_by_what_the_answer_gives_a
     assert leaks(telling) == []
 
 
+@pytest.mark.abuse("A5")
 def test_no_prompt_carries_a_secret_or_lets_a_caption_out_of_its_block(hostile: ChatServer) -> None:
     config = config_for(hostile)
     writer = llm.build(config)
@@ -146,6 +149,7 @@ def test_a_fusion_quotes_both_captions_in_blocks_of_their_own() -> None:
     assert Fusion().examples == len(prompt.examples)
 
 
+@pytest.mark.abuse("A5")
 def test_attacks_are_not_translated_either() -> None:
     kept = [{"uid": str(n), "caption": attack["caption"], "lang": "fr"} for n, attack in enumerate(ATTACKS)]
     assert len(plan_translations(Translation(into=["en"]), kept, 0)) <= 2

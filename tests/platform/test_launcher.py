@@ -135,6 +135,7 @@ def sleeper(project: Path) -> "tuple[subprocess.Popen[bytes], psutil.Process]":
     return worker, psutil.Process(int(next(log.iterdir()).name))
 
 
+@pytest.mark.fault("F4")
 def test_kill_9_of_the_run_worker_leaves_no_orphan_and_frees_the_output_folder(project: Path) -> None:
     worker, verb = sleeper(project)
     assert verb.is_running()
@@ -145,6 +146,7 @@ def test_kill_9_of_the_run_worker_leaves_no_orphan_and_frees_the_output_folder(p
     assert sorted(path.name for path in (project / "data").iterdir()) == ["probed", "probed.run"]
 
 
+@pytest.mark.fault("F4")
 def test_terminating_the_run_ends_its_verb(project: Path) -> None:
     worker, verb = sleeper(project)
     worker.send_signal(signal.SIGINT)

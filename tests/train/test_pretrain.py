@@ -76,6 +76,7 @@ def test_a_model_from_scratch_finds_sentences_it_never_saw(shards: Path, tmp_pat
     assert model.encode_texts(texts).shape == (2, 32)
 
 
+@pytest.mark.fault("F3")
 def test_killed_at_a_random_step_it_goes_on_from_the_last_checkpoint_to_the_same_weights(shards: Path, tmp_path: Path) -> None:
     config = small("fit.epochs=30")
     argv = [sys.executable, "-m", "vlm_core", "pretrain", "--recipe", "clip_tiny", "--in", f"shards={shards}", "--out", str(tmp_path / "killed")]
@@ -134,6 +135,7 @@ def test_a_resumed_run_continues_its_rows_of_numbers(shards: Path, tmp_path: Pat
     assert {"loss", "term.image_text_contrastive", "lr", "scale", "grad_norm", "pairs_per_s"} == set(again.rows[-1][1])
 
 
+@pytest.mark.fault("F3")
 def test_a_process_that_dies_ends_the_others_and_says_where_to_look(shards: Path, tmp_path: Path) -> None:
     with pytest.raises(LaunchError, match=r"Found that training process \d ended with code 1, expected it to finish; its output is in .*rank-\d.log"):
         launch.run_ranks("vlm_core.train.pretrain:no_such_function", {}, tmp_path, 2, Told())

@@ -115,7 +115,7 @@ def test_one_launch_over_graphql_makes_everything_and_the_answers_can_be_read_ba
     assert platform.wait(run_id) == "SUCCESS"
     made = platform.materializations(run_id)
     assert {name for name in made if name.startswith("transferred")} == {f"transferred emoji_groups|{method}" for method in ("zero_shot", "tip_adapter")}
-    assert len(made) == 8 + 1 + 2 + 1 + 2 + 1 + 4 + 3
+    assert len(made) == 9 + 1 + 2 + 1 + 2 + 1 + 4 + 3
     snapshot = made["snapshot"]["snapshot"]["text"]
 
     client = MlflowClient(f"http://127.0.0.1:{platform.ports['MLFLOW']}")

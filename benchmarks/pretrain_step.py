@@ -49,7 +49,7 @@ def serve(side: str, recipe: str, changes: tuple[str, ...], batch_size: int, pre
     images_B3HW = torch.randn(batch_size, 3, config.model.image.image_size, config.model.image.image_size)
     ids_BL = build(config.model.text)([CAPTIONS[row % len(CAPTIONS)] for row in range(batch_size)])
     towers = TwoTower(config.model).train()
-    objectives, _ = base.build(config.objectives)
+    objectives, _ = base.build(config.objectives, towers)
     model: Any = towers
     if side == "open_clip":
         import open_clip

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from vlm_core.recipes.pretrain import clip_tiny
+from vlm_core.recipes.pretrain.base import clip_tiny
 from vlm_core.run import run
 
 shards, out, *changes = sys.argv[1:]

@@ -1,10 +1,12 @@
 """The promises of vlm_core.stage, against the real DVC, real processes and real SIGKILL."""
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -71,6 +73,18 @@ def test_a_lease_refuses_a_second_owner_by_name_and_is_free_after_kill_9(tmp_pat
         owner.communicate()
     with stages.lease(record):
         pass
+
+
+def test_a_second_owner_waits_for_the_name_that_the_first_is_about_to_write(tmp_path: Path) -> None:
+    record = tmp_path / "out.run"
+    record.mkdir()
+    with (record / ".lease").open("a+") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # taken, and not signed yet
+        sign = threading.Timer(0.3, lambda: (stream.write("process 12345"), stream.flush()))
+        sign.start()
+        with pytest.raises(OutputBusy, match="in use by process 12345"), stages.lease(record):
+            pass
+        sign.join()
 
 
 # Publishes a folder whose every file says its round, and kills itself with SIGKILL just before the n-th step (rename or removal) that is asked for.

@@ -9,6 +9,7 @@ import importlib
 import inspect
 import json
 import os
+import pkgutil
 import platform
 import resource
 import shutil
@@ -17,6 +18,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import yaml
@@ -79,12 +81,18 @@ def config_class(verb: str) -> type[Config]:
 
 
 def recipes(verb: str) -> dict[str, Callable[[], Config]]:
-    """The named full configurations of a verb: the functions of its recipe module that return its config class, in the order of the file."""
-    schema, module = config_class(verb), importlib.import_module(verb_named(verb).recipes)
-    functions = [(name, value) for name, value in vars(module).items() if inspect.isfunction(value)]
-    return {
-        name: function for name, function in functions if not name.startswith("_") and inspect.get_annotations(function, eval_str=True).get("return") is schema
-    }
+    """The named full configurations of a verb: the functions of its recipe module, or package, that return its config class, in the order of the files."""
+    schema, found = config_class(verb), dict[str, Callable[[], Config]]()
+    for module in _with_parts(importlib.import_module(verb_named(verb).recipes)):
+        own = [(name, value) for name, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__]
+        found |= {name: value for name, value in own if not name.startswith("_") and inspect.get_annotations(value, eval_str=True).get("return") is schema}
+    return found
+
+
+def _with_parts(module: ModuleType) -> list[ModuleType]:
+    """A module, or a package with what lies in it; `base` first."""
+    names = sorted((part.name for part in pkgutil.iter_modules(getattr(module, "__path__", []))), key=lambda name: (name != "base", name))
+    return [module, *(importlib.import_module(f"{module.__name__}.{name}") for name in names)]
 
 
 def load(verb: str, recipe: str | None = None, params: Path | None = None, changes: tuple[str, ...] = ()) -> tuple[str, Config]:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -177,13 +177,22 @@ def lease(record: Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            stream.seek(0)
-            owner = stream.read().strip() or "another process"
-            raise OutputBusy(f"Found {record} in use by {owner}, expected it to be free; wait for that run or end it.") from None
+            raise OutputBusy(f"Found {record} in use by {_owner(stream)}, expected it to be free; wait for that run or end it.") from None
         stream.truncate(0)
         stream.write(f"process {os.getpid()}")
         stream.flush()
         yield
+
+
+def _owner(stream: TextIO, patience_s: float = 2.0) -> str:
+    """Who holds a lease. Between taking the lock and signing it there is a moment without a name: wait for it."""
+    until = time.monotonic() + patience_s
+    while time.monotonic() < until:
+        stream.seek(0)
+        if name := stream.read().strip():
+            return name
+        time.sleep(0.01)
+    return "another process"
 
 
 def publish(tmp: Path, out: Path) -> None:

@@ -14,7 +14,7 @@ from vlm_core.models.towers import Outputs
 from vlm_core.objectives import config as menu
 from vlm_core.objectives.image_text_contrastive import clip_loss
 from vlm_core.objectives.weighted_captions import WeightedCaptions, weighted_clip_loss
-from vlm_core.recipes.pretrain import clip_tiny
+from vlm_core.recipes.pretrain.base import clip_tiny
 from vlm_core.train.config import Pretrain
 
 

@@ -164,7 +164,7 @@ def test_training_goes_on_from_the_model_it_is_given_and_names_it_as_parent(shar
 
 
 def test_the_sigmoid_recipe_trains_and_its_bias_moves(shards: Path, tmp_path: Path) -> None:
-    from vlm_core.recipes.pretrain import siglip_tiny
+    from vlm_core.recipes.pretrain.base import siglip_tiny
 
     config = siglip_tiny().but(*SMALL, "objectives.sigmoid.chunk_size=24")
     (tmp_path / "state").mkdir()
@@ -175,7 +175,7 @@ def test_the_sigmoid_recipe_trains_and_its_bias_moves(shards: Path, tmp_path: Pa
 
 
 def test_locked_trunks_see_every_picture_once(shards: Path, tmp_path: Path) -> None:
-    from vlm_core.recipes.pretrain import lit_packaged
+    from vlm_core.recipes.pretrain.base import lit_packaged
 
     config = lit_packaged().but("model.image.image_size=64", "loader.batch_size=64", "fit.epochs=4", "fit.log_every=1", "fit.checkpoint_every=4")
     report = pretrain(config, shards, tmp_path / "model")

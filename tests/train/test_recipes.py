@@ -7,18 +7,19 @@ import pytest
 from tests.train.test_pretrain import Told, settings
 from tests.train.tiny import SMALL, make_shards, small
 from vlm_core.errors import Incompatible
-from vlm_core.recipes import pretrain as recipes
-from vlm_core.run import recipes as names_of
+from vlm_core.run import recipes
 from vlm_core.train.config import Pretrain
 from vlm_core.train.fit import read_rows
-from vlm_core.train.pretrain import labels_of, train
+from vlm_core.train.inputs import labels_of
+from vlm_core.train.pretrain import train
 
-TINY = [name for name in names_of("pretrain") if name.endswith("_tiny")]
+RECIPES = recipes("pretrain")
+TINY = [name for name in RECIPES if name.endswith("_tiny")]
 
 
 def config_of(recipe: str) -> Pretrain:
     """Its objectives on the smallest towers."""
-    config: Pretrain = getattr(recipes, recipe)()
+    config: Pretrain = RECIPES[recipe]()  # type: ignore[assignment]
     return config.but(*SMALL, "fit.epochs=3", "loader.cache_mb=0", "fit.checkpoint_every=1000")
 
 
@@ -57,7 +58,7 @@ def test_a_run_with_queue_slow_copy_and_views_goes_on_to_the_same_numbers(shards
 def test_every_recipe_of_a_paper_has_a_tiny_one_with_the_same_objectives() -> None:
     for name in TINY:
         if name not in ("clip_tiny", "siglip_tiny"):
-            paper, tiny = (getattr(recipes, each)().objectives.chosen() for each in (name.removesuffix("_tiny"), name))
+            paper, tiny = (RECIPES[each]().objectives.chosen() for each in (name.removesuffix("_tiny"), name))
             assert set(paper) == set(tiny), name
 
 

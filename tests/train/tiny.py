@@ -80,6 +80,6 @@ SMALL = (
 
 
 def small(*changes: str) -> Pretrain:
-    from vlm_core.recipes.pretrain import clip_tiny
+    from vlm_core.recipes.pretrain.base import clip_tiny
 
     return clip_tiny().but(*SMALL, *changes)

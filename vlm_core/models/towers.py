@@ -39,6 +39,7 @@ class Outputs(NamedTuple):
     tokens_BLD: Tensor | None = None  # dense: the text tokens in the joint space, unit norm, float32
     seen_BVE: Tensor | None = None  # image_mask: states of class token and patches of the masked picture that an objective asked for
     masked_BLE: Tensor | None = None  # text_mask: states of the tokens of the masked text that an objective asked for
+    towers: "TwoTower | None" = None  # for further passes that one objective alone makes (hard negatives, scenes); read, never owned
 
 
 class Headed(nn.Module):
@@ -149,7 +150,7 @@ class TwoTower(nn.Module):
             patches_BPE=patches_BPE, tokens_BLE=tokens_BLE,
             patches_BPD=unit(image.head(patches_BPE)) if dense else None, tokens_BLD=unit(text.head(tokens_BLE)) if dense else None,
             seen_BVE=image.tokens(**batch["masked_images"]) if "masked_images" in batch else None,
-            masked_BLE=text.states(text.embed(batch["masked_ids"])) if "masked_ids" in batch else None,
+            masked_BLE=text.states(text.embed(batch["masked_ids"])) if "masked_ids" in batch else None, towers=self,
         )  # fmt: skip
 
     def _features(self, batch: Mapping[str, Any]) -> Tensor:

@@ -1,7 +1,7 @@
 """Named settings of distillation: papers as compositions of terms."""
 
 from vlm_core.distill.config import ContrastiveKd, FeatureKd, RelationKd, Terms
-from vlm_core.recipes.pretrain import clip_tiny
+from vlm_core.recipes.pretrain.base import clip_tiny
 from vlm_core.train.config import Distil
 
 SMALL = ("model.image.layers=3", "model.text.layers=2", "fit.epochs=8")

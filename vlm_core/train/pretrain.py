@@ -2,12 +2,11 @@
 
 # B pairs, N samples, F trunk features, L tokens
 
-import hashlib
 import json
 import os
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,12 @@ from vlm_core.models import packaged, pretrained, tokenizer
 from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import base
 from vlm_core.stage import Report, Stage, data_version, write_json
-from vlm_core.train import locked, look
+from vlm_core.train import inputs, locked, look
 from vlm_core.train.config import Pretrain
 from vlm_core.train.fit import Batch, Loop, Reporter, Row, fit, read_rows
 from vlm_core.train.launch import run_ranks
 
 FINAL, MIXTURE = "final.safetensors", "mixture.json"
-IDS = {"ids": "texts", "caption_ids": "captions", "augmented_ids": "augmented_texts"}
 
 
 def pretrain(config: Pretrain, stage: Stage) -> Report:
@@ -85,7 +83,7 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
     beside = Beside(config.views, transform, 2 if needs & {"two_views", "key_view"} else int("second_view" in needs), "augmented_text" in needs)
     plan = TrainLoader(samples, config.loader, transform, seed=config.seed, rank=rank, world=world, beside=beside if beside.views or beside.texts else None)
     steps = plan.steps = plan.steps_per_epoch * config.fit.epochs
-    tokenize = tokenizer.build(config.model.text)
+    kit = inputs.Kit(config, transform, tokenizer.build(config.model.text))
     body = Body(towers, objectives, lesson)
 
     def step(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -97,12 +95,7 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
         return sum(taught.values(), total), {name: value for named in (*terms.values(), taught) for name, value in named.items()}
 
     def prepare(batch: Batch) -> Batch:
-        device = towers.log_scale.device
-        pixels = {"images": transform.normalise(batch["images"])} if "images" in batch else {}
-        views = {"views": [transform.normalise(view) for view in batch["views"]]} if "views" in batch else {}
-        ids = {name: tokenizer.trim(tokenize(batch[key])).to(device) for name, key in IDS.items() if key in batch}
-        labels = {"labels": labels_of(batch["texts"]).to(device)} if "labels" in needs else {}
-        return {**batch, **pixels, **views, **ids, **labels}
+        return inputs.assemble(batch, kit, needs, towers.log_scale.device)
 
     loader = locked_loader(config, plan, towers, folder, report) if locked.is_locked(towers.image) else plan
     loop = Loop(body, step, config.optim, steps, config.seed, prepare, towers.clamp_scale)
@@ -120,12 +113,6 @@ def first_objectives(config: Pretrain, towers: TwoTower) -> tuple[dict[str, base
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed + 1)
         return base.build(config.objectives, towers)
-
-
-def labels_of(texts: Sequence[str]) -> Tensor:
-    """A class per text: equal captions, in any case, are one class, here and on every other rank."""
-    words = (text.casefold().strip().encode() for text in texts)
-    return torch.tensor([1 + int.from_bytes(hashlib.blake2b(word, digest_size=7).digest()) for word in words])
 
 
 def first_towers(config: Pretrain, initial: str) -> TwoTower:

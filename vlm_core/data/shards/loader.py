@@ -7,7 +7,7 @@
     loader.state_dict() -> {"step": ..}; loader.load_state_dict(..)   exact resume, also with another number of ranks
 
 Batch: images uint8 (B,3,S,S) after random resized crop, not normalised: call `transform.normalise(batch["images"])` where the model runs.
-       texts, uids, origins: lists of B; rows: int64 (B,), the row of each sample in `samples` (to look up cached features).
+       texts, uids, origins: lists of B; step: of the whole run, from 0; rows: int64 (B,), the row of each sample in `samples` (to look up cached features).
        With `beside` also views and augmented_texts (`vlm_core/data/shards/views.py`).
        With `second_caption` texts are the raw captions, and captions (lists of B, too) the second ones, whose origins are counted.
 
@@ -44,6 +44,7 @@ class Batch(TypedDict):
     uids: list[str]
     origins: list[str]
     rows: Tensor
+    step: NotRequired[int]
     captions: NotRequired[list[str]]
     views: NotRequired[list[Tensor]]
     augmented_texts: NotRequired[list[str]]
@@ -156,6 +157,7 @@ class TrainLoader:
         ):
             if isinstance(batch, VlmError):
                 raise batch
+            batch["step"] = self.step
             self.count(batch["origins"])  # before the yield: a checkpoint taken during the step counts it
             yield batch
 

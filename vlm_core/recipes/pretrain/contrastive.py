@@ -1,65 +1,7 @@
-"""Named settings of pre-training: papers as compositions, and what the demo trains."""
+"""Systems that compare pictures and texts, or pictures with pictures."""
 
-from vlm_core.data.config import Loader
-from vlm_core.models.config import ClipTransformer, EfficientnetLite0, Minilm, TwoTower, Vit
-from vlm_core.objectives.config import ImageTextContrastive, Objectives
-from vlm_core.train.config import Fit, Optim, Pretrain
-
-
-def clip_tiny() -> Pretrain:
-    """From random weights: two to three minutes on two quiet cores for 2,500 pairs. Longer training helps; the demo has to stay short."""
-    return Pretrain(
-        model=TwoTower(
-            image=Vit(image_size=64, patch_size=16, width=128, layers=4, heads=4),
-            text=ClipTransformer(context_length=32, width=128, layers=4, heads=4),
-            width=128,
-        ),
-        objectives=Objectives(image_text_contrastive=ImageTextContrastive()),
-        optim=Optim(lr=1e-3, weight_decay=0.1, warmup_steps=50),
-        loader=Loader(batch_size=128, cache_mb=1500),
-        fit=Fit(epochs=16, log_every=10, checkpoint_every=100),
-        crop_scale_min=0.5,
-    )
-
-
-def siglip_tiny() -> Pretrain:
-    """As clip_tiny, with the sigmoid loss."""
-    return clip_tiny().but("objectives.image_text_contrastive=null", "objectives.sigmoid={}", "model.scale.init=10", "model.scale.bias=-10")
-
-
-def lit_packaged() -> Pretrain:
-    """Heads on locked open weights from packages (LiT, arXiv 2111.07991): under a minute on two cores."""
-    return Pretrain(
-        model=TwoTower(image=EfficientnetLite0(), text=Minilm(), width=256),
-        objectives=Objectives(image_text_contrastive=ImageTextContrastive()),
-        optim=Optim(lr=1e-3, weight_decay=0.1, warmup_steps=50),
-        loader=Loader(batch_size=128),
-        fit=Fit(epochs=12, log_every=10, checkpoint_every=100),
-    )
-
-
-def clip_vit_b32() -> Pretrain:
-    """CLIP ViT-B/32 in the paper's sizes (arXiv 2103.00020, tables 18 to 20): 400 M pairs, batch 32,768 over many GPUs."""
-    return Pretrain(
-        model=TwoTower(image=Vit(), text=ClipTransformer(), width=512, activation="quick_gelu"),
-        objectives=Objectives(image_text_contrastive=ImageTextContrastive(chunk_size=1024)),
-        optim=Optim(lr=5e-4, weight_decay=0.2),
-        loader=Loader(batch_size=32_768, workers=8),
-        fit=Fit(epochs=32, devices=64, precision="bf16", log_every=50, checkpoint_every=1000, deterministic=False),
-    )
-
-
-def clip_rn50() -> Pretrain:
-    """CLIP ResNet-50 in the paper's sizes (arXiv 2103.00020, table 19)."""
-    return clip_vit_b32().but(
-        "model.image={kind: clip_resnet}", "model.width=1024", "optim.beta2=0.999", "optim.eps=1e-8",
-    )  # fmt: skip
-
-
-# ---------------------------------------------------------------- one system per pair of functions: the paper's sizes, and tiny
-
-# Where a paper trains with LAMB, SGD or Adafactor we train with AdamW; where it has other towers we take CLIP's ViT, so that methods can be compared.
-SECOND = "loader.second_caption=[synthetic, rewritten, figcaption]"
+from vlm_core.recipes.pretrain.base import SECOND, clip_tiny, clip_vit_b32, clip_yfcc
+from vlm_core.train.config import Pretrain
 
 
 def align() -> Pretrain:
@@ -75,15 +17,9 @@ def align_tiny() -> Pretrain:
     return clip_tiny().but("objectives.image_text_contrastive.label_smoothing=0.1")
 
 
-def _yfcc(*changes: str) -> Pretrain:
-    """What methods trained on YFCC15M share: ViT-B/32, batch 4,096, 32 epochs (DeCLIP's benchmark)."""
-    fit = "fit.devices=8", "loader.batch_size=4096", "optim.lr=1e-3", "optim.weight_decay=0.1", "optim.warmup_steps=2500", "fit.epochs=32"
-    return clip_vit_b32().but(*fit, *changes)
-
-
 def slip() -> Pretrain:
     """SLIP ViT-B/16 (arXiv 2112.12750): CLIP and SimCLR on two strong views of every picture, 25 epochs."""
-    return _yfcc(
+    return clip_yfcc().but(
         "model.image.patch_size=16", "objectives.image_contrastive={chunk_size: 1024}", "views.crop_scale_min=0.08", "crop_scale_min=0.5",
         "optim.lr=3e-3", "optim.eps=1e-8", "fit.epochs=25",
     )  # fmt: skip
@@ -96,7 +32,7 @@ def slip_tiny() -> Pretrain:
 
 def moco_clip() -> Pretrain:
     """CLIP with a momentum queue for the image tower (MoCo v2, arXiv 2003.04297, in the place of SLIP's SimCLR)."""
-    return _yfcc("objectives.moco={}", "crop_scale_min=0.5")
+    return clip_yfcc().but("objectives.moco={}", "crop_scale_min=0.5")
 
 
 def moco_clip_tiny() -> Pretrain:
@@ -112,7 +48,7 @@ DECLIP = (
 
 def declip() -> Pretrain:
     """DeCLIP ViT-B/32 (arXiv 2110.05208): two views, two texts, nearest neighbours, SimSiam and masked words, with the released weights."""
-    return _yfcc(*DECLIP, "optim.eps=1e-8", "crop_scale_min=0.2", "model.scale.min=20.08", "model.scale.init=20.08")
+    return clip_yfcc().but(*DECLIP, "optim.eps=1e-8", "crop_scale_min=0.2", "model.scale.min=20.08", "model.scale.init=20.08")
 
 
 def declip_tiny() -> Pretrain:
@@ -122,7 +58,7 @@ def declip_tiny() -> Pretrain:
 
 def otter() -> Pretrain:
     """OTTER (arXiv 2112.09445): optimal-transport targets of a slow copy; batch 512. The paper starts from an ImageNet ResNet-50 and DeCLUTR with SGD."""
-    return _yfcc(
+    return clip_yfcc().but(
         "objectives.image_text_contrastive=null", "objectives.optimal_transport={}", "model.scale.init=49.4", "loader.batch_size=512", "fit.epochs=10",
     )  # fmt: skip
 
@@ -134,7 +70,7 @@ def otter_tiny() -> Pretrain:
 
 def zerovl() -> Pretrain:
     """ZeroVL (arXiv 2112.09331): coin-flip mixup at a constant logit scale of 50. The paper's towers start from ImageNet-21k and BERT."""
-    return _yfcc(
+    return clip_yfcc().but(
         "objectives.image_text_contrastive=null", "objectives.mixup={chunk_size: 1024}", "model.image.patch_size=16", "model.text.context_length=25",
         "model.scale.init=50", "model.scale.min=50", "model.scale.max=50", "crop_scale_min=0.6", "optim.lr=1e-4", "optim.weight_decay=0.001",
         "loader.batch_size=16384", "fit.epochs=20",
@@ -148,7 +84,7 @@ def zerovl_tiny() -> Pretrain:
 
 def filip() -> Pretrain:
     """FILIP (arXiv 2111.07783): token-wise interaction, here beside CLIP's loss, since models are compared by their pooled embeddings."""
-    return _yfcc("objectives.token_wise={top_k: 16, chunk_size: 64}", "optim.weight_decay=0.5", "optim.lr=5e-4")
+    return clip_yfcc().but("objectives.token_wise={top_k: 16, chunk_size: 64}", "optim.weight_decay=0.5", "optim.lr=5e-4")
 
 
 def filip_tiny() -> Pretrain:
@@ -158,7 +94,7 @@ def filip_tiny() -> Pretrain:
 
 def pyramidclip() -> Pretrain:
     """PyramidCLIP (arXiv 2204.14095): peer level of picture and text; needs second captions as summaries. Region features are not part of shards."""
-    return _yfcc(
+    return clip_yfcc().but(
         "objectives.image_text_contrastive=null", "objectives.hierarchical={chunk_size: 1024}", SECOND, "views.crop_scale_min=0.5", "optim.weight_decay=0.2"
     )
 
@@ -170,7 +106,7 @@ def pyramidclip_tiny() -> Pretrain:
 
 def laclip() -> Pretrain:
     """LaCLIP-MT ViT-B/16 (arXiv 2305.20088): every picture meets its raw caption and a rewrite in one step; SLIP's settings."""
-    return _yfcc(
+    return clip_yfcc().but(
         "objectives.image_text_contrastive=null", "objectives.multi_text={chunk_size: 1024}", "loader.second_caption=[rewritten]",
         "model.image.patch_size=16", "loader.batch_size=8192", "optim.weight_decay=0.5", "crop_scale_min=0.5", "fit.epochs=35",
     )  # fmt: skip
@@ -183,7 +119,9 @@ def laclip_tiny() -> Pretrain:
 
 def alip() -> Pretrain:
     """ALIP ViT-B/32 (arXiv 2308.08428): raw and synthetic caption, weighted by how far the three agree."""
-    return _yfcc("objectives.image_text_contrastive=null", "objectives.weighted_captions={}", "loader.second_caption=[synthetic]", "optim.weight_decay=0.2")
+    return clip_yfcc().but(
+        "objectives.image_text_contrastive=null", "objectives.weighted_captions={}", "loader.second_caption=[synthetic]", "optim.weight_decay=0.2"
+    )
 
 
 def alip_tiny() -> Pretrain:
@@ -193,39 +131,9 @@ def alip_tiny() -> Pretrain:
 
 def unicl() -> Pretrain:
     """UniCL (arXiv 2204.03610): pairs of one class are right for each other. The paper's towers are Swin and a text Transformer of 12 layers."""
-    return _yfcc("objectives.image_text_contrastive=null", "objectives.image_text_label={chunk_size: 1024}", "optim.weight_decay=0.05")
+    return clip_yfcc().but("objectives.image_text_contrastive=null", "objectives.image_text_label={chunk_size: 1024}", "optim.weight_decay=0.05")
 
 
 def unicl_tiny() -> Pretrain:
     """As clip_tiny; pictures with equal captions are no longer set against each other."""
     return clip_tiny().but("objectives.image_text_contrastive=null", "objectives.image_text_label={}")
-
-
-def mae_clip() -> Pretrain:
-    """CLIP with MAE on the image tower (arXiv 2111.06377; KELIP pre-trains with it, SegCLIP adds it as here)."""
-    return _yfcc("objectives.masked_autoencoder={width: 384, layers: 3, heads: 8}", "model.image.patch_size=16")
-
-
-def mae_clip_tiny() -> Pretrain:
-    """As clip_tiny, with MAE beside it, on normalised patches."""
-    return clip_tiny().but("objectives.masked_autoencoder={width: 64, layers: 2, heads: 4, norm_pix: true}", "fit.epochs=12")
-
-
-def coca() -> Pretrain:
-    """CoCa ViT-B/32 (arXiv 2205.01917; open_clip's sizes): contrast, and captioning with weight 2."""
-    return _yfcc("objectives.captioning={weight: 2, layers: 12}", "optim.weight_decay=0.01")
-
-
-def coca_tiny() -> Pretrain:
-    """As clip_tiny, with a captioning decoder of two blocks."""
-    return clip_tiny().but("objectives.captioning={weight: 2, layers: 2}", "fit.epochs=5")
-
-
-def albef() -> Pretrain:
-    """CLIP's loss and matching with hard negatives in a fusion of six blocks (ALBEF, arXiv 2107.07651, without its momentum distillation)."""
-    return _yfcc("objectives.image_text_matching={}", "model.image.patch_size=16", "objectives.masked_language={}")
-
-
-def albef_tiny() -> Pretrain:
-    """As clip_tiny, with matching in a fusion of two blocks, and masked words."""
-    return clip_tiny().but("objectives.image_text_matching={width: 128, layers: 2, heads: 4}", "objectives.masked_language={}", "fit.epochs=5")

@@ -1,0 +1,64 @@
+"""What every recipe starts from: CLIP, SigLIP and LiT in the sizes that a laptop trains, CLIP in the paper's, and the sizes that methods on YFCC15M share."""
+
+from vlm_core.data.config import Loader
+from vlm_core.models.config import ClipTransformer, EfficientnetLite0, Minilm, TwoTower, Vit
+from vlm_core.objectives.config import ImageTextContrastive, Objectives
+from vlm_core.train.config import Fit, Optim, Pretrain
+
+SECOND = "loader.second_caption=[synthetic, rewritten, figcaption]"
+
+
+def clip_tiny() -> Pretrain:
+    """From random weights: two to three minutes on two quiet cores for 2,500 pairs. Longer training helps; the demo has to stay short."""
+    return Pretrain(
+        model=TwoTower(
+            image=Vit(image_size=64, patch_size=16, width=128, layers=4, heads=4),
+            text=ClipTransformer(context_length=32, width=128, layers=4, heads=4),
+            width=128,
+        ),
+        objectives=Objectives(image_text_contrastive=ImageTextContrastive()),
+        optim=Optim(lr=1e-3, weight_decay=0.1, warmup_steps=50),
+        loader=Loader(batch_size=128, cache_mb=1500),
+        fit=Fit(epochs=16, log_every=10, checkpoint_every=100),
+        crop_scale_min=0.5,
+    )
+
+
+def siglip_tiny() -> Pretrain:
+    """As clip_tiny, with the sigmoid loss."""
+    return clip_tiny().but("objectives.image_text_contrastive=null", "objectives.sigmoid={}", "model.scale.init=10", "model.scale.bias=-10")
+
+
+def lit_packaged() -> Pretrain:
+    """Heads on locked open weights from packages (LiT, arXiv 2111.07991): under a minute on two cores."""
+    return Pretrain(
+        model=TwoTower(image=EfficientnetLite0(), text=Minilm(), width=256),
+        objectives=Objectives(image_text_contrastive=ImageTextContrastive()),
+        optim=Optim(lr=1e-3, weight_decay=0.1, warmup_steps=50),
+        loader=Loader(batch_size=128),
+        fit=Fit(epochs=12, log_every=10, checkpoint_every=100),
+    )
+
+
+def clip_vit_b32() -> Pretrain:
+    """CLIP ViT-B/32 in the paper's sizes (arXiv 2103.00020, tables 18 to 20): 400 M pairs, batch 32,768 over many GPUs."""
+    return Pretrain(
+        model=TwoTower(image=Vit(), text=ClipTransformer(), width=512, activation="quick_gelu"),
+        objectives=Objectives(image_text_contrastive=ImageTextContrastive(chunk_size=1024)),
+        optim=Optim(lr=5e-4, weight_decay=0.2),
+        loader=Loader(batch_size=32_768, workers=8),
+        fit=Fit(epochs=32, devices=64, precision="bf16", log_every=50, checkpoint_every=1000, deterministic=False),
+    )
+
+
+def clip_rn50() -> Pretrain:
+    """CLIP ResNet-50 in the paper's sizes (arXiv 2103.00020, table 19)."""
+    return clip_vit_b32().but(
+        "model.image={kind: clip_resnet}", "model.width=1024", "optim.beta2=0.999", "optim.eps=1e-8",
+    )  # fmt: skip
+
+
+def clip_yfcc() -> Pretrain:
+    """What methods trained on YFCC15M share: ViT-B/32, batch 4,096, 32 epochs (DeCLIP's benchmark)."""
+    fit = "fit.devices=8", "loader.batch_size=4096", "optim.lr=1e-3", "optim.weight_decay=0.1", "optim.warmup_steps=2500", "fit.epochs=32"
+    return clip_vit_b32().but(*fit)

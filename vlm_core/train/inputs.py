@@ -1,0 +1,67 @@
+"""What a step sees: the batch as loaded, pixels and ids as the towers want them, and whatever else the objectives need.
+
+A further input is one function here (or in a module of its own) and one line in MAKERS; objectives name it in their `needs`.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vlm_core.data.shards.augment import Transform
+from vlm_core.models import tokenizer
+from vlm_core.objectives.config import Need
+from vlm_core.train.fit import Batch
+
+if TYPE_CHECKING:
+    from vlm_core.train.config import Pretrain
+
+IDS = {"ids": "texts", "caption_ids": "captions", "augmented_ids": "augmented_texts"}
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What makers may use."""
+
+    config: "Pretrain"
+    transform: Transform
+    tokenize: tokenizer.Tokenizer
+
+    def ids(self, texts: Sequence[str], device: torch.device) -> Tensor:
+        """Ids (B, L), without columns that only pad."""
+        return tokenizer.trim(self.tokenize(texts)).to(device)
+
+    def generator(self, batch: Batch, name: str) -> torch.Generator:
+        """Random numbers that depend on the seed, the step and the first sample only; on the CPU."""
+        where = f"{name}/{self.config.seed}/{batch.get('step', 0)}/{batch['uids'][0]}"
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.blake2b(where.encode(), digest_size=7).digest()))
+
+
+Maker = Callable[[Batch, Kit, torch.device], dict[str, Any]]  # the batch as loaded -> what is laid over it
+
+
+def labels(batch: Batch, kit: Kit, device: torch.device) -> dict[str, Any]:
+    """`labels` (B,): a class per text."""
+    return {"labels": labels_of(batch["texts"]).to(device)}
+
+
+MAKERS: dict[Need, Maker] = {"labels": labels}
+
+
+def assemble(batch: Batch, kit: Kit, needs: frozenset[Need], device: torch.device) -> Batch:
+    """The batch with normalised pixels, ids, and what `needs` names."""
+    pixels: dict[str, Any] = {"images": kit.transform.normalise(batch["images"])} if "images" in batch else {}
+    if "views" in batch:
+        pixels["views"] = [kit.transform.normalise(view) for view in batch["views"]]
+    ids = {name: kit.ids(batch[key], device) for name, key in IDS.items() if key in batch}
+    made = [make(batch, kit, device) for need, make in MAKERS.items() if need in needs]
+    return {**batch, **pixels, **ids, **{name: value for part in made for name, value in part.items()}}
+
+
+def labels_of(texts: Sequence[str]) -> Tensor:
+    """A class per text: equal captions, in any case, are one class, here and on every other rank."""
+    words = (text.casefold().strip().encode() for text in texts)
+    return torch.tensor([1 + int.from_bytes(hashlib.blake2b(word, digest_size=7).digest()) for word in words])

@@ -143,6 +143,13 @@ def test_a_process_that_dies_ends_the_others_and_says_where_to_look(shards: Path
         launch.run_ranks("vlm_core.train.pretrain:train", {"config": {}, "shards": str(shards), "initial": ""}, tmp_path, 1, Told())
 
 
+def test_a_run_by_samples_sees_so_many_pairs_and_says_how_often_each(shards: Path, tmp_path: Path, own_home: Path) -> None:
+    report = pretrain(small("fit.samples=640", "fit.epochs=1"), shards, tmp_path / "model")  # 4 steps of 64 pairs are an epoch
+    assert {name: report.counts[name] for name in ("steps", "seen", "epochs")} == {"steps": 10, "seen": 640, "epochs": 3}
+    rows = pq.read_table(next((own_home / "catalog" / "models").iterdir())).to_pylist()
+    assert [row["epochs"] for row in rows] == [2.5]
+
+
 def test_divergence_names_step_term_and_the_last_good_checkpoint(shards: Path, tmp_path: Path) -> None:
     config = small("optim.lr=1e30", "optim.grad_clip=null", "optim.warmup_steps=0", "fit.checkpoint_every=1")
     with pytest.raises(NumericsError, match=r"Found nan for 'image_text_contrastive' at step \d+, expected a finite number.*checkpoint"):

@@ -16,21 +16,33 @@ from vlm_core.transfer.config import Method, TipAdapter
 
 
 class Optim(Config):
-    """AdamW with a linear warm-up and a cosine to zero; no decay for gains, biases, tokens, positions and the logit scale."""
+    """AdamW with a linear warm-up and a schedule to zero; no decay for gains, biases, tokens, positions and the logit scale."""
 
     lr: float = Field(5e-4, gt=0, description="highest learning rate")
     weight_decay: float = Field(0.2, ge=0, description="decoupled decay of matrices")
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradient's mean")
     beta2: float = Field(0.98, ge=0, lt=1, description="decay of the gradient's square; ResNets 0.999")
     eps: float = Field(1e-6, gt=0, description="added to the root of the square; ResNets 1e-8")
+    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="of lr behind the warm-up; cosine and linear end at 0")
     warmup_steps: int = Field(2000, ge=0, description="steps until lr is reached; at most a fifth of all steps is used")
+    warmup_share: float | None = Field(None, ge=0, lt=1, description="warm-up as a share of all steps, in the place of warmup_steps; none: steps")
+    cooldown_share: float = Field(0.0, ge=0, le=1, description="share of all steps at the end in which a constant lr falls linearly to 0")
     grad_clip: float | None = Field(1.0, gt=0, description="largest norm of the whole gradient; none: not clipped")
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.cooldown_share and self.schedule != "constant":
+            raise ValueError(f"Found cooldown_share {self.cooldown_share} with the schedule {self.schedule!r}, which falls by itself, expected 0; choose schedule=constant.")
+        if (self.warmup_share or 0) + self.cooldown_share > 1:
+            raise ValueError(f"Found warmup_share {self.warmup_share} and cooldown_share {self.cooldown_share}, expected at most 1 together; lower one.")
+        return self
 
 
 class Fit(Config):
     """How long, on what, and how often something is written down."""
 
-    epochs: int = Field(32, ge=1, description="times every sample is seen")
+    epochs: int = Field(32, ge=1, description="times every sample is seen, where samples is none")
+    samples: int | None = Field(None, ge=1, description="pairs seen in all, to the nearest whole step; the same for every batch size and snapshot; none: epochs decide")
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto takes a GPU if there is one")
     devices: int = Field(1, ge=1, le=64, description="processes on this machine, one per GPU; more than one trains with DDP")
     precision: Literal["32", "bf16"] = Field("32", description="of the towers; losses are float32 always")

@@ -30,7 +30,7 @@ from vlm_core.train import locked, look
 from vlm_core.train.config import Distil, Pretrain
 from vlm_core.train.fit import Batch, Reporter, read_rows
 from vlm_core.train.launch import run_ranks
-from vlm_core.train.pretrain import FINAL, Lesson, StageReporter
+from vlm_core.train.pretrain import FINAL, Lesson, StageReporter, passes
 from vlm_core.train.pretrain import train as train_student
 
 TAUGHT = "teacher.safetensors"
@@ -160,8 +160,9 @@ def report_on(config: Distil, stage: Stage, shards: Path, names: list[str], teac
         pictures |= {f"loss of the {name}": f"{name}_loss.png", f"nearest captions by the {name}": f"{name}.png"}
     for who, found in seen.items():
         table.append({"model": who, **{key.removeprefix("quick."): round(value, 4) for key, value in found.items()}})
-    counts = {"in": len(training_samples(shards, config.student.loader)), "steps": int(rows["student"][-1]["step"])}
-    known = catalog(stage, names, config.student.fit.epochs)
+    samples, steps = training_samples(shards, config.student.loader), int(rows["student"][-1]["step"])
+    counts = {"in": len(samples), "steps": steps, "seen": steps * config.student.loader.batch_size}
+    known = catalog(stage, names, passes(config.student, samples, rows["student"]))
     return Report(counts=counts, metrics=metrics, pictures=pictures, tables={"quick numbers on held-out pairs": table}, catalog=known)
 
 
@@ -171,7 +172,7 @@ def catalog(stage: Stage, names: list[str], epochs: float) -> dict[str, pa.Table
         about = pretrained.read_settings(stage.out / name)
         models.append({
             "model_id": about["weights_sha256"], "name": name, "role": name, "recipe": about["recipe"], "snapshot_md5": about["snapshot_md5"],
-            "path": str(stage.final / name), "seed": about["seed"], "epochs": float(epochs),
+            "path": str(stage.final / name), "seed": about["seed"], "epochs": epochs,
         })  # fmt: skip
         links += [{"model_id": about["weights_sha256"], "parent_model_id": parent["model_id"], "relation": parent["relation"]} for parent in about["parents"]]
     return {"models": pa.Table.from_pylist(models), "model_parents": pa.Table.from_pylist(links)}

@@ -3,6 +3,7 @@
 # B pairs, N samples, F trunk features, L tokens
 
 import json
+import math
 import os
 import statistics
 from abc import ABC, abstractmethod
@@ -16,14 +17,14 @@ from torch import Tensor, nn
 
 from vlm_core.checkpoint import fill, read_weights, write_weights
 from vlm_core.data.shards.loader import TrainLoader
-from vlm_core.data.shards.samples import training_samples
+from vlm_core.data.shards.samples import Samples, training_samples
 from vlm_core.data.shards.views import Beside
 from vlm_core.models import config as models
 from vlm_core.models import packaged, pretrained, tokenizer
 from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import base
 from vlm_core.stage import Report, Stage, data_version, write_json
-from vlm_core.train import inputs, locked, look
+from vlm_core.train import inputs, locked, look, optim
 from vlm_core.train.config import Pretrain
 from vlm_core.train.fit import Batch, Loop, Reporter, Row, fit, read_rows
 from vlm_core.train.launch import run_ranks
@@ -82,7 +83,7 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
     needs = config.objectives.needs
     beside = Beside(config.views, transform, 2 if needs & {"two_views", "key_view"} else int("second_view" in needs), "augmented_text" in needs)
     plan = TrainLoader(samples, config.loader, transform, seed=config.seed, rank=rank, world=world, beside=beside if beside.views or beside.texts else None)
-    steps = plan.steps = plan.steps_per_epoch * config.fit.epochs
+    steps = plan.steps = optim.steps_of(config.fit, config.loader.batch_size, plan.steps_per_epoch)
     kit = inputs.Kit(config, transform, tokenizer.build(config.model.text))
     body = Body(towers, objectives, lesson)
 
@@ -173,9 +174,15 @@ def report_on(config: Pretrain, stage: Stage, shards: Path) -> Report:
         "final_loss": statistics.fmean(row["loss"] for row in last), "pairs_per_s": statistics.median(row["pairs_per_s"] for row in rows),
         **mixture(stage.state), "logit_scale": rows[-1]["scale"], "parameters": float(model.config["parameters"]), **seen,
     }  # fmt: skip
-    counts = {"in": len(training_samples(shards, config.loader)), "steps": int(rows[-1]["step"]), "epochs": config.fit.epochs}
+    samples, seen_pairs = training_samples(shards, config.loader), int(rows[-1]["step"]) * config.loader.batch_size
+    counts = {"in": len(samples), "steps": int(rows[-1]["step"]), "seen": seen_pairs, "epochs": math.ceil(passes(config, samples, rows))}
     pictures = {"loss over steps": "loss.png", "nearest captions of held-out pictures": "nearest_captions.png"}
-    return Report(counts=counts, metrics=metrics, pictures=pictures, catalog=catalog(stage, model, config))
+    return Report(counts=counts, metrics=metrics, pictures=pictures, catalog=catalog(stage, model, config, passes(config, samples, rows)))
+
+
+def passes(config: Pretrain, samples: Samples, rows: list[Row]) -> float:
+    """How often the average sample was seen."""
+    return rows[-1]["step"] / samples.order(config.loader.batch_size, config.seed, config.loader.shuffle_window).steps_per_epoch
 
 
 def mixture(folder: Path) -> dict[str, float]:
@@ -184,10 +191,10 @@ def mixture(folder: Path) -> dict[str, float]:
     return {f"captions.{origin}": count / sum(seen.values()) for origin, count in sorted(seen.items())}
 
 
-def catalog(stage: Stage, model: pretrained.Vlm, config: Pretrain) -> dict[str, pa.Table]:
+def catalog(stage: Stage, model: pretrained.Vlm, config: Pretrain, epochs: float) -> dict[str, pa.Table]:
     own = {
         "model_id": model.digest, "name": stage.final.name, "role": "pretrained", "recipe": stage.recipe, "snapshot_md5": model.config["snapshot_md5"],
-        "path": str(stage.final), "seed": config.seed, "epochs": float(config.fit.epochs),
+        "path": str(stage.final), "seed": config.seed, "epochs": epochs,
     }  # fmt: skip
     packages = [
         {**dict.fromkeys(own, ""), "model_id": parent["model_id"], "name": parent["name"], "role": "packaged", "seed": 0, "epochs": 0.0}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vlm_core.models import config as menu
 from vlm_core.models.open_clip_parts import TextTransformer
-from vlm_core.models.vit import ACTIVATIONS
+from vlm_core.models.vit import ACTIVATIONS, blocks
 
 
 class ClipTransformer(TextTransformer):
@@ -28,8 +28,22 @@ class ClipTransformer(TextTransformer):
     def states(self, tokens_BLE: Tensor) -> Tensor:
         """States (B, L, E) behind the last block; each has seen the tokens up to its own."""
         length = tokens_BLE.shape[1]
-        x_BLE = tokens_BLE + self.positional_embedding[:length]
-        states_BLE: Tensor = self.ln_final(self.transformer(x_BLE, attn_mask=self.attn_mask[:length, :length]))
+        states_BLE: Tensor = self.ln_final(self.transformer(self.enter(tokens_BLE), attn_mask=self.attn_mask[:length, :length]))
+        return states_BLE
+
+    def enter(self, tokens_BLE: Tensor) -> Tensor:
+        """What the first block reads."""
+        x_BLE: Tensor = tokens_BLE + self.positional_embedding[: tokens_BLE.shape[1]]
+        return x_BLE
+
+    def through(self, x_BLE: Tensor, begin: int = 0, end: int | None = None) -> Tensor:
+        """States behind block `end`, of those in front of block `begin`."""
+        length = x_BLE.shape[1]
+        return blocks(self.transformer, x_BLE, begin, end, self.attn_mask[:length, :length])
+
+    def leave(self, x_BLE: Tensor) -> Tensor:
+        """What `states` gives, of the states behind the last block."""
+        states_BLE: Tensor = self.ln_final(x_BLE)
         return states_BLE
 
     def pool(self, states_BLE: Tensor, ids_BL: Tensor) -> Tensor:

@@ -106,8 +106,53 @@ class LogitScale(Config):
         return self
 
 
+class JointFusion(Config):
+    """One Transformer over [class; picture states; text states] behind both towers (FLAVA, arXiv 2112.04482; ALBEF, arXiv 2107.07651)."""
+
+    kind: Literal["joint_fusion"] = "joint_fusion"
+    width: int = Field(768, gt=0, description="channels of the blocks")
+    layers: int = Field(6, gt=0, description="number of blocks")
+    heads: int = Field(12, gt=0, description="attention heads; a divisor of width")
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        _divide("width", self.width, "heads", self.heads)
+        return self
+
+
+class GatedFusion(Config):
+    """Cross-attention inside the last blocks of both towers behind a gate that starts closed (FIBER, arXiv 2206.07643)."""
+
+    kind: Literal["gated_fusion"] = "gated_fusion"
+    blocks: int = Field(6, gt=0, description="last blocks of each tower that look at the other one")
+
+
+class CaptionDecoder(Config):
+    """Writes captions: what the text tower says so far looks at the picture (CoCa, arXiv 2205.01917)."""
+
+    layers: int = Field(12, gt=0, description="number of blocks; CoCa has as many as its text tower")
+    queries: int | None = Field(None, gt=0, description="learnt queries that sum the picture up, CoCa 256; none: all patches are read")
+    heads: int = Field(8, gt=0, description="attention heads; a divisor of the text tower's width")
+
+
+class Retrieval(Config):
+    """A reference set: pairs that resemble a picture are mixed into its embedding (RA-CLIP, CVPR 2023)."""
+
+    references: int = Field(100_000, ge=1, le=2_000_000, description="pairs kept for looking up and not trained on, 3.3 kB each in the model folder; the paper a tenth of all")
+    neighbours: int = Field(64, ge=1, le=1024, description="pairs that a picture looks up")
+    heads: int = Field(8, gt=0, description="attention heads; a divisor of the joint width")
+    image_size: int = Field(192, ge=32, le=512, multiple_of=32, description="side of the pictures that the frozen encoder sees, in pixels")
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.neighbours > self.references:
+            raise ValueError(f"Found retrieval.neighbours {self.neighbours} of {self.references} references, expected so many at most; change one of them.")
+        return self
+
+
 ImageTower = Annotated[Vit | ClipResnet | EfficientnetLite0, Field(discriminator="kind")]
 TextTower = Annotated[ClipTransformer | Minilm, Field(discriminator="kind")]
+Fusion = Annotated[JointFusion | GatedFusion, Field(discriminator="kind")]
 
 
 class TwoTower(Config):
@@ -118,6 +163,9 @@ class TwoTower(Config):
     width: int = Field(512, gt=0, description="channels of the joint embedding (what the packaged trunks add on their own not counted)")
     activation: Activation = Field("gelu", description="of the Transformer blocks; weights by OpenAI and of LAION-400M want quick_gelu")
     scale: LogitScale = LogitScale()
+    fusion: Fusion | None = Field(None, description="looks at picture and text together, beside the joint space; none: two towers alone")
+    decoder: CaptionDecoder | None = Field(None, description="writes captions; none: the model cannot")
+    retrieval: Retrieval | None = Field(None, description="pictures look up pairs of a reference set; none: they stand for themselves")
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -127,4 +175,8 @@ class TwoTower(Config):
                 f"Found image names={names} with text sentence={sentence}, expected both or neither, since the two parts are compared with each other; "
                 f"set model.{'image.names' if names else 'text.sentence'}=false or choose the packaged tower on the other side."
             )
+        if self.retrieval is not None and names:
+            raise Incompatible("Found model.retrieval with image names=true, expected embeddings that are learnt as a whole; set model.image.names=false and model.text.sentence=false.")
+        if self.retrieval is not None:
+            _divide("width", self.width, "retrieval.heads", self.retrieval.heads)
         return self

@@ -8,9 +8,9 @@ if _absent:
 try:
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.tokenizer import SimpleTokenizer
-    from open_clip.transformer import QuickGELU, TextTransformer, VisionTransformer
+    from open_clip.transformer import AttentionalPooler, QuickGELU, TextTransformer, VisionTransformer
 finally:
     if _absent:
         del sys.modules["wandb"]
 
-__all__ = ["ModifiedResNet", "QuickGELU", "SimpleTokenizer", "TextTransformer", "VisionTransformer"]
+__all__ = ["AttentionalPooler", "ModifiedResNet", "QuickGELU", "SimpleTokenizer", "TextTransformer", "VisionTransformer"]

@@ -4,7 +4,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,11 @@ from torch.nn import functional as F
 
 from vlm_core.config import build as build_part
 from vlm_core.models import config as menu
+from vlm_core.models.caption_decoder import CaptionDecoder
+from vlm_core.models.fusion import Fused, Fusion
+
+if TYPE_CHECKING:
+    from vlm_core.models.retrieval import Retrieval
 
 
 class View(NamedTuple):
@@ -39,6 +44,8 @@ class Outputs(NamedTuple):
     tokens_BLD: Tensor | None = None  # dense: the text tokens in the joint space, unit norm, float32
     seen_BVE: Tensor | None = None  # image_mask: states of class token and patches of the masked picture that an objective asked for
     masked_BLE: Tensor | None = None  # text_mask: states of the tokens of the masked text that an objective asked for
+    begun_BPE: Tensor | None = None  # fusion: states of class token and patches where fusion begins
+    begun_BLE: Tensor | None = None  # fusion: states of the text tokens where fusion begins
     towers: "TwoTower | None" = None  # for further passes that one objective alone makes (hard negatives, scenes); read, never owned
 
 
@@ -109,6 +116,15 @@ class TwoTower(nn.Module):
         self.text: nn.Module = build_part(config.text, width=config.width, activation=config.activation, fresh=fresh)
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale.init)))
         self.bias = None if config.scale.bias is None else nn.Parameter(torch.tensor(config.scale.bias))
+        self.fusion: Fusion | None = None if config.fusion is None else build_part(config.fusion, image=self.image, text=self.text)
+        self.decoder = None
+        if config.decoder is not None:
+            self.decoder = CaptionDecoder(config.decoder, image_width=self.image_width, width=self.text_width, vocabulary=self.text.vocab_size)  # type: ignore[arg-type]
+        self.retrieval: Retrieval | None = None
+        if config.retrieval is not None:
+            from vlm_core.models.retrieval import Retrieval  # stands on packaged towers, which are made of this module's parts
+
+            self.retrieval = Retrieval(config.retrieval, config.image, config.width)
 
     @property
     def image_width(self) -> int:
@@ -137,8 +153,13 @@ class TwoTower(nn.Module):
             needs: names of `objectives/config.py`.
         """
         image, text, dense = cast(Any, self.image), cast(Any, self.text), "dense" in needs
-        all_BPE = image.tokens(batch["images"]) if dense or "patches" in needs else None
-        tokens_BLE = text.states(text.embed(batch["ids"])) if dense or "tokens" in needs else None
+        if "fusion" in needs and self.fusion is not None:
+            begun_BPE, begun_BLE = self.begin(batch["images"], batch["ids"])
+            all_BPE, tokens_BLE = self.fusion.end_image(image, begun_BPE), self.fusion.end_text(text, begun_BLE)
+        else:
+            begun_BPE = begun_BLE = None
+            all_BPE = image.tokens(batch["images"]) if dense or "patches" in needs else None
+            tokens_BLE = text.states(text.embed(batch["ids"])) if dense or "tokens" in needs else None
         image_BF = self._features(batch) if all_BPE is None else image.pool(all_BPE)
         raw_BD = self._texts(batch, "text_features", "ids") if tokens_BLE is None else text.head(text.pool(tokens_BLE, batch["ids"]))
         caption_BD = unit(self._texts(batch, "caption_features", "caption_ids")) if {"caption_features", "caption_ids"} & batch.keys() else None
@@ -150,8 +171,30 @@ class TwoTower(nn.Module):
             patches_BPE=patches_BPE, tokens_BLE=tokens_BLE,
             patches_BPD=unit(image.head(patches_BPE)) if dense else None, tokens_BLD=unit(text.head(tokens_BLE)) if dense else None,
             seen_BVE=image.tokens(**batch["masked_images"]) if "masked_images" in batch else None,
-            masked_BLE=text.states(text.embed(batch["masked_ids"])) if "masked_ids" in batch else None, towers=self,
+            masked_BLE=text.states(text.embed(batch["masked_ids"])) if "masked_ids" in batch else None,
+            begun_BPE=begun_BPE, begun_BLE=begun_BLE, towers=self,
         )  # fmt: skip
+
+    def begin(self, images_B3HW: Tensor, ids_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """States of pictures and texts where fusion begins: made once, fused in as many pairings as wanted."""
+        assert self.fusion is not None
+        return self.fusion.begin_image(self.image, images_B3HW), self.fusion.begin_text(self.text, ids_BL)
+
+    def fuse(self, begun_BPE: Tensor, begun_BLE: Tensor, ids_BL: Tensor) -> Fused:
+        """Pairs that have seen each other; the ids say where texts end.
+
+        Args:
+            begun_BPE: of pictures, by `begin`.
+            begun_BLE: of texts.
+        """
+        assert self.fusion is not None
+        out: Fused = self.fusion(self.image, self.text, begun_BPE, begun_BLE, ids_BL)
+        return out
+
+    def see(self, images_B3HW: Tensor) -> Tensor:
+        """Raw embeddings (B, D) of pictures as this model means them: those of the image tower, with what they resemble mixed in where it has a reference set."""
+        raw_BD: Tensor = self.image(images_B3HW)
+        return raw_BD if self.retrieval is None else self.retrieval(unit(raw_BD), self.retrieval.look_up(images_B3HW))
 
     def _features(self, batch: Mapping[str, Any]) -> Tensor:
         out_BF: Tensor = batch["image_features"] if "image_features" in batch else self.image.features(batch["images"])  # type: ignore[operator]

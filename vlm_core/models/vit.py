@@ -7,6 +7,7 @@ Source: CLIP, arXiv 2103.00020; golden `pretraining/clip_vit`.
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from vlm_core.models import config as menu
 from vlm_core.models.open_clip_parts import QuickGELU, VisionTransformer
@@ -30,9 +31,14 @@ class Vit(VisionTransformer):
             mask_E: what stands in the place of a hidden patch.
             seen_BV: places of the patches that are seen at all (MAE, arXiv 2111.06377); the others take no part, and the result is (B, 1 + V, E).
         """
+        states_BPE: Tensor = self.ln_post(self.transformer(self.enter(images_B3HW, hidden_BP, mask_E, seen_BV)))
+        return states_BPE
+
+    def enter(self, images_B3HW: Tensor, hidden_BP: Tensor | None = None, mask_E: Tensor | None = None, seen_BV: Tensor | None = None) -> Tensor:
+        """What the first block reads; see `tokens`."""
         if hidden_BP is None and seen_BV is None:
-            states_BPE: Tensor = self.ln_post(self.transformer(self._embeds(images_B3HW)))
-            return states_BPE
+            all_BPE: Tensor = self._embeds(images_B3HW)
+            return all_BPE
         x_BPE = self.conv1(images_B3HW).flatten(2).transpose(1, 2)
         if hidden_BP is not None and mask_E is not None:
             x_BPE = x_BPE.where(~hidden_BP[..., None], mask_E.to(x_BPE.dtype))
@@ -40,7 +46,16 @@ class Vit(VisionTransformer):
         if seen_BV is not None:
             x_BPE = x_BPE.gather(1, seen_BV[..., None].expand(-1, -1, x_BPE.shape[-1]))
         first_B1E = (self.class_embedding + self.positional_embedding[0]).to(x_BPE.dtype).expand(len(x_BPE), 1, -1)
-        out_BPE: Tensor = self.ln_post(self.transformer(self.ln_pre(torch.cat([first_B1E, x_BPE], dim=1))))
+        out_BPE: Tensor = self.ln_pre(torch.cat([first_B1E, x_BPE], dim=1))
+        return out_BPE
+
+    def through(self, x_BPE: Tensor, begin: int = 0, end: int | None = None) -> Tensor:
+        """States behind block `end`, of those in front of block `begin`."""
+        return blocks(self.transformer, x_BPE, begin, end)
+
+    def leave(self, x_BPE: Tensor) -> Tensor:
+        """What `tokens` gives, of the states behind the last block."""
+        out_BPE: Tensor = self.ln_post(x_BPE)
         return out_BPE
 
     def pool(self, tokens_BPE: Tensor) -> Tensor:
@@ -54,6 +69,14 @@ class Vit(VisionTransformer):
         """Raw joint embedding (B, D) of features, or of patches (B, P, E)."""
         out_BD: Tensor = features_BE @ self.proj
         return out_BD
+
+
+def blocks(transformer: nn.Module, x_BLE: Tensor, begin: int = 0, end: int | None = None, mask_LL: Tensor | None = None) -> Tensor:
+    """States behind the blocks [begin, end) of an open_clip Transformer."""
+    for block in transformer.resblocks[begin:end]:  # type: ignore[index]
+        again = transformer.grad_checkpointing and torch.is_grad_enabled()
+        x_BLE = checkpoint(block, x_BLE, None, None, mask_LL, use_reentrant=False) if again else block(x_BLE, attn_mask=mask_LL)
+    return x_BLE
 
 
 def build(config: menu.Vit, *, width: int, activation: menu.Activation, fresh: bool = True) -> nn.Module:

@@ -150,9 +150,27 @@ class Retrieval(Config):
         return self
 
 
+class PatchClusters(Config):
+    """Clusters of patches, found by k-means over the training pictures before training begins."""
+
+    kind: Literal["patch_clusters"] = "patch_clusters"
+    vocabulary: int = Field(8192, ge=2, description="number of clusters")
+    patches: int = Field(400_000, ge=2, description="patches of training pictures that are clustered, at most")
+
+
+class Dvae(Config):
+    """The encoder of DALL-E's discrete VAE (arXiv 2102.12092), whose 8,192 tokens BEiT and FLAVA predict, from a file of yours."""
+
+    kind: Literal["dvae"] = "dvae"
+    weights: str = Field("", description="safetensors file with the encoder's tensors under their official names (blocks.input.w, ...)")
+    width: int = Field(256, gt=0, multiple_of=4, description="channels of the first group")
+    vocabulary: int = Field(8192, ge=2, description="number of tokens")
+
+
 ImageTower = Annotated[Vit | ClipResnet | EfficientnetLite0, Field(discriminator="kind")]
 TextTower = Annotated[ClipTransformer | Minilm, Field(discriminator="kind")]
 Fusion = Annotated[JointFusion | GatedFusion, Field(discriminator="kind")]
+VisualTokens = Annotated[PatchClusters | Dvae, Field(discriminator="kind")]
 
 
 class TwoTower(Config):
@@ -166,6 +184,16 @@ class TwoTower(Config):
     fusion: Fusion | None = Field(None, description="looks at picture and text together, beside the joint space; none: two towers alone")
     decoder: CaptionDecoder | None = Field(None, description="writes captions; none: the model cannot")
     retrieval: Retrieval | None = Field(None, description="pictures look up pairs of a reference set; none: they stand for themselves")
+    visual_tokens: VisualTokens | None = Field(None, description="what masked image modelling guesses; none: no tokens")
+
+    @model_validator(mode="after")
+    def _patch_grid(self) -> Self:
+        if self.visual_tokens is not None and not hasattr(self.image, "patch_size"):
+            raise Incompatible(
+                f"Found model.visual_tokens with the image tower {self.image.kind!r}, which has no grid of patches, expected one that has; "
+                "choose model.image={kind: vit} or model.visual_tokens=null."
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

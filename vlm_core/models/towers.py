@@ -17,6 +17,7 @@ from vlm_core.models.fusion import Fused, Fusion
 
 if TYPE_CHECKING:
     from vlm_core.models.retrieval import Retrieval
+    from vlm_core.models.visual_tokenizer import VisualTokenizer
 
 
 class View(NamedTuple):
@@ -120,6 +121,10 @@ class TwoTower(nn.Module):
         self.decoder = None
         if config.decoder is not None:
             self.decoder = CaptionDecoder(config.decoder, image_width=self.image_width, width=self.text_width, vocabulary=self.text.vocab_size)  # type: ignore[arg-type]
+        self.visual_tokens: VisualTokenizer | None = None
+        if config.visual_tokens is not None:
+            rows, patch_px = config.image.image_size // config.image.patch_size, config.image.patch_size  # type: ignore[union-attr]  # TwoTower._patch_grid
+            self.visual_tokens = build_part(config.visual_tokens, rows=rows, patch_px=patch_px, fresh=fresh)
         self.retrieval: Retrieval | None = None
         if config.retrieval is not None:
             from vlm_core.models.retrieval import Retrieval  # stands on packaged towers, which are made of this module's parts

@@ -109,7 +109,10 @@ class DomainCap(Config):
 class LanguageRule(Config):
     """Identifies the language; drops a caption only when it is long and both detectors are sure that it is none of those wanted."""
 
-    who: Literal["detectors", "page"] = Field("detectors", description="who says which language it is; page: what the table says is taken as it is")
+    who: Literal["detectors", "page", "fasttext"] = Field(
+        "detectors",
+        description="who says which language it is; page: what the table says is taken as it is; fasttext: its lid.176 alone, unsure or not, as in DataComp",
+    )
     wanted: list[str] = Field(default=[], description="ISO 639-1 codes that stay; empty: every language stays, and its name is recorded")
     min_confidence: float = Field(0.8, ge=0, le=1, description="probability from which a detector is believed")
     long_chars: int = Field(25, ge=20, description="length from which a caption can be identified, in characters (wide ones count twice)")

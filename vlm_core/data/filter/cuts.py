@@ -8,15 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm_core.data.filter import scores
-from vlm_core.data.filter import select
 from vlm_core.data.blocks import pieces
+from vlm_core.data.filter import scores, select
+from vlm_core.data.filter.config import DomainCap, Hook
 from vlm_core.data.filter.cut_config import ClipScore, Cut, External, Hype, MaskedClipScore, NegClipLoss, NormSim, ScoreConfig
 from vlm_core.data.filter.decisions import Reason, Verdict, first_reason, joined
-from vlm_core.data.filter.config import DomainCap, Hook
-from vlm_core.data.web.politeness import domain_of
 from vlm_core.data.filter.pool import Column, Pool
 from vlm_core.data.filter.rules import host_of
+from vlm_core.data.web.politeness import domain_of
 from vlm_core.errors import MissingInput, SchemaMismatch
 
 
@@ -34,10 +33,11 @@ def survey(section: Cut, pool: Pool, rows: Column) -> Callable[[Column], Verdict
     score_of, digest = scorer_of(section.score, pool, ranked)
     ranking = None if section.fraction is None else select.Ranking(section.fraction, section.mode)
 
-    def scored(part: Column) -> tuple[Column, Column, Column]:
+    def scored(part: Column) -> tuple[pa.DictionaryArray, Column, Column]:
         score = score_of(part)
         has = np.isfinite(score)
-        return names_within(section.within, pool, part[has]), score[has], part[has]
+        score, part = (score, part) if has.all() else (score[has], part[has])
+        return names_within(section.within, pool, part), score, part
 
     if ranking:
         for part in pieces(ranked):
@@ -47,31 +47,32 @@ def survey(section: Cut, pool: Pool, rows: Column) -> Callable[[Column], Verdict
 
     def judge(part: Column) -> Verdict:
         score, names = score_of(part), names_within(section.within, pool, part)
-        keep, threshold, has = np.zeros(len(part), bool), np.full(len(part), np.nan), np.isfinite(score)
+        has, words = np.isfinite(score), names.dictionary.to_pylist()
         if ranking:
-            keep[has], threshold[has] = ranking.decide(names[has], score[has], part[has])
+            keep, threshold = ranking.decide(names, score, part)
         else:
-            threshold = np.array([section.thresholds.get(name, section.threshold) for name in names], np.float64)
+            threshold = np.array([section.thresholds.get(name, section.threshold) for name in words], np.float64)[names.indices.to_numpy()]
             keep = score >= threshold
         missing: Reason = "no_score" if isinstance(section.score, External) else "no_embedding"
         reason = first_reason(len(part), (missing, ~has), ("low_score", ~keep))
-        detail = joined(f"{section.score.kind} in ", np.where(names == "", "?", names))
+        shown = pa.DictionaryArray.from_arrays(names.indices, pa.array([name or "?" for name in words], pa.string()))
+        detail = joined(f"{section.score.kind} in ", shown)
         return Verdict(reason, score, threshold, detail, f"{pool.scorer} {digest}".strip())
 
     return judge
 
 
-def names_within(within: str, pool: Pool, rows: Column) -> Column:
+def names_within(within: str, pool: Pool, rows: Column) -> pa.DictionaryArray:
     """What each row is ranked among."""
     match within:
         case "language":
-            return np.asarray(pool.lang[rows])
+            return pool.lang.arrow(rows)
         case "source":
-            return np.asarray(pool.source[rows])
+            return pool.source.arrow(rows).dictionary_encode()
         case "domain":
-            return domains_of(pool, rows)
+            return pa.array(domains_of(pool, rows), pa.string()).dictionary_encode()
         case _:
-            return np.full(len(rows), "all", dtype=object)
+            return pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int32)), pa.array(["all"]))
 
 
 def domains_of(pool: Pool, rows: Column) -> Column:

@@ -2,11 +2,12 @@
 
     in = kept + sum of dropped.<reason>
 
-The reasons are a closed list, so that a query over years of runs does not meet a new spelling.
+The reasons are a closed list, so that a query over years of runs does not meet a new spelling. While rules run a reason is its number in that list (uint8),
+and details are not yet put together: both become text when the decisions are read.
 """
 
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vlm_core.data.blocks import BLOCK, Blocks, Stored
+from vlm_core.data.blocks import BLOCK, Stored
 from vlm_core.data.sample import DECISIONS
 from vlm_core.errors import NothingLeft
 
@@ -41,41 +42,125 @@ Reason = Literal[
     "no_entry", "thinned",
 ]  # fmt: skip
 REASONS: tuple[str, ...] = get_args(Reason)
+_WORDS = np.array(["", *REASONS], dtype=object)  # by code; 0: it stays
+_CODES: dict[str, int] = {name: code for code, name in enumerate(_WORDS)}
+_NAMES = pa.array(["ok", *REASONS], pa.string())
+Codes = NDArray[np.uint8]
+PLACES = 256  # rules that a run may have; seq = row * PLACES + place, so that it does not depend on how rows were cut into blocks
+
+
+class Joined(NamedTuple):
+    """Details, row by row, not put together yet: texts and columns, one after the other."""
+
+    parts: tuple[str | pa.Array, ...]
+
+
+def joined(*parts: Any) -> Joined:
+    """Details of texts and of columns of texts or numbers."""
+    return Joined(tuple(part if isinstance(part, str | pa.Array) else pa.array(part) for part in parts))
 
 
 class Verdict(NamedTuple):
     """What a rule says about the rows that it was shown, in their order."""
 
-    reason: NDArray[Any]  # of str: why a row goes, '' when it stays
+    reason: Codes  # why a row goes, as `first_reason` and `reason_codes` give it; 0 when it stays
     score: NDArray[Any] | None = None  # what was measured
     threshold: NDArray[Any] | float | None = None  # what it was compared with
-    detail: Sequence[str] | pa.Array | None = None
+    detail: Sequence[str] | pa.Array | Joined | None = None
     version: str = "1"
 
     @property
     def keep(self) -> NDArray[np.bool_]:
-        return np.asarray(self.reason == "", bool)
+        return np.asarray(self.reason == 0, bool)
 
 
-def first_reason(n: int, *checks: tuple[Reason, NDArray[Any]]) -> NDArray[Any]:
-    """Per row the reason of the first check whose mask (True: goes) holds, or ''."""
-    reason = np.full(n, "", dtype=object)
+def first_reason(n: int, *checks: tuple[Reason, NDArray[Any]]) -> Codes:
+    """Per row the code of the first check whose mask (True: goes) holds, or 0."""
+    reason = np.zeros(n, np.uint8)
     for name, mask in reversed(checks):
-        reason[np.asarray(mask, bool)] = name
+        np.copyto(reason, _code(name), where=np.asarray(mask, bool))
     return reason
 
 
-_SPOOLED = pa.schema([
-    ("row", pa.int64()), ("place", pa.int64()), ("version", pa.string()), ("score", pa.float64()), ("threshold", pa.float64()), ("reason", pa.uint8()), ("detail", pa.string()),
-])  # fmt: skip
-_CODES = {name: code for code, name in enumerate(("ok", *REASONS))}
-_NAMES = pa.array(list(_CODES), pa.string())
-PLACES = 256  # rules that a run may have; seq = row * PLACES + place, so that it does not depend on how rows were cut into blocks
+def reason_codes(names: Iterable[str]) -> Codes:
+    """The codes of reasons, '' for a row that stays."""
+    return np.array([_code(name) for name in names], np.uint8)
 
 
-def joined(*parts: Any) -> pa.Array:
-    """Details, row by row: texts and columns of texts or numbers, one after the other."""
-    return pc.binary_join_element_wise(*(pa.scalar(part) if isinstance(part, str) else pa.array(part).cast(pa.string()) for part in parts), "")
+def reason_names(codes: Codes) -> NDArray[Any]:
+    """The reasons as texts, '' for a row that stays."""
+    return np.asarray(_WORDS[codes])
+
+
+def _code(name: str) -> int:
+    if name not in _CODES:  # a programming error: the list in this file is the contract
+        raise ValueError(f"a rule gave the reason {name!r}, which is not in REASONS")
+    return _CODES[name]
+
+
+class _Spool:
+    """The verdicts of one rule, in the order of the rows: in memory, or in a file that is read once, from its beginning."""
+
+    def __init__(self, place: int, file: Path | None) -> None:
+        self.place, self.version, self.threshold = place, "1", float("nan")  # a threshold that all rows share is not a column
+        self._file, self._tables = file, list[pa.Table]()
+        self._writer: Any = None
+        self._form: list[str | None] = []  # the parts of the details: texts, and None for a column
+
+    def add(self, rows: NDArray[Any], verdict: Verdict) -> None:
+        columns: dict[str, Any] = {"row": rows, "reason": verdict.reason}
+        if verdict.score is not None:
+            columns["score"] = np.asarray(verdict.score, np.float64)
+        if isinstance(verdict.threshold, np.ndarray) and verdict.threshold.ndim:
+            columns["threshold"] = verdict.threshold
+        elif verdict.threshold is not None:
+            self.threshold = float(verdict.threshold)
+        parts = verdict.detail.parts if isinstance(verdict.detail, Joined) else () if verdict.detail is None else (_texts(verdict.detail),)
+        self.version, self._form = verdict.version, [part if isinstance(part, str) else None for part in parts]
+        columns |= {f"detail{number}": part for number, part in enumerate(parts) if not isinstance(part, str)}
+        table = pa.table(columns)
+        if self._file is None:
+            self._tables.append(table)
+            return
+        if self._writer is None:
+            self._writer = pa.ipc.new_stream(str(self._file), table.schema, options=pa.ipc.IpcWriteOptions(compression="lz4"))
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def until(self) -> Generator[pa.Table | None, int, None]:
+        """Send a row: what was added about the rows before it and not given yet, or None."""
+        tables = self._read() if self._writer is not None else iter(self._tables)
+        rest, found = next(tables, None), None
+        while True:
+            stop, parts = (yield found), []
+            while rest is not None and rest["row"][-1].as_py() < stop:
+                parts.append(rest)
+                rest = next(tables, None)
+            if rest is not None and (passed := int(np.searchsorted(rest["row"].to_numpy(), stop))):
+                parts.append(rest.slice(0, passed))
+                rest = rest.slice(passed)
+            found = pa.concat_tables(parts) if parts else None
+
+    def _read(self) -> Iterator[pa.Table]:
+        with pa.OSFile(str(self._file), "rb") as source, pa.ipc.open_stream(source) as stream:
+            yield from (pa.Table.from_batches([batch]) for batch in stream)
+
+    def columns(self, table: pa.Table) -> dict[str, Any]:
+        """What was added, in the columns of DECISIONS but for the uid and the rule."""
+        n, names = len(table), table.schema.names
+        numbers = {
+            name: table[name].cast(pa.float64()) if name in names else pa.repeat(given, n) for name, given in (("score", np.nan), ("threshold", self.threshold))
+        }
+        parts = [said if said is not None else table[f"detail{number}"].cast(pa.string()) for number, said in enumerate(self._form)]
+        detail = pc.binary_join_element_wise(*(pa.scalar(part) if isinstance(part, str) else part for part in parts), "") if parts else pa.repeat("", n)
+        return {"row": table["row"], "place": pa.repeat(self.place, n), "reason": table["reason"], **numbers, "detail": detail if len(parts) != 1 else parts[0]}
+
+
+def _texts(detail: Sequence[str] | pa.Array) -> pa.Array:
+    return detail if isinstance(detail, pa.Array) else pa.array(detail, pa.string())
 
 
 class Trail:
@@ -84,10 +169,25 @@ class Trail:
     def __init__(self, uids: Sequence[str] | Stored, scratch: Path | None = None) -> None:
         self.uids = uids if isinstance(uids, Stored) else np.asarray(uids, dtype=object)
         self.rows = np.arange(len(uids))
-        self.reason = np.full(len(uids), "", dtype=object)  # of the one drop, if any
+        self.codes: Codes = np.zeros(len(uids), np.uint8)  # of the one drop, if any
         self.tally: dict[str, Counter[str]] = {}  # rule -> reason ('' for those that stay) -> samples, in the order of the rules
-        self.versions: dict[str, str] = {}
-        self._scratch, self._spools = scratch, list[Blocks]()
+        self._scratch, self._spools = scratch, dict[str, _Spool]()
+
+    @property
+    def reason(self) -> NDArray[Any]:
+        """Per sample the reason of its one drop, or ''."""
+        return reason_names(self.codes)
+
+    def reason_of(self, row: int) -> str:
+        return str(_WORDS[self.codes[row]])
+
+    def dropped(self, reason: str) -> NDArray[np.int64]:
+        """The rows that went for this reason."""
+        return np.flatnonzero(self.codes == _code(reason))
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {rule: spool.version for rule, spool in self._spools.items()}
 
     def add(self, rule: str, verdict: Verdict) -> None:
         """Record a verdict on all rows that are still in. Raises NothingLeft when it leaves none."""
@@ -98,11 +198,12 @@ class Trail:
     def segment(self) -> Iterator[None]:
         """Rules that run together, each on some of the rows that are still in: `look` inside. Raises NothingLeft when a rule leaves none."""
         before, ran = len(self.rows), set(self.tally)
-        path = self._scratch / f"decisions-{len(self._spools)}.arrow" if self._scratch else None
-        with Blocks(_SPOOLED, path) as spool:
-            self._spools.append(spool)
+        try:
             yield
-        self.rows = self.rows[self.reason[self.rows] == ""]
+        finally:
+            for rule in self._spools.keys() - ran:
+                self._spools[rule].close()
+        self.rows = self.rows[self.codes[self.rows] == 0]
         if before and not len(self.rows):
             rule, counts = next((rule, counts) for rule, counts in self.tally.items() if rule not in ran and not counts[""])
             why = ", ".join(f"{name} {counts[name]:,}" for name in sorted(counts) if name)
@@ -113,24 +214,17 @@ class Trail:
 
     def look(self, rule: str, rows: NDArray[Any], verdict: Verdict) -> NDArray[Any]:
         """Record a verdict on ascending rows; the rows that stay."""
-        codes, names = factorize(verdict.reason)
-        if unknown := set(names) - {"", *REASONS}:  # a programming error: the list in this file is the contract
-            raise ValueError(f"rule {rule} gave the reasons {sorted(unknown)}, which are not in REASONS")
-        counts = self.tally.setdefault(rule, Counter())
-        counts.update(dict(zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True)))
-        self.versions[rule] = verdict.version
-        place, n = list(self.tally).index(rule), len(rows)
-        threshold = np.broadcast_to(np.asarray(np.nan if verdict.threshold is None else verdict.threshold, np.float64), n)
-        score = np.full(n, np.nan) if verdict.score is None else np.asarray(verdict.score, np.float64)
-        reason = np.array([_CODES[name or "ok"] for name in names], np.uint8)[codes] if n else np.zeros(0, np.uint8)
-        columns = {
-            "row": rows, "place": np.full(n, place), "version": pa.repeat(verdict.version, n), "score": score, "threshold": threshold,
-            "reason": reason, "detail": pa.repeat("", n) if verdict.detail is None else verdict.detail,
-        }  # fmt: skip
-        self._spools[-1].add(pa.table({name: pa.array(values, _SPOOLED.field(name).type) for name, values in columns.items()}, schema=_SPOOLED))
-        gone = reason > 0
-        self.reason[rows[gone]] = verdict.reason[gone]
-        stay: NDArray[Any] = rows[~gone]
+        if rule not in self._spools:
+            place = len(self._spools)
+            self._spools[rule] = _Spool(place, self._scratch / f"decisions-{place}.arrow" if self._scratch else None)
+        found = np.bincount(verdict.reason, minlength=len(_WORDS))
+        self.tally.setdefault(rule, Counter()).update({_WORDS[code]: int(found[code]) for code in np.flatnonzero(found)})
+        if len(rows):
+            self._spools[rule].add(rows, verdict)
+        if found[0] == len(rows):
+            return rows
+        self.codes[rows] = verdict.reason
+        stay: NDArray[Any] = rows[verdict.reason == 0]
         return stay
 
     def decisions(self) -> pa.Table:
@@ -139,57 +233,35 @@ class Trail:
 
     def tables(self) -> Iterator[pa.Table]:
         """`decisions`, a block of samples at a time."""
-        streams = [_until(spool.tables()) for spool in self._spools]
-        for stream in streams:
+        streams = [(spool, spool.until()) for spool in self._spools.values()]
+        for _, stream in streams:
             next(stream)
         for start in range(0, len(self.uids), BLOCK):
             stop = min(start + BLOCK, len(self.uids))
-            rows = pa.concat_tables([stream.send(stop) for stream in streams])
-            yield self._named(rows, start, stop)
+            found = [(spool, stream.send(stop)) for spool, stream in streams]
+            yield self._named([spool.columns(table) for spool, table in found if table is not None], start, stop)
 
-    def _named(self, table: pa.Table, start: int, stop: int) -> pa.Table:
+    def _named(self, parts: list[dict[str, Any]], start: int, stop: int) -> pa.Table:
         """Spooled rows in the words of DECISIONS."""
-        row, place = table["row"].to_numpy(), table["place"].to_numpy()
-        seq = row * PLACES + place
+        table = pa.concat_tables(pa.table(part) for part in parts)
+        seq = table["row"].to_numpy() * PLACES + table["place"].to_numpy()
         order = np.argsort(seq, kind="stable")
-        table = table.take(order)
-        uids, reason = pa.array(np.asarray(self.uids[np.arange(start, stop)], dtype=object), pa.string()), table["reason"]
+        table, seq = table.take(order), seq[order]
+        row, place, reason = seq // PLACES - start, seq % PLACES, table["reason"]
+        uids = self.uids.arrow(np.arange(start, stop)) if isinstance(self.uids, Stored) else pa.array(self.uids[start:stop], pa.string())
         numbers = {name: pc.if_else(pc.is_nan(table[name]), None, table[name]) for name in ("score", "threshold")}
+        rules, versions = (pa.array(list(names), pa.string()) for names in (self._spools, self.versions.values()))
         columns = {
-            "seq": pa.array(seq[order].astype(np.uint64)), "uid": uids.take(pa.array(row[order] - start)), "rule": pa.array(list(self.tally)).take(table["place"]),
-            "version": table["version"], **numbers, "keep": pc.equal(reason, 0), "reason": _NAMES.take(reason), "detail": table["detail"],
+            "seq": pa.array(seq.astype(np.uint64)), "uid": uids.take(pa.array(row)), "rule": rules.take(pa.array(place)), "version": versions.take(pa.array(place)),
+            **numbers, "keep": pc.equal(reason, 0), "reason": _NAMES.take(reason), "detail": table["detail"],
         }  # fmt: skip
         return pa.table({name: columns[name] for name in DECISIONS.names}, schema=DECISIONS)
 
     def counts(self) -> dict[str, int]:
         """in, kept, dropped.<reason>. They add up, or this is a bug worth stopping for."""
-        codes, names = factorize(self.reason)
-        found = dict(zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True))
-        dropped = {f"dropped.{name}": found[name] for name in REASONS if name in found}
+        found = np.bincount(self.codes, minlength=len(_WORDS))
+        dropped = {f"dropped.{name}": int(found[_CODES[name]]) for name in REASONS if found[_CODES[name]]}
         counts = {"in": len(self.uids), "kept": len(self.rows), **dropped}
         if counts["in"] != counts["kept"] + sum(dropped.values()):
             raise RuntimeError(f"the counts do not add up: {counts}")
         return counts
-
-
-def factorize(values: NDArray[Any]) -> tuple[NDArray[np.int64], list[str]]:
-    """(number of each value, the values by number)."""
-    known = pa.array(values, pa.string()).dictionary_encode()
-    return known.indices.to_numpy().astype(np.int64), known.dictionary.to_pylist()
-
-
-def _until(tables: Iterator[pa.Table]) -> Generator[pa.Table, int, None]:
-    """Send a row: the tables' rows before it that were not given yet."""
-    rest = _SPOOLED.empty_table()
-    stop = yield rest
-    while True:
-        parts = [rest]
-        while not len(parts[-1]) or parts[-1]["row"][-1].as_py() < stop:
-            more = next(tables, None)
-            if more is None:
-                break
-            parts.append(more)
-        whole = pa.concat_tables(parts)
-        passed = int(np.searchsorted(whole["row"].to_numpy(), stop))
-        rest = whole.slice(passed)
-        stop = yield whole.slice(0, passed)

@@ -13,15 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm_core.data.filter import cuts
-from vlm_core.data.filter import decontaminate
-from vlm_core.data.filter import report as filter_report
-from vlm_core.data.filter import look_rules
-from vlm_core.data.filter import pool_rules
-from vlm_core.data.filter import rules
 from vlm_core.data.blocks import pieces
-from vlm_core.data.filter.decisions import Trail, Verdict
+from vlm_core.data.filter import cuts, decontaminate, look_rules, pool_rules, rules
+from vlm_core.data.filter import report as filter_report
 from vlm_core.data.filter.config import Filter
+from vlm_core.data.filter.decisions import Trail, Verdict
 from vlm_core.data.filter.grouping import group_samples
 from vlm_core.data.filter.pool import Column, Pool, load_pool
 from vlm_core.data.sample import CAPTION, DECISIONS
@@ -94,7 +90,8 @@ def filter_samples(config: Filter, stage: Stage) -> Report:
 
 
 def write_decisions(trail: Trail, path: Path) -> None:
-    with pq.ParquetWriter(path, DECISIONS, compression="zstd") as writer:
+    repeated = ["rule", "version", "threshold", "reason"]
+    with pq.ParquetWriter(path, DECISIONS, compression="zstd", use_dictionary=repeated, column_encoding={"seq": "DELTA_BINARY_PACKED"}) as writer:
         for table in trail.tables():
             writer.write_table(table)
 

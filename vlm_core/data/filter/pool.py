@@ -6,7 +6,7 @@ no memory but what a rule itself holds. Embeddings stay in their files (memory-m
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -22,8 +22,8 @@ from PIL import Image
 from vlm_core.data.blocks import Blocks, ByUid, Stored
 from vlm_core.data.filter.language import page_code
 from vlm_core.data.filter.scores import clip_score
-from vlm_core.data.shards.tar import read_tar
 from vlm_core.data.filter.text_rules import clean
+from vlm_core.data.shards.tar import read_tar
 from vlm_core.errors import BadManifest, MissingInput, SchemaMismatch
 
 Column = NDArray[Any]
@@ -48,7 +48,7 @@ class Pool:
     origin: Stored  # where it was found: alt, title, ...
     caption: Stored  # cleaned
     texts: Stored  # all captions of the pair, cleaned, one per line
-    lang: Column  # as the page says; the language rule replaces it
+    lang: "Named"  # as the page says; the language rule replaces it
     source: Stored
     url: Stored
     licence: Stored
@@ -106,6 +106,40 @@ class Pool:
         return {row: thumbnail(data, side) for row, data in self.pictures(rows)}
 
 
+class Named:
+    """A column of few different texts that may be replaced: two bytes a row. `column[rows]` are texts."""
+
+    def __init__(self, texts: Iterable[pa.ChunkedArray], turn: Callable[[str], str]) -> None:
+        """The rows of all these parts (dictionary arrays), what `turn` makes of their texts."""
+        self._names, parts = list[str](), [np.zeros(0, np.uint16)]
+        for part in texts:
+            known = part.unify_dictionaries().combine_chunks()
+            parts.append(self._code([turn(text) for text in known.dictionary.to_pylist()])[known.indices.to_numpy()])
+        self._codes = np.concatenate(parts)
+
+    def _code(self, names: Sequence[str]) -> NDArray[np.uint16]:
+        known = {name: code for code, name in enumerate(self._names)}
+        codes = np.array([known.setdefault(name, len(known)) for name in names], np.uint16)
+        self._names = list(known)
+        return codes
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def __getitem__(self, rows: Any) -> Any:
+        return np.array(self._names, dtype=object)[self._codes[rows]]
+
+    def __setitem__(self, rows: Column, texts: Sequence[str]) -> None:
+        self._codes[rows] = self._code(texts)
+
+    def arrow(self, rows: Column) -> pa.DictionaryArray:
+        return pa.DictionaryArray.from_arrays(pa.array(self._codes[rows].astype(np.int32)), pa.array(self._names, pa.string()))
+
+    def isin(self, rows: Column, wanted: Sequence[str]) -> Column:
+        found: Column = np.array([name in wanted for name in self._names], bool)[self._codes[rows]]
+        return found
+
+
 def thumbnail(jpeg: bytes, side: int) -> Column:
     with Image.open(BytesIO(jpeg)) as picture:
         return np.asarray(picture.convert("RGB").resize((side, side), Image.Resampling.BOX), np.float32)
@@ -117,7 +151,7 @@ def load_pool(pairs: Path, images: Path, embeddings: Path, scratch: Path | None 
     downloads = ByUid([images / "status.parquet"], _DOWNLOADS, "downloads")
     image_emb, text_emb, metadata, scorer = _open_embeddings(embeddings)
     embedded = ByUid(metadata, ("uid",), "embeddings", optional=("score", "masked_score"))
-    langs = [np.zeros(0, dtype=object)]
+    langs = list[pa.ChunkedArray]()
     with Blocks(_SCHEMA, scratch / "pool.arrow" if scratch else None) as blocks:
         for table in candidates:
             uids = table["uid"].combine_chunks()
@@ -125,14 +159,14 @@ def load_pool(pairs: Path, images: Path, embeddings: Path, scratch: Path | None 
             where = pc.fill_null(vectors["row"].cast(pa.int64()), -1).to_numpy()
             exact, masked = (pc.fill_null(vectors[name].cast(pa.float64()), np.nan) for name in ("score", "masked_score"))
             scores = {"emb_row": where, "clip": _exact(_clip_scores(image_emb, text_emb, where), exact.to_numpy(), uids), "masked_clip": masked}
-            langs.append(_page_langs(table["lang"].cast(pa.string())))
+            langs.append(pc.fill_null(table["lang"].cast(pa.string()), "").dictionary_encode())
             blocks.add(_joined(table, downloads.match(uids), scores))
     columns: dict[str, Any] = {
         name: Stored(blocks, name) for name in _SCHEMA.names if name not in {"caption", "others", "original_width", "original_height", "bytes"}
     }
     return Pool(
         raw=Stored(blocks, "caption"), caption=Stored(blocks, "caption", derive=clean_all), texts=Stored(blocks, "caption", "others", derive=_all_texts),
-        width=Stored(blocks, "original_width"), height=Stored(blocks, "original_height"), lang=np.concatenate(langs), images=images, file_bytes=Stored(blocks, "bytes"),
+        width=Stored(blocks, "original_width"), height=Stored(blocks, "original_height"), lang=Named(langs, page_code), images=images, file_bytes=Stored(blocks, "bytes"),
         image_emb=image_emb, text_emb=text_emb, scorer=scorer, scratch=scratch, **columns,
     )  # fmt: skip
 
@@ -152,14 +186,6 @@ def _other_texts(captions: pa.Array) -> tuple[pa.Array, pa.Array]:
     flat, ends = captions.flatten(), np.concatenate([[0], np.cumsum(lengths)])
     first = pc.struct_field(flat, "origin").take(pa.array(ends[:-1], mask=lengths == 0))
     return pc.fill_null(first, "alt"), pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pc.fill_null(pc.struct_field(flat, "text"), ""))
-
-
-def _page_langs(declared: pa.ChunkedArray) -> Column:
-    """ISO codes; rows of one language share one object."""
-    known = pc.fill_null(declared, "").combine_chunks().dictionary_encode()
-    codes = np.array([page_code(text) for text in known.dictionary.to_pylist()], dtype=object)
-    found: Column = codes[known.indices.to_numpy()]
-    return found
 
 
 def clean_all(texts: pa.Array) -> list[str]:

@@ -96,14 +96,14 @@ def _one_kind(kind: str, rows: list[dict[str, Any]], truth: list[dict[str, Any]]
     reached = found = 0
     for row in rows:
         sides = [rows_of.get(url, []) for url in ({row["url"], row["of"]} if kind in COPIES else {row["url"]})]
-        reasons = [trail.reason[place] for places in sides for place in places]
+        reasons = [trail.reason_of(place) for places in sides for place in places]
         if all(sides) and not gone_before.intersection(reasons):
             reached += 1
             found += any(reason in answers for reason in reasons)
     wanted = {url for row in truth if kind in COPIES and row["kind"] in COPIES or row["kind"] == kind for url in (row["url"], row["of"])}
     own = (kind,) if kind in COPIES else answers
     # two captions of one address are no dirt that a truth file could name
-    dropped = [url for url, places in rows_of.items() if len(places) == 1 or kind not in COPIES for place in places if trail.reason[place] in own]
+    dropped = [url for url, places in rows_of.items() if len(places) == 1 or kind not in COPIES for place in places if trail.reason_of(place) in own]
     right = sum(url in wanted for url in dropped)
     return {
         "kind": kind,

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm_core.data.filter import personal
 from vlm_core.data.charts import bar_chart
-from vlm_core.data.filter.decisions import REASONS, Trail
+from vlm_core.data.filter import personal
 from vlm_core.data.filter.config import Filter
+from vlm_core.data.filter.decisions import REASONS, Trail
+from vlm_core.data.filter.pool import Column, Pool
 from vlm_core.data.filter.quality import quality
 from vlm_core.data.pictures import contact_sheet
-from vlm_core.data.filter.pool import Column, Pool
 
 SHEET = 48  # thumbnails on a sheet
 PER_REASON = 8
@@ -74,14 +74,14 @@ def _kept_examples(pool: Pool, trail: Trail, names: Column, sizes: Column) -> li
 
 def _examples(pool: Pool, trail: Trail, decisions: Path) -> list[dict[str, Any]]:
     """A few dropped captions per reason, spread over the uids; personal data is not shown again."""
-    rows = [row for name in REASONS for row in _spread(np.flatnonzero(trail.reason == name), 3)]
+    rows = [row for name in REASONS for row in _spread(trail.dropped(name), 3)]
     wanted = [("uid", "in", [pool.uid[row] for row in rows]), ("keep", "==", False)]
     drops = pq.read_table(decisions, columns=["uid", "detail"], filters=wanted) if rows else pa.table({"uid": [], "detail": []})
     detail = dict(zip(drops["uid"].to_pylist(), drops["detail"].to_pylist(), strict=True))
     return [
         {
-            "reason": trail.reason[row],
-            "caption": "(withheld)" if trail.reason[row] in WITHHELD else pool.raw[row][:80],
+            "reason": trail.reason_of(row),
+            "caption": "(withheld)" if trail.reason_of(row) in WITHHELD else pool.raw[row][:80],
             "detail": detail[pool.uid[row]],
             "url": pool.url[row],
         }
@@ -103,11 +103,11 @@ def pictures(pool: Pool, trail: Trail, decisions: Path, folder: Path) -> dict[st
     out = {"kept and dropped by reason": "counts.png"}
     out |= _histograms(pool, decisions, folder)
     _sheet(pool, _spread(trail.rows, SHEET), lambda row: f"{_number(float(pool.clip[row]))} {pool.lang[row]} {pool.caption[row]}", folder / "kept.png")
-    dropped = [row for name in REASONS if name != "not_downloaded" for row in _spread(np.flatnonzero(trail.reason == name), PER_REASON)]
+    dropped = [row for name in REASONS if name != "not_downloaded" for row in _spread(trail.dropped(name), PER_REASON)]
     _sheet(
         pool,
         dropped,
-        lambda row: f"{trail.reason[row]}: {pool.caption[row] if trail.reason[row] not in WITHHELD else ''}",
+        lambda row: f"{trail.reason_of(row)}: {pool.caption[row] if trail.reason_of(row) not in WITHHELD else ''}",
         folder / "dropped.png",
     )
     return {**out, "kept": "kept.png", "dropped, by reason": "dropped.png"}

@@ -6,11 +6,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from vlm_core.data.filter import language
-from vlm_core.data.filter import text_rules
-from vlm_core.data.filter.decisions import Verdict, first_reason, joined
+from vlm_core.data.filter import language, text_rules
 from vlm_core.data.filter.config import BlockedWords, Domains, ImageRules, LanguageRule, Personal, Quality, Rights, TextRules, Titles, Vocabulary
+from vlm_core.data.filter.decisions import Verdict, first_reason, joined, reason_codes
 from vlm_core.data.filter.personal import personal as personal_data
 from vlm_core.data.filter.pool import Column, Pool
 from vlm_core.errors import ConfigError, MissingInput
@@ -18,21 +19,27 @@ from vlm_core.errors import ConfigError, MissingInput
 
 def downloaded(section: object, pool: Pool, rows: Column) -> Verdict:
     """A picture is there. The detail is the status of the download."""
-    status = pool.status[rows]
-    return Verdict(first_reason(len(rows), ("not_downloaded", status != "ok")), detail=np.where(status == "", "no row", status))
+    status = pool.status.arrow(rows)
+    return Verdict(first_reason(len(rows), ("not_downloaded", _is_not(status, "ok"))), detail=pc.if_else(pc.equal(status, ""), "no row", status))
+
+
+def _is_not(texts: pa.Array, word: str) -> Column:
+    found: Column = pc.not_equal(texts, word).to_numpy(zero_copy_only=False)
+    return found
 
 
 def rights(section: Rights, pool: Pool, rows: Column) -> Verdict:
     """Page opt-outs and licences; the detail is the evidence."""
     optout, licence = pool.page_optout[rows], pool.licence[rows]
+    opted_out = (optout != "") & section.page_optouts
     refused = _searching(licence.tolist(), section.refused_licences)
     reason = first_reason(
         len(rows),
-        ("opted_out", (optout != "") if section.page_optouts else np.zeros(len(rows), bool)),
+        ("opted_out", opted_out),
         ("refused_licence", refused),
         ("no_licence", (licence == "") & (section.unknown == "deny")),
     )
-    return Verdict(reason, detail=[str(o) if r == "opted_out" else str(li) for o, li, r in zip(optout, licence, reason, strict=True)])
+    return Verdict(reason, detail=np.where(opted_out, optout, licence).tolist())
 
 
 def _searching(texts: list[str], patterns: list[str]) -> Column:
@@ -127,29 +134,38 @@ def _lines(file: str, what: str) -> list[str]:
 
 def personal(section: Personal, pool: Pool, rows: Column) -> Verdict:
     """Addresses and numbers of persons in any caption of the pair; the value itself is not repeated in the decision."""
-    return Verdict(personal_data(pool.texts[rows].tolist(), [kind for kind, looked_for in section if looked_for]))
+    return Verdict(reason_codes(personal_data(pool.texts[rows].tolist(), [kind for kind, looked_for in section if looked_for])))
 
 
 def image(section: ImageRules, pool: Pool, rows: Column) -> Verdict:
     """Shorter side and aspect of the picture as fetched; the score is the shorter side."""
-    short, long = np.minimum(pool.width[rows], pool.height[rows]), np.maximum(pool.width[rows], pool.height[rows])
-    size, formats = pool.file_bytes[rows], pool.mime[rows]
+    width, height, size, formats = pool.width[rows], pool.height[rows], pool.file_bytes[rows], pool.mime.arrow(rows)
+    short, long = np.minimum(width, height), np.maximum(width, height)
+    wanted = pa.array([f"image/{name}" for name in section.formats], pa.string())
+    other = ~pc.is_in(formats, value_set=wanted).to_numpy(zero_copy_only=False) if section.formats else np.zeros(len(rows), bool)
     reason = first_reason(
         len(rows),
         ("too_small", (short < section.min_side) | (short <= 0)),
         ("aspect_ratio", long > section.max_aspect * short),
         ("too_few_bytes", size < section.min_bytes),
-        ("format", ~np.isin(formats, [f"image/{name}" for name in section.formats]) & bool(section.formats)),
+        ("format", other),
     )
-    return Verdict(reason, short, section.min_side, joined(pool.width[rows], " x ", pool.height[rows], ", ", size, " bytes, ", formats))
+    return Verdict(reason, short, section.min_side, joined(width, " x ", height, ", ", size, " bytes, ", formats))
 
 
 def languages(section: LanguageRule, pool: Pool, rows: Column) -> Verdict:
     """Names the language (from here on `pool.lang` is the answer); the score is the confidence, the detail who said what."""
-    declared = pool.lang[rows].tolist()
     if section.who == "page":
-        known = np.isin(pool.lang[rows], section.wanted) if section.wanted else np.ones(len(rows), bool)
-        return Verdict(first_reason(len(rows), ("language", ~known)), detail=joined("page ", pool.lang[rows]))
+        known = pool.lang.isin(rows, section.wanted) if section.wanted else np.ones(len(rows), bool)
+        return Verdict(first_reason(len(rows), ("language", ~known)), detail=joined("page ", pool.lang.arrow(rows)))
+    if section.who == "fasttext":
+        names, probability = language.first_answers(pool.raw.arrow(rows).to_pylist())
+        pool.lang[rows] = names
+        known = pool.lang.isin(rows, section.wanted) if section.wanted else np.ones(len(rows), bool)
+        return Verdict(
+            first_reason(len(rows), ("language", ~known)), probability, detail=joined("fasttext ", pool.lang.arrow(rows)), version=language.versions()
+        )
+    declared = pool.lang[rows].tolist()
     found = language.identify_all(pool.caption[rows].tolist(), declared, section.long_chars)
     pool.lang[rows] = [item.lang for item in found]
     detail = [f"{item.lang or '?'}: page {page or '?'}, lite {item.lite or '?'}, eld {item.eld or '?'}" for item, page in zip(found, declared, strict=True)]
@@ -168,7 +184,7 @@ def vocabulary(section: Vocabulary, pool: Pool, rows: Column) -> Verdict:
         words = text_rules.read_words(lines)
         longest = text_rules.longest_phrase(words)
         named = [text_rules.listed_phrase(t, words, longest, plurals=True) for t in captions]
-    foreign = ~np.isin(pool.lang[rows], section.languages) & bool(section.languages)
+    foreign = ~pool.lang.isin(rows, section.languages) & bool(section.languages)
     off = np.array([not name for name in named], bool)
     reason = first_reason(len(rows), ("off_vocabulary", np.where(foreign, section.others == "drop", off)))
     return Verdict(reason, detail=named, version=hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12])

@@ -5,13 +5,14 @@ Sources: methods/data.md 5, 6. Checked by golden `data/{datacomp_basic,datacomp_
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+Names: TypeAlias = NDArray[Any] | pa.DictionaryArray  # a text per row
 
 # ---- fractions
 
@@ -42,44 +43,47 @@ class Ranking:
 
     def __init__(self, fraction: float, mode: Literal["fixed", "reference"] = "fixed") -> None:
         self._fraction, self._mode = fraction, mode
-        self._bins: dict[str, Counter[int]] = {}
+        self._bins: dict[str, list[tuple[NDArray[np.int64], NDArray[np.int64]]]] = {}  # (bins, rows in each)
         self._inside: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {}
         self._edges: dict[str, tuple[int, int]] = {}
         self._cuts: dict[str, tuple[float, float]] = {}
 
-    def count(self, names: NDArray[Any], scores: NDArray[Any]) -> None:
+    def count(self, names: Names, scores: NDArray[Any]) -> None:
         for name, at in rows_by_name(names):
-            found, counts = np.unique(_bins(scores[at]), return_counts=True)
-            self._bins.setdefault(name, Counter()).update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+            parts = self._bins.setdefault(name, [])
+            parts.append(np.unique(_bins(scores[at]), return_counts=True))
+            if len(parts) == FULL:
+                parts[:] = [_added(parts)]
 
-    def collect(self, names: NDArray[Any], scores: NDArray[Any], rows: NDArray[Any]) -> None:
+    def collect(self, names: Names, scores: NDArray[Any], rows: NDArray[Any]) -> None:
         for name, at in rows_by_name(names):
             if name not in self._edges:
                 self._edges[name] = self._edge(name)
-            inside = at[_bins(scores[at]) == self._edges[name][0]]
-            self._inside.setdefault(name, []).append((scores[inside], rows[inside]))
+            own = scores[at]
+            inside = _bins(own) == self._edges[name][0]
+            self._inside.setdefault(name, []).append((own[inside], rows[at][inside]))
 
-    def decide(self, names: NDArray[Any], scores: NDArray[Any], rows: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-        """(mask, threshold per row)."""
-        keep, threshold = np.zeros(len(scores), bool), np.zeros(len(scores))
+    def decide(self, names: Names, scores: NDArray[Any], rows: NDArray[Any]) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """(mask, threshold per row); a row without a score, which no name counted, does not stay and has no threshold."""
+        keep, threshold, has = np.zeros(len(scores), bool), np.full(len(scores), np.nan), np.isfinite(scores)
         for name, at in rows_by_name(names):
-            if name not in self._cuts:
+            if name not in self._cuts and name in self._edges:
                 self._cuts[name] = self._cut(name)
-            threshold[at], last = self._cuts[name]
-            keep[at] = (scores[at] > threshold[at]) | ((scores[at] == threshold[at]) & (rows[at] <= last))
-        return keep, threshold
+            least, last = self._cuts.get(name, (np.nan, 0.0))
+            own = scores[at]
+            keep[at], threshold[at] = (own > least) | ((own == least) & (rows[at] <= last)), least
+        threshold[~has] = np.nan
+        return keep & has, threshold
 
     def _edge(self, name: str) -> tuple[int, int]:
         """(bin of the last row that stays, how many of its rows stay before that one)."""
-        bins = self._bins[name]
-        total = bins.total()
+        bins, counts = _added(self._bins[name])
+        total = int(counts.sum())
         rank = int(total * max(self._fraction, 1.0 / total + 1e-12))
         left = min(rank if self._mode == "reference" else rank - 1, total - 1)
-        for number in sorted(bins, reverse=True):
-            if left < bins[number]:
-                return number, left
-            left -= bins[number]
-        raise AssertionError("a rank lies below the number of rows")
+        above = np.cumsum(counts[::-1])
+        place = int(np.searchsorted(above, left, side="right"))
+        return int(bins[::-1][place]), left - int(above[place] - counts[::-1][place])
 
     def _cut(self, name: str) -> tuple[float, float]:
         """(threshold, last row that stays of those that equal it)."""
@@ -88,17 +92,30 @@ class Ranking:
         return float(scores[last]), float("inf") if self._mode == "reference" else float(rows[last])
 
 
+FULL = 64  # blocks whose histograms wait before they are added up
+
+
+def _added(parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The sum of histograms; bins rise."""
+    bins, where = np.unique(np.concatenate([bins for bins, _ in parts]), return_inverse=True)
+    counts = np.zeros(len(bins), np.int64)
+    np.add.at(counts, where, np.concatenate([counts for _, counts in parts]))
+    return bins, counts
+
+
 def _bins(scores: NDArray[Any]) -> NDArray[np.int64]:
     """Sign, exponent and 10 bits of the fraction, as integers in the order of the scores."""
     bits = (np.asarray(scores, np.float64) + 0.0).view(np.int64)  # + 0: minus zero is zero
     return (bits ^ ((bits >> 63) & np.int64(2**63 - 1))) >> 42
 
 
-def rows_by_name(names: NDArray[Any]) -> Iterator[tuple[str, NDArray[np.int64]]]:
+def rows_by_name(names: Names) -> Iterator[tuple[str, NDArray[np.int64] | slice]]:
     """(name, its positions), by name."""
-    known = pa.array(names, pa.string()).dictionary_encode()
+    known = names if isinstance(names, pa.DictionaryArray) else pa.array(names, pa.string()).dictionary_encode()
     codes, values = known.indices.to_numpy(), known.dictionary.to_pylist()
-    yield from ((values[code], np.flatnonzero(codes == code)) for code in sorted(range(len(values)), key=values.__getitem__))
+    found = np.bincount(codes, minlength=len(values))
+    for code in sorted(np.flatnonzero(found).tolist(), key=values.__getitem__):
+        yield values[code], slice(None) if found[code] == len(codes) else np.flatnonzero(codes == code)
 
 
 def uid_pairs(uids: Sequence[str]) -> NDArray[Any]:

@@ -65,11 +65,34 @@ def count_chars(text: str, by_script: bool = True) -> int:
 
 
 def plain_counts(text: pa.Array) -> tuple[Mask, Mask]:
-    """(words, characters) as `len(t.split())` and `len(t)` count them, vectorised. Arrow knows the same white space, but leaves empty words in runs of it."""
-    words = pc.utf8_split_whitespace(text)
-    ends = np.concatenate([[0], np.cumsum(pc.list_value_length(words).to_numpy(zero_copy_only=False))])
-    filled = np.concatenate([[0], np.cumsum(pc.binary_length(words.flatten()).to_numpy(zero_copy_only=False) > 0)])
-    return np.diff(filled[ends]), pc.utf8_length(text).to_numpy(zero_copy_only=False)
+    """(words, characters) as `len(t.split())` and `len(t)` count them, vectorised: ASCII, which is most, byte by byte, and the rest as Arrow splits it."""
+    chars = pc.utf8_length(text).to_numpy(zero_copy_only=False)
+    words = np.concatenate([np.zeros(0, np.int64), *(_ascii_words(text.slice(start, WORDS_BLOCK)) for start in range(0, len(text), WORDS_BLOCK))])
+    wide = np.flatnonzero(pc.binary_length(text).to_numpy(zero_copy_only=False) != chars)
+    if len(wide):
+        split = pc.utf8_split_whitespace(text.take(pa.array(wide)))  # knows the same white space, but leaves empty words in runs of it
+        ends = np.concatenate([[0], np.cumsum(pc.list_value_length(split).to_numpy(zero_copy_only=False))])
+        filled = np.concatenate([[0], np.cumsum(pc.binary_length(split.flatten()).to_numpy(zero_copy_only=False) > 0)])
+        words[wide] = np.diff(filled[ends])
+    return words, chars
+
+
+WORDS_BLOCK = 8192  # captions whose bytes fit into a cache
+_BLANK = bytes(byte in b"\t\n\v\f\r\x1c\x1d\x1e\x1f " for byte in range(256))  # what str.split calls white space
+
+
+def _ascii_words(text: pa.StringArray) -> NDArray[np.int64]:
+    """Words of ASCII texts: a word begins at a byte that is not blank and at the beginning of its text or after one that is."""
+    _, offsets, data = text.buffers()
+    ends = np.frombuffer(offsets, np.int32, len(text) + 1, 4 * text.offset)
+    first, last = int(ends[0]), int(ends[-1])
+    if first == last:
+        return np.zeros(len(text), np.int64)
+    blank = np.frombuffer(data[first:last].to_pybytes().translate(_BLANK), np.bool_)
+    begins = np.greater(np.concatenate([[True], blank[:-1]]), blank)
+    starts = ends[:-1][ends[:-1] < last] - first
+    begins[starts] = ~blank[starts]
+    return np.diff(np.searchsorted(np.flatnonzero(begins), ends - first))
 
 
 def basic_rules(text: Sequence[str], lang: Sequence[str], width: NDArray[Any], height: NDArray[Any]) -> Mask:

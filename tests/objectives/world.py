@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vlm_core.models import config as models
-from vlm_core.models.towers import TwoTower
+from vlm_core.models.towers import TwoTower, unit
 from vlm_core.objectives import base
 from vlm_core.objectives import config as menu
 
@@ -21,7 +21,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "image_text_matching": {"width": 32, "layers": 1, "heads": 2},
 }
 VOCABULARY = 40  # the last two ids are start and end, as in CLIP's
-PAIRS = 12
+PAIRS, REFERENCES = 12, 20
 
 
 def towers(seed: int = 0, **changes: Any) -> TwoTower:
@@ -29,9 +29,12 @@ def towers(seed: int = 0, **changes: Any) -> TwoTower:
     settings = models.TwoTower(
         image=models.Vit(image_size=32, patch_size=8, width=16, layers=1, heads=2),
         text=models.ClipTransformer(context_length=12, vocab_size=VOCABULARY, width=16, layers=1, heads=2), width=8,
-        scale=models.LogitScale(init=10, bias=-10),
+        scale=models.LogitScale(init=10, bias=-10), retrieval=models.Retrieval(references=REFERENCES, neighbours=3, heads=2),
     )  # fmt: skip
-    return TwoTower(settings.but(*(f"{name}={value}" for name, value in changes.items())))
+    model = TwoTower(settings.but(*(f"{name}={value}" for name, value in changes.items())))
+    if model.retrieval is not None:
+        model.retrieval.keep(*(unit(torch.randn(value.shape)) for value in (model.retrieval.image_RF, model.retrieval.text_RS)))
+    return model
 
 
 def ids(texts: list[list[int]]) -> Tensor:
@@ -50,7 +53,8 @@ def batch(pairs: int = PAIRS, dtype: torch.dtype = torch.float32) -> dict[str, A
             "augmented_ids": [[31, *two] for two in words]}  # fmt: skip
     views = [images + 0.3 * torch.randn(images.shape, generator=random, dtype=dtype) for _ in range(2)]
     labels = torch.tensor([(row // 2) * (row % 4 < 2) for row in range(pairs)])
-    return {"images": images, "views": views, "labels": labels, **{name: ids(texts) for name, texts in said.items()}}
+    neighbours = torch.stack([torch.randperm(REFERENCES, generator=random)[:3] for _ in range(pairs)])
+    return {"images": images, "views": views, "labels": labels, "neighbours": neighbours, **{name: ids(texts) for name, texts in said.items()}}
 
 
 def settings_of(kind: str, **changes: Any) -> menu.Objectives:

@@ -29,6 +29,8 @@ OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26
 def model_config(config: menu.TwoTower) -> dict[str, Any]:
     """The JSON that open_clip knows an architecture by. Raises Incompatible for towers that it does not have."""
     image, text = config.image, config.text
+    if config.retrieval is not None:
+        raise Incompatible("Found a model with a reference set (model.retrieval), expected two towers alone, which open_clip has too; use the model folder itself.")
     if not isinstance(image, menu.Vit | menu.ClipResnet) or not isinstance(text, menu.ClipTransformer):
         raise Incompatible(
             f"Found the towers {image.kind!r} and {text.kind!r}, expected vit or clip_resnet with clip_transformer, which open_clip has too; use the model folder itself."

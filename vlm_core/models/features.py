@@ -80,7 +80,7 @@ class Encoder:
     def _flush(self, waiting: dict[str, Tensor], view: int) -> None:
         if waiting:
             images_B3SS = self.vlm.pixels.normalise(torch.stack(list(waiting.values())))
-            raw_BD = self.vlm.towers.image(images_B3SS.to(self.vlm.device)).float().cpu()
+            raw_BD = self.vlm.towers.see(images_B3SS.to(self.vlm.device)).float().cpu()
             self._seen.update({(sha256, view): row for sha256, row in zip(waiting, raw_BD, strict=True)})
             waiting.clear()
 

@@ -27,7 +27,7 @@ WEIGHTS = "model.safetensors"
 class Vlm:
     """A model ready for use, in eval mode.
 
-    `.towers.image(images_B3HW)` and `.towers.text(ids_BL)` are differentiable and raw; `encode_*` are unit-norm float32 without gradient.
+    `.towers.see(images_B3HW)` and `.towers.text(ids_BL)` are differentiable and raw; `encode_*` are unit-norm float32 without gradient.
     """
 
     def __init__(self, towers: TwoTower, settings: Mapping[str, Any]) -> None:
@@ -54,7 +54,7 @@ class Vlm:
         """Unit-norm embeddings (B, D), float32, on the CPU."""
         see = self.transform()
         parts = [torch.stack([see(image) for image in images[begin : begin + batch]]) for begin in range(0, len(images), batch)]
-        return self._joined([self.towers.image(part_B3SS.to(self.device)) for part_B3SS in parts])
+        return self._joined([self.towers.see(part_B3SS.to(self.device)) for part_B3SS in parts])
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], batch: int = 256) -> Tensor:

@@ -12,7 +12,7 @@ from vlm_core.errors import Incompatible
 
 Need = Literal[
     "bias", "second_caption", "second_view", "two_views", "key_view", "augmented_text", "labels", "patches", "tokens", "dense", "image_mask", "text_mask",
-    "slow_towers", "alone",
+    "slow_towers", "alone", "fusion", "decoder", "prefix", "visual_tokens", "neighbours", "one_tower",
 ]  # fmt: skip
 
 
@@ -192,24 +192,67 @@ class MaskedAutoencoder(Objective):
     joins = False
 
 
+class FusedMaskedLanguage(Objective):
+    """Hidden words of the caption are guessed while looking at the picture (ALBEF, arXiv 2107.07651; FIBER, arXiv 2206.07643)."""
+
+    share: float = Field(0.15, gt=0, lt=1, description="of words that are chosen")
+
+    needs = frozenset({"fusion"})
+    joins = False
+
+
+class MaskedCrossModal(Objective):
+    """Hidden words and the visual tokens of hidden patches are guessed from what is left of the pair (FLAVA, arXiv 2112.04482)."""
+
+    image_share: float = Field(0.38, gt=0, lt=1, description="of patches that are hidden, in rectangles; FLAVA 75 of 196")
+    text_share: float = Field(0.15, gt=0, lt=1, description="of words that are chosen")
+
+    needs = frozenset({"fusion", "image_mask", "visual_tokens"})
+    joins = False
+
+
 class Captioning(Objective):
     """The caption is written word by word while looking at the picture (CoCa, arXiv 2205.01917)."""
 
-    layers: int = Field(6, gt=0, description="blocks of the decoder; CoCa has as many as its text tower")
-
-    needs = frozenset({"patches", "tokens"})
+    needs = frozenset({"patches", "tokens", "decoder"})
     joins = False
+
+
+class PrefixGeneration(Objective):
+    """From a picture, a task prompt and the first words of the caption the rest is written (PaLI, arXiv 2209.06794; SimVLM, arXiv 2108.10904)."""
+
+    prompt: str = Field("alt text in english :", description="words in front of every caption that say the task; '' is none")
+    given: float = Field(0.5, ge=0, lt=1, description="largest share of a caption's tokens that is given; each time a share from 0 to this")
+
+    needs = frozenset({"patches", "decoder", "prefix"})
+    joins = False
+
+
+class NoiseAdaptive(Pairwise):
+    """Pairs whose loss says that they do not belong together get softer targets (NLIP, arXiv 2212.07086)."""
+
+    alpha: float = Field(0.5, gt=0, lt=1, description="share of the target that goes to other pairs where a pair is surely noise")
+    window: int = Field(65_536, ge=16, description="latest losses to which two Gaussians are fitted; until so many were seen all pairs count as clean")
+    refit_every: int = Field(200, ge=1, description="steps between two fits")
+
+
+class QueuedContrastive(Objective):
+    """InfoNCE against the batch and embeddings of earlier batches (FIBER, arXiv 2206.07643)."""
+
+    queue: int = Field(4096, ge=2, description="pairs of earlier batches that are kept")
 
 
 class ImageTextMatching(Objective):
     """A fused pair is told from its hardest wrong ones (ALBEF, arXiv 2107.07651)."""
 
-    width: int = Field(768, gt=0, description="channels of the fusion")
-    layers: int = Field(6, gt=0, description="blocks of the fusion")
-    heads: int = Field(12, gt=0, description="attention heads of the fusion; a divisor of width")
-
-    needs = frozenset({"patches", "tokens"})
+    needs = frozenset({"fusion"})
     joins = False
+
+
+class RetrievalAugmented(Pairwise):
+    """CLIP's loss on picture embeddings into which similar pairs of the model's reference set are mixed (RA-CLIP, CVPR 2023)."""
+
+    needs = frozenset({"neighbours"})
 
 
 class Objectives(Config):
@@ -231,9 +274,15 @@ class Objectives(Config):
     moco: Moco | None = None
     simsiam: Simsiam | None = None
     masked_language: MaskedLanguage | None = None
+    fused_masked_language: FusedMaskedLanguage | None = None
     masked_autoencoder: MaskedAutoencoder | None = None
+    masked_cross_modal: MaskedCrossModal | None = None
     captioning: Captioning | None = None
+    prefix_generation: PrefixGeneration | None = None
+    noise_adaptive: NoiseAdaptive | None = None
+    queued_contrastive: QueuedContrastive | None = None
     image_text_matching: ImageTextMatching | None = None
+    retrieval_augmented: RetrievalAugmented | None = None
 
     def chosen(self) -> dict[str, Objective]:
         """kind -> settings of what is on."""

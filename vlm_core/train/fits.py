@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from vlm_core.config import kinds
 from vlm_core.errors import Incompatible
 from vlm_core.models import config as models
 from vlm_core.objectives.config import MaskedAutoencoder, Moco, NearestNeighbour, Need, Objective
@@ -10,9 +11,9 @@ if TYPE_CHECKING:
     from vlm_core.train.config import Pretrain
 
 VIEWS: frozenset[Need] = frozenset({"second_view", "two_views", "key_view"})
-OF_VIT: frozenset[Need] = frozenset({"patches", "dense", "image_mask"})
-OF_CAUSAL_TEXT: frozenset[Need] = frozenset({"tokens", "dense", "text_mask"})
-OF_PIXELS: frozenset[Need] = VIEWS | OF_VIT | OF_CAUSAL_TEXT | {"augmented_text", "labels", "slow_towers", "alone"}
+OF_IMAGE: frozenset[Need] = frozenset({"patches", "dense", "image_mask", "fusion"})
+OF_TEXT: frozenset[Need] = frozenset({"tokens", "dense", "text_mask", "decoder", "prefix", "fusion", "one_tower"})
+OF_PIXELS: frozenset[Need] = VIEWS | OF_IMAGE | OF_TEXT | {"augmented_text", "labels", "slow_towers", "alone", "neighbours"}
 
 
 def check(config: "Pretrain") -> None:
@@ -23,6 +24,7 @@ def check(config: "Pretrain") -> None:
             "Found no objective, expected at least one; set for instance objectives.image_text_contrastive={}, or choose: "
             f"{', '.join(type(config.objectives).model_fields)}."
         )
+    _references(config)
     for kind, objective in chosen.items():
         _needs(config, kind, objective)
         _sizes(config, kind, objective)
@@ -34,6 +36,18 @@ def check(config: "Pretrain") -> None:
     if config.loader.batch_size % config.fit.devices:
         raise Incompatible(
             f"Found loader.batch_size {config.loader.batch_size} on {config.fit.devices} devices, expected a whole number of pairs for each; change batch_size."
+        )
+
+
+def _references(config: "Pretrain") -> None:
+    using = [kind for kind, objective in config.objectives.chosen().items() if "neighbours" in objective.needs]
+    if using and config.model.retrieval is None:
+        raise Incompatible(f"Found the objective {using[0]!r} with model.retrieval=null, expected a reference set to look things up in; set model.retrieval={{}}.")
+    if config.model.retrieval is not None and not using:
+        raise Incompatible("Found model.retrieval without an objective that teaches it to look things up; set objectives.retrieval_augmented={} or model.retrieval=null.")
+    if config.model.retrieval is not None and config.loader.mix:
+        raise Incompatible(
+            "Found model.retrieval with loader.mix, expected one snapshot, since its groups say which pictures are copies of references; drop one of the two."
         )
 
 
@@ -49,6 +63,10 @@ def _needs(config: "Pretrain", kind: str, objective: Objective) -> None:
         raise Incompatible(
             f"Found the objective {kind!r} with model.scale.bias=null, expected a bias to learn; set model.scale.bias=-10 and model.scale.init=10."
         )
+    if "visual_tokens" in needs and config.model.visual_tokens is None:
+        raise Incompatible(
+            f"Found the objective {kind!r} with model.visual_tokens=null, expected tokens to guess; set model.visual_tokens={{kind: patch_clusters}}."
+        )
     if "second_caption" in needs and not config.loader.second_caption:
         raise Incompatible(
             f"Found the objective {kind!r} with loader.second_caption=[], expected the origins of second captions; set for instance loader.second_caption=[synthetic]."
@@ -58,19 +76,18 @@ def _needs(config: "Pretrain", kind: str, objective: Objective) -> None:
         raise Incompatible(
             f"Found the objective {kind!r} beside {others}, expected it alone, since it changes the pictures that all would see; drop objectives.{kind} or the others."
         )
-    if needs & OF_PIXELS and isinstance(image, models.EfficientnetLite0) and image.lock:
+    if needs & OF_PIXELS and image.locked:
         raise Incompatible(
             f"Found the objective {kind!r} with a locked image tower, whose features are computed once, expected one that sees every batch; "
             "set model.image.lock=false or choose model.image={kind: vit}."
         )
-    if (of_vit := needs & OF_VIT) and not isinstance(image, models.Vit):
-        raise Incompatible(
-            f"Found the objective {kind!r}, which needs {_words(of_vit)}, with the image tower {image.kind!r}; choose model.image={{kind: vit}}."
-        )
-    if (of_text := needs & OF_CAUSAL_TEXT) and not isinstance(text, models.ClipTransformer):
-        raise Incompatible(
-            f"Found the objective {kind!r}, which needs {_words(of_text)}, with the text tower {text.kind!r}; choose model.text={{kind: clip_transformer}}."
-        )
+    sides = ("image", image, OF_IMAGE, models.ImageTower), ("text", text, OF_TEXT, models.TextTower)
+    for side, tower, asked, union in sides:
+        if lacking := (needs & asked) - tower.gives:
+            would = ", ".join(name for name, schema in kinds(union).items() if needs & asked <= schema.gives)  # type: ignore[attr-defined]
+            raise Incompatible(
+                f"Found the objective {kind!r}, which needs {_words(lacking)}, with the {side} tower {tower.kind!r}; choose model.{side}={{kind: ...}} of: {would}."
+            )
 
 
 def _sizes(config: "Pretrain", kind: str, objective: Objective) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from vlm_core.data.shards.augment import Transform
 from vlm_core.models import tokenizer
+from vlm_core.objectives.base import present
 from vlm_core.objectives.config import Need
-from vlm_core.train.fit import Batch
+from vlm_core.train.body import Batch
 
 if TYPE_CHECKING:
     from vlm_core.train.config import Pretrain
@@ -29,6 +30,7 @@ class Kit:
     config: "Pretrain"
     transform: Transform
     tokenize: tokenizer.Tokenizer
+    neighbours_NK: Tensor | None = None  # references that each training sample resembles, where the model has a reference set
 
     def ids(self, texts: Sequence[str], device: torch.device) -> Tensor:
         """Ids (B, L), without columns that only pad."""
@@ -48,7 +50,12 @@ def labels(batch: Batch, kit: Kit, device: torch.device) -> dict[str, Any]:
     return {"labels": labels_of(batch["texts"]).to(device)}
 
 
-MAKERS: dict[Need, Maker] = {"labels": labels}
+def neighbours(batch: Batch, kit: Kit, device: torch.device) -> dict[str, Any]:
+    """`neighbours` (B, K): rows of the reference set."""
+    return {"neighbours": present(kit.neighbours_NK)[batch["rows"].cpu()].long().to(device)}
+
+
+MAKERS: dict[Need, Maker] = {"neighbours": neighbours, "labels": labels}
 
 
 def assemble(batch: Batch, kit: Kit, needs: frozenset[Need], device: torch.device) -> Batch:

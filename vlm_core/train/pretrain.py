@@ -6,27 +6,29 @@ import json
 import math
 import os
 import statistics
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.callbacks import Callback
 
 from vlm_core.checkpoint import fill, read_weights, write_weights
 from vlm_core.data.shards.loader import TrainLoader
 from vlm_core.data.shards.samples import Samples, training_samples
 from vlm_core.data.shards.views import Beside
 from vlm_core.models import config as models
-from vlm_core.models import packaged, pretrained, tokenizer
-from vlm_core.models.towers import Outputs, TwoTower
+from vlm_core.models import packaged, pretrained, tokenizer, visual_tokenizer
+from vlm_core.models.towers import TwoTower
 from vlm_core.objectives import base
 from vlm_core.stage import Report, Stage, data_version, write_json
-from vlm_core.train import inputs, locked, look, optim
+from vlm_core.train import grad_cache, inputs, locked, look, optim, probe, references, watch
+from vlm_core.train.blocks import checkpoint_blocks
+from vlm_core.train.body import Batch, Body, Lesson
 from vlm_core.train.config import Pretrain
-from vlm_core.train.fit import Batch, Loop, Reporter, Row, fit, read_rows
+from vlm_core.train.fit import Loop, Reporter, Row, fit, read_rows
 from vlm_core.train.launch import run_ranks
 
 FINAL, MIXTURE = "final.safetensors", "mixture.json"
@@ -43,6 +45,10 @@ def pretrain(config: Pretrain, stage: Stage) -> Report:
             train(settings, stage.state, report)
         else:
             train_locked_first(config, shards, stage.state, report)
+            references.prepare(config, shards, stage.state, report)
+            transform = pretrained.pixels_of(config.model.image, config.crop_scale_min)
+            samples = references.trained_on(config, shards)
+            visual_tokenizer.prepare(first_towers(config, initial), samples, transform, config.seed, stage.state, report.progress)
             run_ranks("vlm_core.train.pretrain:train", settings, stage.state, config.fit.devices, report)
     towers = TwoTower(config.model, fresh=False)
     fill(towers, read_weights(stage.state / FINAL), str(stage.state / FINAL))
@@ -50,6 +56,7 @@ def pretrain(config: Pretrain, stage: Stage) -> Report:
         "recipe": stage.recipe, "seed": config.seed, "snapshot_md5": stage.versions.get("shards", ""), "parents": parents(config, initial),
         "training": config.model_dump(mode="json", exclude={"model": True, "fit": {"devices", "accelerator", "log_every", "checkpoint_every"}}),
     }  # fmt: skip
+    about |= references.describe(config, shards, towers, stage.out)
     pretrained.save(stage.out, towers, pretrained.pixels_of(config.model.image, config.crop_scale_min), about)
     return report_on(config, stage, shards)
 
@@ -57,56 +64,54 @@ def pretrain(config: Pretrain, stage: Stage) -> Report:
 # ---------------------------------------------------------------- training, in one process or in each of several
 
 
-class Lesson(nn.Module, ABC):
-    """What a batch teaches beside the objectives, as distillation does: `forward(out, batch)` gives {name: weighted scalar}."""
-
-    @abstractmethod
-    def forward(self, out: Outputs, batch: Batch) -> dict[str, Tensor]: ...
-
-
-class Body(nn.Module):
-    """Everything that learns: the towers, and whatever parameters objectives and the lesson have."""
-
-    def __init__(self, towers: TwoTower, objectives: Mapping[str, nn.Module], lesson: Lesson | None) -> None:
-        super().__init__()
-        self.towers, self.objectives, self.lesson = towers, nn.ModuleDict(objectives), lesson
-
-
 def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: Lesson | None = None) -> None:
     """Train to the end and leave the weights in `folder`; rank and world come from the launcher's environment."""
     config = Pretrain.read(settings["config"])
     rank, world = int(os.environ.get("RANK", "0")), config.fit.devices
-    samples = training_samples(Path(settings["shards"]), config.loader)
+    samples = references.trained_on(config, Path(settings["shards"]))
     towers = first_towers(config, settings["initial"])
     objectives, weights = first_objectives(config, towers)
     transform = pretrained.pixels_of(config.model.image, config.crop_scale_min)
     needs = config.objectives.needs
     beside = Beside(config.views, transform, 2 if needs & {"two_views", "key_view"} else int("second_view" in needs), "augmented_text" in needs)
-    plan = TrainLoader(samples, config.loader, transform, seed=config.seed, rank=rank, world=world, beside=beside if beside.views or beside.texts else None)
+    reading = partial(TrainLoader, samples, config.loader, transform, seed=config.seed, rank=rank, world=world, beside=beside if beside.views or beside.texts else None)
+    plan = reading()
     steps = plan.steps = optim.steps_of(config.fit, config.loader.batch_size, plan.steps_per_epoch)
-    kit = inputs.Kit(config, transform, tokenizer.build(config.model.text))
-    body = Body(towers, objectives, lesson)
-
-    def step(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = {**batch, **{name: value for objective in objectives.values() for name, value in objective.ask(batch).items()}}
-        out = towers(batch, needs)
-        terms = {kind: objective(out, batch) for kind, objective in objectives.items()}
-        total = sum((weights[kind] * value for kind, named in terms.items() for value in named.values()), torch.zeros((), device=out.scale.device))
-        taught = lesson(out, batch) if lesson is not None else {}
-        return sum(taught.values(), total), {name: value for named in (*terms.values(), taught) for name, value in named.items()}
+    visual_tokenizer.prepare(towers, samples, transform, config.seed, folder, report.progress)
+    references.prepare(config, Path(settings["shards"]), folder, report)
+    kit = inputs.Kit(config, transform, tokenizer.build(config.model.text), references.attach(towers, folder))
+    body = Body(towers, objectives, weights, needs, lesson)
+    if config.fit.micro_batch is not None:
+        grad_cache.refuse_batch_norm(towers)
+    if config.fit.checkpoint_blocks:
+        checkpoint_blocks(towers)
 
     def prepare(batch: Batch) -> Batch:
         return inputs.assemble(batch, kit, needs, towers.log_scale.device)
 
     loader = locked_loader(config, plan, towers, folder, report) if locked.is_locked(towers.image) else plan
-    loop = Loop(body, step, config.optim, steps, config.seed, prepare, towers.clamp_scale)
-    fit(loop, loader, config.fit, folder, config.loader.batch_size, report)
+    loop = Loop(body, config.optim, config.fit, steps, config.seed, prepare)
+    looking = callbacks(config, towers, Path(settings["shards"]), folder, report, lambda: prepare(next(iter(reading()))))
+    final = fit(loop, loader, config.fit, folder, config.loader.batch_size, report, looking)
     if rank == 0:
         write_json(folder / MIXTURE, dict(plan.mixture))
         for epoch, seen in plan.mixtures.items():
             report.metrics({f"captions.{origin}": count / seen.total() for origin, count in seen.items()}, (epoch + 1) * plan.steps_per_epoch)
-        write_weights(folder / f".{FINAL}", towers.state_dict())
+        write_weights(folder / f".{FINAL}", final)
         (folder / f".{FINAL}").rename(folder / FINAL)
+
+
+def callbacks(
+    config: Pretrain, towers: TwoTower, shards: Path, folder: Path, report: Reporter, first: Callable[[], Batch]
+) -> list[Callback]:
+    """What looks on while the model trains, as the settings ask."""
+    asked, pixels = list[Callback](), pretrained.pixels_of(config.model.image, config.crop_scale_min)
+    if config.fit.compile == "probe":
+        precision = torch.bfloat16 if config.fit.precision == "bf16" else torch.float32
+        asked.append(probe.Probe(first, precision, folder, lambda said: report.progress(f"{said}; steps tried", probe.STEPS, probe.STEPS)))
+    if config.fit.heldout_every:
+        asked.append(watch.HeldOut(folder, config.fit.heldout_every, look.while_training(towers, pixels, shards), report.metrics))
+    return asked
 
 
 def first_objectives(config: Pretrain, towers: TwoTower) -> tuple[dict[str, base.Objective], dict[str, float]]:
@@ -174,9 +179,10 @@ def report_on(config: Pretrain, stage: Stage, shards: Path) -> Report:
         "final_loss": statistics.fmean(row["loss"] for row in last), "pairs_per_s": statistics.median(row["pairs_per_s"] for row in rows),
         **mixture(stage.state), "logit_scale": rows[-1]["scale"], "parameters": float(model.config["parameters"]), **seen,
     }  # fmt: skip
-    samples, seen_pairs = training_samples(shards, config.loader), int(rows[-1]["step"]) * config.loader.batch_size
+    samples, seen_pairs = references.trained_on(config, shards), int(rows[-1]["step"]) * config.loader.batch_size
     counts = {"in": len(samples), "steps": int(rows[-1]["step"]), "seen": seen_pairs, "epochs": math.ceil(passes(config, samples, rows))}
     pictures = {"loss over steps": "loss.png", "nearest captions of held-out pictures": "nearest_captions.png"}
+    pictures |= visual_tokenizer.rebuilt_sheet(model.towers, shards, model.pixels, stage.pictures)
     return Report(counts=counts, metrics=metrics, pictures=pictures, catalog=catalog(stage, model, config, passes(config, samples, rows)))
 
 

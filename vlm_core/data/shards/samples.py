@@ -135,6 +135,6 @@ class MixedSamples:
 Samples = ShardSamples | MixedSamples
 
 
-def training_samples(shards_dir: Path, config: Loader) -> Samples:
-    """What a training run reads: one snapshot, or several mixed by weight."""
-    return MixedSamples(shards_dir, config) if config.mix else ShardSamples(shards_dir, "train", verify=config.verify)
+def training_samples(shards_dir: Path, config: Loader, without: Collection[str] = ()) -> Samples:
+    """What a training run reads: one snapshot but for some uids, or several mixed by weight."""
+    return MixedSamples(shards_dir, config) if config.mix else ShardSamples(shards_dir, "train", verify=config.verify, without=without)

@@ -1,8 +1,8 @@
 """Tables that need not fit in memory: written once in blocks of equal size, read a column and a block at a time; and tables met in the order of their uids.
 
-    with Blocks(schema, path) as blocks: blocks.add(table)           any number of rows at a time; without a path it stays in memory
-    Stored(blocks, "caption")[rows]                                  numpy, from the blocks in which the rows lie
-    for table in ByUid(files, columns, "downloads"): ...             rows by uid, a block at a time
+with Blocks(schema, path) as blocks: blocks.add(table)           any number of rows at a time; without a path it stays in memory
+Stored(blocks, "caption")[rows]                                  numpy, from the blocks in which the rows lie
+for table in ByUid(files, columns, "downloads"): ...             rows by uid, a block at a time
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from vlm_core.errors import MissingInput, SchemaMismatch
 
 BLOCK = 65_536  # rows
+FEW = 8  # fewer rows of a block than this share of it are read one by one
 
 
 class Blocks:
@@ -55,12 +56,14 @@ class Blocks:
 
     def read(self, block: int, *names: str) -> pa.RecordBatch:
         """These columns (all, without names) of a block."""
-        key = " ".join(names)
+        in_memory = self._source is not None  # whole blocks cost nothing there; a selection of columns would be copied
+        key = "" if in_memory else " ".join(names)
         if key not in self._readers:
-            fields = [self.schema.get_field_index(name) for name in names] or None
-            source = self._source if self._source is not None else pa.OSFile(str(self._path), "rb")
+            fields = [self.schema.get_field_index(name) for name in names] if key else None
+            source = self._source if in_memory else pa.OSFile(str(self._path), "rb")
             self._readers[key] = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=fields))
-        return self._readers[key].get_batch(block)
+        batch = self._readers[key].get_batch(block)
+        return batch.select(list(names)) if in_memory and names else batch
 
     def tables(self) -> Iterator[pa.Table]:
         for block in range(-(-self.rows // BLOCK)):
@@ -95,10 +98,10 @@ class Stored:
             return self._block(0)[:0] if len(self) else np.zeros(0, object)
         number = rows // BLOCK
         if number[0] == number[-1] and (number == number[0]).all():
-            return self._block(int(number[0]))[rows - number[0] * BLOCK]
+            return self._values(int(number[0]), rows % BLOCK)
         order = np.argsort(number, kind="stable")
         parts = np.split(order, np.flatnonzero(np.diff(number[order])) + 1)
-        found = [self._block(int(number[part[0]]))[rows[part] % BLOCK] for part in parts]
+        found = [self._values(int(number[part[0]]), rows[part] % BLOCK) for part in parts]
         out = np.empty(len(rows), found[0].dtype)
         out[order] = np.concatenate(found)
         return out
@@ -119,6 +122,12 @@ class Stored:
         block = int(rows[0]) // BLOCK
         column = self._blocks.read(block, *self._names).column(0)
         return column if len(rows) == len(column) else column.take(pa.array(rows - block * BLOCK))
+
+    def _values(self, number: int, places: NDArray[Any]) -> Any:
+        """Of a block; a few texts are not worth making objects of all of them."""
+        if self._derive is None and self._held[0] != number and len(places) < BLOCK // FEW:
+            return self._blocks.read(number, *self._names).column(0).take(pa.array(places)).to_numpy(zero_copy_only=False)
+        return self._block(number)[places]
 
     def _block(self, number: int) -> NDArray[Any]:
         if self._held[0] != number:
@@ -148,9 +157,7 @@ class ByUid:
                 raise MissingInput(f"Found no file {file}, expected the table of {what}; run the stage that makes it first.")
             names = pq.read_schema(file).names
             if missing := [name for name in columns if name not in names]:
-                raise SchemaMismatch(
-                    f"Found no column {missing[0]!r} in {file} ({', '.join(names)}), expected {', '.join(columns)}; make the table again."
-                )
+                raise SchemaMismatch(f"Found no column {missing[0]!r} in {file} ({', '.join(names)}), expected {', '.join(columns)}; make the table again.")
             self._lacking = [name for name in self._lacking if name not in names]
         self._columns += [name for name in optional if name not in self._lacking]
         self._table = None if self._rises() else self._sorted(what)

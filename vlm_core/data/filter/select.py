@@ -43,7 +43,7 @@ class Ranking:
 
     def __init__(self, fraction: float, mode: Literal["fixed", "reference"] = "fixed") -> None:
         self._fraction, self._mode = fraction, mode
-        self._bins: dict[str, list[tuple[NDArray[np.int64], NDArray[np.int64]]]] = {}  # (bins, rows in each)
+        self._bins: dict[str, list[tuple[NDArray[np.int32], NDArray[np.int64]]]] = {}  # (bins, rows in each)
         self._inside: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {}
         self._edges: dict[str, tuple[int, int]] = {}
         self._cuts: dict[str, tuple[float, float]] = {}
@@ -95,7 +95,7 @@ class Ranking:
 FULL = 64  # blocks whose histograms wait before they are added up
 
 
-def _added(parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _added(parts: list[tuple[NDArray[np.int32], NDArray[np.int64]]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """The sum of histograms; bins rise."""
     bins, where = np.unique(np.concatenate([bins for bins, _ in parts]), return_inverse=True)
     counts = np.zeros(len(bins), np.int64)
@@ -103,10 +103,10 @@ def _added(parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> tuple[ND
     return bins, counts
 
 
-def _bins(scores: NDArray[Any]) -> NDArray[np.int64]:
+def _bins(scores: NDArray[Any]) -> NDArray[np.int32]:
     """Sign, exponent and 10 bits of the fraction, as integers in the order of the scores."""
     bits = (np.asarray(scores, np.float64) + 0.0).view(np.int64)  # + 0: minus zero is zero
-    return (bits ^ ((bits >> 63) & np.int64(2**63 - 1))) >> 42
+    return ((bits ^ ((bits >> 63) & np.int64(2**63 - 1))) >> 42).astype(np.int32)
 
 
 def rows_by_name(names: Names) -> Iterator[tuple[str, NDArray[np.int64] | slice]]:

@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             module, _, name = COMMANDS[words[0]][1].partition(":")
             function: Callable[[list[str]], int] = getattr(importlib.import_module(module), name)
             return function(words[1:])
+        if words[0] == "pretrain" and "--plan" in words:
+            planned: int = importlib.import_module("vlm_core.plan").main(words[1:])
+            return planned
         if words[0] not in seam.VERBS:
             raise ConfigError(f"Found {words[0]!r}, expected a verb; {did_you_mean(words[0], [*seam.VERBS, *COMMANDS])}")
         return _run(words[0], words[1:])
@@ -77,7 +80,7 @@ def _cancel(signum: int, frame: FrameType | None) -> None:
 def _help() -> str:
     verbs = "\n".join(f"  {name:10} {verb.does}" for name, verb in seam.VERBS.items())
     more = "\n".join(f"  {name:10} {does}" for name, (does, _) in COMMANDS.items())
-    return f"usage: vlm VERB [--recipe R] [--params FILE] [--set a.b=c ...] [--in name=PATH ...] --out DIR\n\nVerbs, in flow order:\n{verbs}\n\nQuestions and services:\n{more}"
+    return f"usage: vlm VERB [--recipe R] [--params FILE] [--set a.b=c ...] [--in name=PATH ...] --out DIR\n\nVerbs, in flow order:\n{verbs}\n\nQuestions and services:\n{more}\n\nvlm pretrain --plan: parameters, memory, FLOPs and time of a recipe on a list of machines"
 
 
 def _settings(verb: str) -> _Parser:

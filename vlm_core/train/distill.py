@@ -27,10 +27,11 @@ from vlm_core.models.towers import Outputs, TwoTower, unit
 from vlm_core.objectives.base import full_precision
 from vlm_core.stage import Report, Stage
 from vlm_core.train import locked, look
+from vlm_core.train.body import Batch, Lesson
 from vlm_core.train.config import Distil, Pretrain
-from vlm_core.train.fit import Batch, Reporter, read_rows
+from vlm_core.train.fit import Reporter, read_rows
 from vlm_core.train.launch import run_ranks
-from vlm_core.train.pretrain import FINAL, Lesson, StageReporter, passes
+from vlm_core.train.pretrain import FINAL, StageReporter, passes
 from vlm_core.train.pretrain import train as train_student
 
 TAUGHT = "teacher.safetensors"

@@ -55,7 +55,17 @@ def neighbours(batch: Batch, kit: Kit, device: torch.device) -> dict[str, Any]:
     return {"neighbours": present(kit.neighbours_NK)[batch["rows"].cpu()].long().to(device)}
 
 
-MAKERS: dict[Need, Maker] = {"neighbours": neighbours, "labels": labels}
+def prefix(batch: Batch, kit: Kit, device: torch.device) -> dict[str, Any]:
+    """`prefix_ids` (B, L): the task prompt and the caption; `given` (B,): how many of them, the start token included, are not to be guessed."""
+    config = present(kit.config.objectives.prefix_generation)
+    ids_BL = kit.ids([f"{config.prompt} {text}".strip() for text in batch["texts"]], device)
+    prompt = int((kit.tokenize([config.prompt]) != 0).sum()) - 1
+    words_B = (ids_BL != 0).sum(1) - 1 - prompt  # of the caption; at least the end token is left to be guessed
+    share_B = config.given * torch.rand(len(ids_BL), generator=kit.generator(batch, "prefix")).to(device)
+    return {"prefix_ids": ids_BL, "given": prompt + (share_B * words_B.clamp(min=0)).long()}
+
+
+MAKERS: dict[Need, Maker] = {"prefix": prefix, "neighbours": neighbours, "labels": labels}
 
 
 def assemble(batch: Batch, kit: Kit, needs: frozenset[Need], device: torch.device) -> Batch:

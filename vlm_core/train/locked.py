@@ -18,7 +18,8 @@ from vlm_core.data.shards.mixture import read_caption, read_two
 from vlm_core.data.shards.samples import Samples
 from vlm_core.models.tokenizer import Tokenizer, trim
 from vlm_core.models.towers import Headed, TwoTower
-from vlm_core.train.fit import Batch, Reporter
+from vlm_core.train.body import Batch
+from vlm_core.train.fit import Reporter
 
 IMAGES, TEXTS = "locked-images.safetensors", "locked-texts.safetensors"
 BATCH = 64

@@ -6,6 +6,7 @@ The quick numbers say whether training worked. They carry no protocol card and a
 # Q pictures, G distinct captions, D joint width
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib as mpl
@@ -13,14 +14,21 @@ import numpy as np
 from PIL import Image
 
 from vlm_core.data.pictures import contact_sheet
+from vlm_core.data.shards.augment import Transform
 from vlm_core.data.shards.samples import ShardSamples
 from vlm_core.evaluate.metrics import roc_auc
 from vlm_core.evaluate.retrieval import retrieval_ranks
 from vlm_core.models.pretrained import Vlm
+from vlm_core.models.towers import TwoTower
 
 mpl.use("Agg")
 AT_MOST = 1000
 SHOWN = 24
+
+
+def while_training(towers: TwoTower, pixels: Transform, shards: Path) -> Callable[[Path], dict[str, float]]:
+    """A look at held-out pairs with the towers as they are: sheet -> numbers."""
+    return lambda sheet: held_out(Vlm(towers, {"weights_sha256": "", "transform": pixels.settings()}), shards, sheet)
 
 
 def held_out(model: Vlm, shards: Path, sheet: Path) -> dict[str, float]:

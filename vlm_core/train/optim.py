@@ -6,19 +6,49 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlm_core.train.blocks import blocks_of
 from vlm_core.train.config import Fit, Optim
 
 # Matrices that stand for single tokens or positions: no decay (rule 7 of the pre-training sheet)
 UNDECAYED = ("class_embedding", "positional_embedding", "cls_emb")
 
 
-def groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: decayed, and not (1-D and scalars, biases, gains, class and position tokens, log scale)."""
-    decayed, free = list[nn.Parameter](), list[nn.Parameter]()
+BELOW = frozenset({
+    "conv1", "conv2", "conv3", "bn1", "bn2", "bn3", "conv_stem", "stem", "class_embedding", "positional_embedding", "token_embedding", "ln_pre", "patch_embed",
+    "pos_embed", "cls_token", "norm_pre", "embeddings", "cls_emb",
+})  # fmt: skip  # parts of towers that come before the first block
+POOLS = frozenset({"attnpool", "attn_pool"})  # behind the last block, positions of its own
+
+
+def groups(module: nn.Module, config: Optim) -> list[dict[str, Any]]:
+    """Trainable parameters by decay and rate. Not decayed: 1-D and scalars, biases, gains, class and position tokens, log scale.
+
+    Scalars stand apart, since they stay whole where other weights are sharded.
+    """
+    shares = layer_shares(module, config.layer_decay) if config.layer_decay is not None else {}
+    found: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, value in module.named_parameters():
         if value.requires_grad:
-            (free if value.ndim < 2 or name.rpartition(".")[2] in UNDECAYED else decayed).append(value)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+            decayed = value.ndim >= 2 and name.rpartition(".")[2] not in UNDECAYED
+            found.setdefault((not decayed, value.ndim == 0, shares.get(value, 1.0)), []).append(value)
+    return [
+        {"params": values, "weight_decay": 0.0 if free else config.weight_decay, "lr": config.lr * share}
+        for (free, _, share), values in sorted(found.items(), key=lambda item: item[0])
+    ]
+
+
+def layer_shares(module: nn.Module, decay: float) -> dict[nn.Parameter, float]:
+    """Rate of a tower's parameter / highest rate: decay^k in the k-th block from above, one power more below the blocks, 1 above them (BEiT, arXiv 2106.08254)."""
+    shares: dict[nn.Parameter, float] = {}
+    for tower in (getattr(module, "towers", module).image, getattr(module, "towers", module).text):
+        blocks = list(blocks_of(tower))
+        for height, block in enumerate(reversed(blocks), 1):
+            shares |= {value: decay**height for value in block.parameters()}
+        for name, value in tower.named_parameters():
+            parts = set(name.split("."))
+            if blocks and value not in shares and parts & BELOW and not parts & POOLS:
+                shares[value] = decay ** (len(blocks) + 1)
+    return shares
 
 
 def share_of_lr(step: int, steps: int, config: Optim) -> float:
@@ -37,11 +67,16 @@ def warmup_of(steps: int, config: Optim) -> int:
     return min(config.warmup_steps, steps // 5) if config.warmup_share is None else round(config.warmup_share * steps)
 
 
+def settled_of(steps: int, config: Optim) -> int:
+    """Steps after which embeddings ought to differ from each other: the warm-up, and a tenth of the run at least."""
+    return max(warmup_of(steps, config), steps // 10)
+
+
 def steps_of(fit: Fit, batch_size: int, steps_per_epoch: int) -> int:
     """Optimiser steps of a run, at least one."""
     return steps_per_epoch * fit.epochs if fit.samples is None else max(round(fit.samples / batch_size), 1)
 
 
 def build(module: nn.Module, config: Optim, steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    optimizer = torch.optim.AdamW(groups(module, config.weight_decay), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, foreach=True)
+    optimizer = torch.optim.AdamW(groups(module, config), lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, foreach=True)
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share_of_lr(step, steps, config))

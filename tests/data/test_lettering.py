@@ -8,7 +8,7 @@ from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
 from tests.data.filter_world import picture
-from vlm_core.data.filter.lettering import Area, Strokes, mask_of, painted_over
+from vlm_core.data.filter.lettering import Area, Network, Strokes, TextDetector, mask_of, painted_over
 
 SIDE = 256
 
@@ -22,8 +22,8 @@ def lettered(ground: Image.Image, text: str, size: int, place: tuple[int, int], 
     return pixels, (pixels != np.asarray(ground.convert("RGB"))).any(axis=2)
 
 
-def found_ink(pixels: np.ndarray, ink: np.ndarray) -> float:
-    mask = mask_of(Strokes().boxes(pixels), *pixels.shape[:2])
+def found_ink(pixels: np.ndarray, ink: np.ndarray, detector: TextDetector | None = None) -> float:
+    mask = mask_of((detector or Strokes()).boxes(pixels), *pixels.shape[:2])
     return float((mask & ink).sum() / ink.sum())
 
 
@@ -45,6 +45,20 @@ def test_no_text_is_found_where_there_is_none() -> None:
     ramp = np.broadcast_to(np.arange(SIDE, dtype=np.uint8)[:, None], (SIDE, SIDE))
     assert Strokes().boxes(np.stack([ramp] * 3, axis=2)) == []
     assert Strokes().boxes(np.full((20, 300, 3), 7, np.uint8)) == []
+
+
+@pytest.mark.parametrize(("text", "size", "fill"), [("SALE TODAY", 30, "black"), ("hello", 80, "red"), ("Free shipping", 16, "white")])
+def test_the_network_finds_what_strokes_overlook_too(text: str, size: int, fill: str) -> None:
+    ground = picture(3, SIDE).convert("RGB") if fill == "white" else Image.new("RGB", (SIDE, SIDE), "ivory")
+    pixels, ink = lettered(ground, text, size, (8, 60), fill)
+    assert found_ink(pixels, ink, Network()) > 0.9
+    turned = np.ascontiguousarray(np.rot90(pixels)), np.ascontiguousarray(np.rot90(ink))
+    assert found_ink(*turned, Network()) > 0.9
+
+
+def test_the_network_reads_nothing_into_pictures_without_text() -> None:
+    assert [Network().boxes(np.asarray(picture(number, SIDE).convert("RGB"))) for number in range(6)] == [[]] * 6
+    assert Network().boxes(np.full((20, 300, 3), 7, np.uint8)) == []
 
 
 def test_fewer_letters_than_asked_for_are_no_text() -> None:

@@ -49,6 +49,7 @@ ScorerConfig = Annotated[OfflineScorer | OpenClipScorer | ModelScorer, Field(dis
 class TextMask(Config):
     """T-MARS (arXiv 2307.03132): scores each picture once more with its lettering painted over."""
 
+    detector: Literal["network", "strokes"] = Field("network", description="who finds the lettering: PP-OCRv4, or lines of like strokes (no weights, faster, misses more)")
     letters: int = Field(4, ge=2, le=20, description="letters in a row that count as text")
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vlm_core.data.config import TextMask
 from vlm_core.data.fetch.stored import Pictures
-from vlm_core.data.filter.lettering import Strokes, TextDetector, mask_of, painted_over
+from vlm_core.data.filter.lettering import Network, Strokes, TextDetector, mask_of, painted_over
 from vlm_core.stage import Stage
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ BLOCK = 512  # pictures whose vectors are kept together, so that a killed run go
 
 def masked_scores(config: TextMask, found: "Embedded", store: Pictures, stage: Stage, detector: TextDetector | None = None) -> dict[str, NDArray[np.float32]]:
     """masked_score and text_area per sample. A picture without lettering keeps its score and is not encoded again; equal pictures are looked at once."""
-    detector = detector or Strokes(config.letters)
+    detector = detector or (Network if config.detector == "network" else Strokes)(config.letters)
     shas = found.samples["sha256"].to_numpy(zero_copy_only=False).astype(str)
     _, first, picture_of = np.unique(shas, return_index=True, return_inverse=True)
     uids = found.samples["uid"].to_pylist()

@@ -1,8 +1,8 @@
 """Lettering in pictures: where it is, and the picture without it (T-MARS, arXiv 2307.03132).
 
-`TextDetector` is the seam. `Strokes` needs no weights: OpenCV alone finds lines of small shapes with strokes of one width. It knows letters by their looks,
-reads none, and overlooks single letters, handwriting, lettering larger than a third of the picture and text on busy ground; a detector network fits behind
-the same protocol. Source: methods/data.md 9.
+`TextDetector` is the seam. `Network` is PP-OCRv4 with weights from a package. `Strokes` needs no weights: OpenCV alone finds lines of
+small shapes with strokes of one width; it is many times faster, and overlooks single letters, handwriting, lettering larger than a third of the picture and
+text on busy ground. Source: methods/data.md 9.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -28,6 +28,30 @@ class TextDetector(Protocol):
     version: str
 
     def boxes(self, image_HW3: Pixels) -> list[Area]: ...
+
+
+class Network:
+    """PP-OCRv4 (rapidocr-onnxruntime, Apache-2.0): lines of any size and slant, in Latin or Chinese letters, that its reader can read as at least `letters` letters.
+
+    One thread, so that equal pictures give equal boxes.
+    """
+
+    version = "PP-OCRv4, rapidocr-onnxruntime 1.4.4"
+
+    def __init__(self, letters: int = 4) -> None:
+        from rapidocr_onnxruntime import RapidOCR
+
+        self.letters = letters
+        self._read = RapidOCR(intra_op_num_threads=1, inter_op_num_threads=1, text_score=0.6)
+
+    def boxes(self, image_HW3: Pixels) -> list[Area]:
+        """Upright boxes around the lines that were read, from the top."""
+        height, width = image_HW3.shape[:2]
+        lines, _ = self._read(np.ascontiguousarray(image_HW3[..., ::-1]))  # it wants BGR
+        found = [np.array(corners) for corners, text, _ in lines or [] if sum(letter.isalnum() for letter in text) >= self.letters]
+        low = [np.maximum(np.floor(corners.min(0)), 0).astype(int).tolist() for corners in found]
+        high = [np.minimum(np.ceil(corners.max(0)) + 1, (width, height)).astype(int).tolist() for corners in found]
+        return sorted({Area(*begin, *end) for begin, end in zip(low, high, strict=True)}, key=lambda area: (area.top, area.left))
 
 
 class Shape(NamedTuple):

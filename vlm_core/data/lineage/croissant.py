@@ -16,8 +16,8 @@ CONTEXT: dict[str, Any] = {
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"}, "dct": "http://purl.org/dc/terms/", "examples": {"@id": "cr:examples", "@type": "@json"},
     "extract": "cr:extract", "field": "cr:field", "fileProperty": "cr:fileProperty", "fileObject": "cr:fileObject", "fileSet": "cr:fileSet",
     "format": "cr:format", "includes": "cr:includes", "isLiveDataset": "cr:isLiveDataset", "jsonPath": "cr:jsonPath", "key": "cr:key", "md5": "cr:md5",
-    "parentField": "cr:parentField", "path": "cr:path", "recordSet": "cr:recordSet", "references": "cr:references", "regex": "cr:regex",
-    "repeated": "cr:repeated", "replace": "cr:replace", "sc": "https://schema.org/", "separator": "cr:separator", "source": "cr:source",
+    "equivalentProperty": "cr:equivalentProperty", "parentField": "cr:parentField", "path": "cr:path", "recordSet": "cr:recordSet", "references": "cr:references", "regex": "cr:regex",
+    "repeated": "cr:repeated", "replace": "cr:replace", "samplingRate": "cr:samplingRate", "sc": "https://schema.org/", "separator": "cr:separator", "source": "cr:source",
     "subField": "cr:subField", "transform": "cr:transform",
 }  # fmt: skip
 FIELDS = {
@@ -32,14 +32,14 @@ TYPES = {".tar": "application/x-tar", ".parquet": "application/x-parquet"}
 
 
 def describe(shards: Path, folder: Path, name: str, table: pa.Table) -> dict[str, Any]:
-    """croissant.json of a folder that holds the shards and metadata.parquet. Version is the snapshot's hash."""
+    """croissant.json of a folder that holds the shards and metadata.parquet. The version's build part (semver.org) is the snapshot's hash."""
     manifest = read_manifest(shards)
     licences = sorted({text for text in table["licence"].to_pylist() if text}) or ["unknown"]
     return {
         "@context": CONTEXT, "@type": "sc:Dataset", "conformsTo": "http://mlcommons.org/croissant/1.0", "name": name,
         "description": f"{len(table):,} pictures with captions: {manifest['totals']['train']:,} for training, {manifest['totals']['heldout']:,} held out; no group of "
         "equal captions, similar pictures or one author is in both.",
-        "version": stages.data_version(shards), "license": licences, "url": f"urn:dvc:{stages.data_version(shards)}", "isLiveDataset": False,
+        "version": f"1.0.0+{stages.data_version(shards)}", "citeAs": f"{name}, snapshot {stages.data_version(shards)}", "license": licences, "url": f"urn:dvc:{stages.data_version(shards)}", "isLiveDataset": False,
         "distribution": [_file(folder / "metadata.parquet"), *(_shard(entry) for entry in manifest["shards"]), *_pictures(manifest)],
         "recordSet": [_samples(table), *_images(manifest)],
     }  # fmt: skip
@@ -85,7 +85,11 @@ def _images(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """The pictures as records of their own, joined to the samples by key."""
     if not any(entry["name"].endswith(".tar") for entry in manifest["shards"]):
         return []
-    key = {"fileSet": {"@id": "pictures"}, "extract": {"fileProperty": "filename"}, "transform": {"regex": r"^(.*)\.jpg$"}}
+    key = {
+        "fileSet": {"@id": "pictures"},
+        "extract": {"fileProperty": "filename"},
+        "transform": {"regex": r"^(.*?)(?:\.jpg)?$"},
+    }  # mlcroissant applies it twice
     picture = {"fileSet": {"@id": "pictures"}, "extract": {"fileProperty": "content"}}
     fields = [
         {"@type": "cr:Field", "@id": "images/key", "name": "key", "dataType": "sc:Text", "source": key, "references": {"field": {"@id": "samples/key"}}},

@@ -15,9 +15,10 @@ from vlm_core.objectives import config as menu
 KINDS = tuple(menu.Objectives.model_fields)
 SCHEMAS = {kind: getattr(settings_of(kind), kind) for kind in KINDS}
 CHUNKED = [kind for kind in KINDS if "chunk_size" in type(SCHEMAS[kind]).model_fields]
-DRAWS = ("masked_language", "masked_autoencoder", "image_text_matching")  # each pair gets random numbers by its place in the batch
+DRAWS = ("masked_language", "masked_autoencoder", "image_text_matching", "fused_masked_language", "masked_cross_modal")  # each pair gets random numbers by its place in the batch
 IMAGES_ONLY = ("nearest_neighbour", "image_contrastive", "moco", "simsiam", "masked_autoencoder")
 TEXTS_ONLY = ("masked_language",)
+QUEUES = ("moco", "queued_contrastive")
 
 
 def learning(model: torch.nn.Module) -> list[torch.nn.Parameter]:
@@ -49,7 +50,7 @@ def test_terms_are_finite_scalars_named_after_it_with_a_gradient_to_the_towers_i
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "weighted_captions"])  # its weights grow as the towers learn
 def test_falls_in_twenty_steps(kind: str) -> None:
     model, settings, given = towers(), settings_of(kind), batch()
-    modules = built(settings, model).train(kind != "moco")  # in training its queue would fill with this one batch
+    modules = built(settings, model).train(kind not in QUEUES)  # in training a queue would fill with this one batch
     optimizer, losses = torch.optim.Adam([*learning(model), *modules.parameters()], lr=0.003), []
     for _ in range(20):
         loss = torch.stack([*terms(settings, modules, model, given).values()]).sum()

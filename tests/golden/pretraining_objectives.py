@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.golden.check import Arrays, Check, Entry, gradient, tensor
+from vlm_core.models.fusion import itm_logits
 from vlm_core.models.momentum import ema_update
 from vlm_core.objectives import image_text_matching as itm
 from vlm_core.objectives import masked_autoencoder as mae
@@ -21,13 +22,13 @@ from vlm_core.objectives.gather import Pairs
 from vlm_core.objectives.heads import MaskedHead, masked_prediction_loss
 from vlm_core.objectives.image_contrastive import image_contrastive_loss
 from vlm_core.objectives.image_text_label import own_labels, unicl_loss, unicl_targets
-from vlm_core.objectives.masked_image import block_mask
-from vlm_core.objectives.masked_language import mask_tokens
+from vlm_core.objectives.masks import block_mask, mask_tokens
 from vlm_core.objectives.mixup import mix, mixup_infonce
 from vlm_core.objectives.moco import moco_infonce
 from vlm_core.objectives.multi_view import multi_view_loss
 from vlm_core.objectives.nearest_neighbour import nearest, nn_supervision_loss
 from vlm_core.objectives.queue import push
+from vlm_core.objectives.queued_contrastive import itc_queue_loss
 from vlm_core.objectives.simsiam import simsiam_loss
 from vlm_core.objectives.soft_target import soft_infonce
 from vlm_core.objectives.token_wise import filip_loss, select_tokens, token_similarity
@@ -260,7 +261,7 @@ def itm_flava(arrays: Arrays) -> Iterator[Check]:
         for name, part in {"pooler": pool, "head": decide}.items():
             part.weight.copy_(tensor(arrays[f"{name}_weight"]))
             part.bias.copy_(tensor(arrays[f"{name}_bias"]))
-    logits = itm.itm_logits(hidden[:, 0], pool, decide)
+    logits = itm_logits(hidden[:, 0], pool, decide)
     loss = F.cross_entropy(logits, tensor(arrays["labels"]), ignore_index=int(arrays["ignore_index"]))
     yield near("logits", logits, arrays["logits"])
     yield near("loss", loss, arrays["loss"])
@@ -270,7 +271,7 @@ def itm_flava(arrays: Arrays) -> Iterator[Check]:
 def itc_queue_hard_negatives(arrays: Arrays) -> Iterator[Check]:
     image, text = leaves(arrays, "image_features", "text_features")
     queues = tensor(arrays["image_queue"]).T, tensor(arrays["text_queue"]).T
-    loss, sim_i2t, sim_t2i = itm.itc_queue_loss(image, text, *queues, float(arrays["temperature"]))
+    loss, sim_i2t, sim_t2i = itc_queue_loss(image, text, *queues, 1 / float(arrays["temperature"]))
     valid = len(image) + int(arrays["queue_valid"])
     weights = {"weights_i2t": itm.hard_negative_weights(sim_i2t, valid), "weights_t2i": itm.hard_negative_weights(sim_t2i, valid)}
     for name, value in {"sim_i2t": sim_i2t, "sim_t2i": sim_t2i, "loss": loss, **weights}.items():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from vlm_core.models import config as models
+from vlm_core.models.patch_clusters import PatchClusters
 from vlm_core.models.towers import TwoTower, unit
 from vlm_core.objectives import base
 from vlm_core.objectives import config as menu
@@ -17,8 +18,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "simsiam": {"hidden": 24, "bottleneck": 12},
     "nearest_neighbour": {"bank": 30},
     "masked_autoencoder": {"width": 16, "layers": 1, "heads": 2},
-    "captioning": {"layers": 1},
-    "image_text_matching": {"width": 32, "layers": 1, "heads": 2},
+    "noise_adaptive": {"window": 30, "refit_every": 2},
+    "queued_contrastive": {"queue": 30},
 }
 VOCABULARY = 40  # the last two ids are start and end, as in CLIP's
 PAIRS, REFERENCES = 12, 20
@@ -30,8 +31,12 @@ def towers(seed: int = 0, **changes: Any) -> TwoTower:
         image=models.Vit(image_size=32, patch_size=8, width=16, layers=1, heads=2),
         text=models.ClipTransformer(context_length=12, vocab_size=VOCABULARY, width=16, layers=1, heads=2), width=8,
         scale=models.LogitScale(init=10, bias=-10), retrieval=models.Retrieval(references=REFERENCES, neighbours=3, heads=2),
+        fusion=models.JointFusion(width=32, layers=1, heads=2), decoder=models.CaptionDecoder(layers=1, heads=2),
+        visual_tokens=models.PatchClusters(vocabulary=6),
     )  # fmt: skip
     model = TwoTower(settings.but(*(f"{name}={value}" for name, value in changes.items())))
+    if isinstance(model.visual_tokens, PatchClusters):
+        model.visual_tokens.centres_VS.copy_(torch.randn(model.visual_tokens.centres_VS.shape, generator=torch.Generator().manual_seed(3)))
     if model.retrieval is not None:
         model.retrieval.keep(*(unit(torch.randn(value.shape)) for value in (model.retrieval.image_RF, model.retrieval.text_RS)))
     return model
@@ -54,7 +59,9 @@ def batch(pairs: int = PAIRS, dtype: torch.dtype = torch.float32) -> dict[str, A
     views = [images + 0.3 * torch.randn(images.shape, generator=random, dtype=dtype) for _ in range(2)]
     labels = torch.tensor([(row // 2) * (row % 4 < 2) for row in range(pairs)])
     neighbours = torch.stack([torch.randperm(REFERENCES, generator=random)[:3] for _ in range(pairs)])
-    return {"images": images, "views": views, "labels": labels, "neighbours": neighbours, **{name: ids(texts) for name, texts in said.items()}}
+    given = torch.arange(pairs) % 3 + 1
+    said["prefix_ids"] = [[29, *text] for text in said["ids"]]
+    return {"images": images, "views": views, "labels": labels, "neighbours": neighbours, "given": given, **{name: ids(texts) for name, texts in said.items()}}
 
 
 def settings_of(kind: str, **changes: Any) -> menu.Objectives:

@@ -8,11 +8,12 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from vlm_core.config import Config
+from vlm_core.data.shards.view_config import Superpixels
 from vlm_core.errors import Incompatible
 
 Need = Literal[
     "bias", "second_caption", "second_view", "two_views", "key_view", "augmented_text", "labels", "patches", "tokens", "dense", "image_mask", "text_mask",
-    "slow_towers", "alone", "fusion", "decoder", "prefix", "visual_tokens", "neighbours", "one_tower",
+    "slow_towers", "alone", "fusion", "decoder", "prefix", "visual_tokens", "grouping", "superpixels", "neighbours", "scenes", "one_tower",
 ]  # fmt: skip
 
 
@@ -192,6 +193,24 @@ class MaskedAutoencoder(Objective):
     joins = False
 
 
+class MaskedImage(Objective):
+    """The visual tokens of hidden patches are guessed from the patches around them (BEiT, arXiv 2106.08254)."""
+
+    share: float = Field(0.4, gt=0, lt=1, description="of patches that are hidden, in rectangles; BEiT 0.4, FLAVA 75 of 196")
+
+    needs = frozenset({"image_mask", "visual_tokens"})
+    joins = False
+
+
+class PatchGrouping(Objective):
+    """Patches of one superpixel choose the same centre of a grouping tower (SegCLIP, arXiv 2211.14813)."""
+
+    superpixels: Superpixels = Superpixels()
+
+    needs = frozenset({"grouping", "superpixels"})
+    joins = False
+
+
 class FusedMaskedLanguage(Objective):
     """Hidden words of the caption are guessed while looking at the picture (ALBEF, arXiv 2107.07651; FIBER, arXiv 2206.07643)."""
 
@@ -255,6 +274,32 @@ class RetrievalAugmented(Pairwise):
     needs = frozenset({"neighbours"})
 
 
+class Regional(Objective):
+    """Those that look for objects in composed scenes (`scenes` of the run, `model.regions`)."""
+
+    box: float = Field(2.0, ge=0, description="weight of GIoU; GLIP and DetCLIP 2")
+    centre: float = Field(1.0, ge=0, description="weight of centerness")
+    candidates: int = Field(9, ge=2, description="places per level that may answer for an object (ATSS 9)")
+    alpha: float = Field(0.25, ge=0, le=1, description="weight of right pairs in the focal loss; wrong ones have the rest")
+    gamma: float = Field(2.0, ge=0, description="how much less sure answers count in the focal loss")
+
+    joins = False
+
+
+class RegionWord(Regional):
+    """Every region of a scene is compared with every word of a prompt (GLIP, arXiv 2112.03857)."""
+
+    needs = frozenset({"scenes", "patches", "tokens"})
+    reads: ClassVar[str] = "prompt"
+
+
+class RegionConcept(Regional):
+    """Every region of a scene is compared with concepts that are read one by one (DetCLIP, arXiv 2209.09407)."""
+
+    needs = frozenset({"scenes", "patches"})
+    reads: ClassVar[str] = "concepts"
+
+
 class Objectives(Config):
     """What pre-training minimises: the weighted sum of what is not null."""
 
@@ -276,6 +321,8 @@ class Objectives(Config):
     masked_language: MaskedLanguage | None = None
     fused_masked_language: FusedMaskedLanguage | None = None
     masked_autoencoder: MaskedAutoencoder | None = None
+    masked_image: MaskedImage | None = None
+    patch_grouping: PatchGrouping | None = None
     masked_cross_modal: MaskedCrossModal | None = None
     captioning: Captioning | None = None
     prefix_generation: PrefixGeneration | None = None
@@ -283,6 +330,8 @@ class Objectives(Config):
     queued_contrastive: QueuedContrastive | None = None
     image_text_matching: ImageTextMatching | None = None
     retrieval_augmented: RetrievalAugmented | None = None
+    region_word: RegionWord | None = None
+    region_concept: RegionConcept | None = None
 
     def chosen(self) -> dict[str, Objective]:
         """kind -> settings of what is on."""

@@ -65,6 +65,15 @@ def padded(x_BL: Tensor) -> Tensor:
     return torch.nn.functional.pad(x_BL, [0, 0] * (x_BL.ndim - 2) + [0, int(longest) - x_BL.shape[1]])
 
 
+def mean_over_ranks(count: Tensor) -> Tensor:
+    """Of a number: a sum over it is a mean whose gradient, averaged over ranks, is that of one process with all rows."""
+    if world()[1] > 1:
+        count = count.clone()
+        dist.all_reduce(count)
+        count = count / world()[1]
+    return count
+
+
 def of_first(value: Tensor) -> Tensor:
     """The first rank's value, on every rank."""
     if world()[1] > 1:

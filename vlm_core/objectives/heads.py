@@ -1,13 +1,16 @@
 """Small networks that objectives put on top of the towers, and a batch norm that sees the global batch."""
 
-# B rows of this rank, N rows of all ranks
+# B rows of this rank, N rows of all ranks, L places, E channels, K words of a chunk
 
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from vlm_core.objectives.gather import gather, world
+from vlm_core.objectives.gather import gather, mean_over_ranks, world
+
+WORDS = 512  # whose logits over the vocabulary exist at a time
 
 
 class GlobalBatchNorm(nn.BatchNorm1d):
@@ -49,4 +52,20 @@ def masked_prediction_loss(states_BLE: Tensor, labels_BL: Tensor, head: nn.Modul
     Source: FLAVA, arXiv 2112.04482 (facebookresearch/multimodal). Checked by golden `pretraining/masked_prediction_loss`.
     """
     masked_BL = labels_BL != ignore_index
-    return F.cross_entropy(head(states_BLE[masked_BL]), labels_BL[masked_BL], reduction="sum") / masked_BL.sum().clamp(min=1)
+    count = mean_over_ranks(masked_BL.sum().to(states_BLE.dtype))
+    return F.cross_entropy(head(states_BLE[masked_BL]), labels_BL[masked_BL], reduction="sum") / count.clamp(min=1 / world()[1])
+
+
+def word_loss(states_BLE: Tensor, labels_BL: Tensor, scored_BL: Tensor, say: nn.Module) -> Tensor:
+    """Mean cross-entropy over the words that are scored, all ranks' together. Their logits would be the largest tensor of a step: they are made a few
+    words at a time, and again in backward."""
+    states_KE, labels_K = states_BLE[scored_BL], labels_BL[scored_BL]
+    total = states_KE.new_zeros(())
+    for begin in range(0, len(labels_K), WORDS):
+        part = states_KE[begin : begin + WORDS], labels_K[begin : begin + WORDS]
+        total = total + checkpoint(_words, *part, say, use_reentrant=False, preserve_rng_state=False)
+    return total / mean_over_ranks(scored_BL.sum().to(total.dtype)).clamp(min=1 / world()[1])
+
+
+def _words(states_KE: Tensor, labels_K: Tensor, say: nn.Module) -> Tensor:
+    return F.cross_entropy(say(states_KE), labels_K, reduction="sum")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vlm_core.train.config import Pretrain
 
 VIEWS: frozenset[Need] = frozenset({"second_view", "two_views", "key_view"})
-OF_IMAGE: frozenset[Need] = frozenset({"patches", "dense", "image_mask", "fusion"})
+OF_IMAGE: frozenset[Need] = frozenset({"patches", "dense", "image_mask", "fusion", "grouping"})
 OF_TEXT: frozenset[Need] = frozenset({"tokens", "dense", "text_mask", "decoder", "prefix", "fusion", "one_tower"})
 OF_PIXELS: frozenset[Need] = VIEWS | OF_IMAGE | OF_TEXT | {"augmented_text", "labels", "slow_towers", "alone", "neighbours"}
 
@@ -25,6 +25,7 @@ def check(config: "Pretrain") -> None:
             f"{', '.join(type(config.objectives).model_fields)}."
         )
     _references(config)
+    _parts(config)
     for kind, objective in chosen.items():
         _needs(config, kind, objective)
         _sizes(config, kind, objective)
@@ -48,6 +49,28 @@ def _references(config: "Pretrain") -> None:
     if config.model.retrieval is not None and config.loader.mix:
         raise Incompatible(
             "Found model.retrieval with loader.mix, expected one snapshot, since its groups say which pictures are copies of references; drop one of the two."
+        )
+
+
+def _parts(config: "Pretrain") -> None:
+    """Fusion and decoder are there where an objective needs them, and learn where they are there."""
+    chosen, model = config.objectives.chosen(), config.model
+    for part, example in (("fusion", "{kind: joint_fusion}"), ("decoder", "{}")):
+        using = [kind for kind, objective in chosen.items() if part in objective.needs]
+        if using and getattr(model, part) is None:
+            raise Incompatible(f"Found the objective {using[0]!r} with model.{part}=null, expected a model that has one; set model.{part}={example}.")
+    if isinstance(model.image, models.VitGrouping) and model.image.rebuild and "masked_autoencoder" not in chosen:
+        raise Incompatible(
+            "Found model.image.rebuild=true without objectives.masked_autoencoder, which alone teaches it; set objectives.masked_autoencoder={} or model.image.rebuild=false."
+        )
+    if model.visual_tokens is not None and not any("visual_tokens" in objective.needs for objective in chosen.values()):
+        raise Incompatible("Found model.visual_tokens without an objective that guesses them; set objectives.masked_image={} or model.visual_tokens=null.")
+    if model.decoder is not None and not {"captioning", "prefix_generation"} & chosen.keys():
+        raise Incompatible("Found model.decoder without an objective that teaches it to write; set objectives.captioning={} or model.decoder=null.")
+    if model.fusion is not None and "image_text_matching" not in chosen:
+        raise Incompatible(
+            "Found model.fusion without objectives.image_text_matching, expected it, since it teaches the fused class state that the model folder keeps; "
+            "set objectives.image_text_matching={} or model.fusion=null."
         )
 
 
@@ -81,6 +104,8 @@ def _needs(config: "Pretrain", kind: str, objective: Objective) -> None:
             f"Found the objective {kind!r} with a locked image tower, whose features are computed once, expected one that sees every batch; "
             "set model.image.lock=false or choose model.image={kind: vit}."
         )
+    if kind == "masked_autoencoder" and isinstance(image, models.VitGrouping) and not image.rebuild:
+        raise Incompatible(f"Found the objective {kind!r} with model.image.rebuild=false, expected a way back from centres to patches; set model.image.rebuild=true.")
     sides = ("image", image, OF_IMAGE, models.ImageTower), ("text", text, OF_TEXT, models.TextTower)
     for side, tower, asked, union in sides:
         if lacking := (needs & asked) - tower.gives:
@@ -101,7 +126,7 @@ def _sizes(config: "Pretrain", kind: str, objective: Objective) -> None:
         raise Incompatible(
             f"Found the objective {kind!r} with width {width} and heads {heads}, expected a whole multiple; choose another objectives.{kind}.heads."
         )
-    if isinstance(objective, MaskedAutoencoder) and isinstance(config.model.image, models.Vit):
+    if isinstance(objective, MaskedAutoencoder) and isinstance(config.model.image, models.Vit | models.VitGrouping):
         patches = (config.model.image.image_size // config.model.image.patch_size) ** 2
         if not 1 <= int(patches * (1 - objective.share)) < patches:
             raise Incompatible(
@@ -111,5 +136,7 @@ def _sizes(config: "Pretrain", kind: str, objective: Objective) -> None:
 
 def _words(needs: frozenset[Need]) -> str:
     said = {"patches": "states of patches", "dense": "patches and words", "image_mask": "a tower that can leave out patches",
-            "tokens": "states of words", "text_mask": "a tower that shows its words"}  # fmt: skip
-    return " and ".join(said[need] for need in sorted(needs))
+            "tokens": "states of words", "text_mask": "a tower that shows its words", "decoder": "words that see only earlier ones",
+            "prefix": "words that see only earlier ones", "fusion": "blocks that picture and text share", "one_tower": "one tower for both",
+            "grouping": "patches that choose a centre"}  # fmt: skip
+    return " and ".join(dict.fromkeys(said[need] for need in sorted(needs)))

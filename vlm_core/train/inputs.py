@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vlm_core.data.shards.augment import Transform
+from vlm_core.data.shards.views import Beside
 from vlm_core.models import tokenizer
 from vlm_core.objectives.base import present
 from vlm_core.objectives.config import Need
@@ -65,7 +66,7 @@ def prefix(batch: Batch, kit: Kit, device: torch.device) -> dict[str, Any]:
     return {"prefix_ids": ids_BL, "given": prompt + (share_B * words_B.clamp(min=0)).long()}
 
 
-MAKERS: dict[Need, Maker] = {"prefix": prefix, "neighbours": neighbours, "labels": labels}
+MAKERS: dict[Need, Maker] = {"scenes": scenes, "prefix": prefix, "neighbours": neighbours, "labels": labels}
 
 
 def assemble(batch: Batch, kit: Kit, needs: frozenset[Need], device: torch.device) -> Batch:
@@ -76,6 +77,15 @@ def assemble(batch: Batch, kit: Kit, needs: frozenset[Need], device: torch.devic
     ids = {name: kit.ids(batch[key], device) for name, key in IDS.items() if key in batch}
     made = [make(batch, kit, device) for need, make in MAKERS.items() if need in needs]
     return {**batch, **pixels, **ids, **{name: value for part in made for name, value in part.items()}}
+
+
+def beside(config: "Pretrain", transform: Transform) -> Beside:
+    """What the reading processes make of every picture and text for the objectives, beside the crop itself."""
+    needs, grouping, image = config.objectives.needs, config.objectives.patch_grouping, config.model.image
+    views = 2 if needs & {"two_views", "key_view"} else int("second_view" in needs)
+    if grouping is None:
+        return Beside(config.views, transform, views, "augmented_text" in needs)
+    return Beside(config.views, transform, views, "augmented_text" in needs, grouping.superpixels, image.image_size // image.patch_size)  # type: ignore[union-attr]
 
 
 def labels_of(texts: Sequence[str]) -> Tensor:

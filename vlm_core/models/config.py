@@ -1,6 +1,6 @@
 """Settings of models: widths, depths, patch size, context length, what is locked. Torch-free; the two unions are the menu of towers."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,18 @@ def _divide(what: str, value: int, by: str, divisor: int) -> None:
         raise ValueError(f"Found {what} {value} and {by} {divisor}, expected a whole multiple; choose another {by}.")
 
 
-class Vit(Config):
+class Tower(Config):
+    """What all towers say about themselves."""
+
+    gives: ClassVar[frozenset[str]] = frozenset()  # needs of objectives that it meets, beside embeddings
+
+    @property
+    def locked(self) -> bool:
+        """The trunk never learns, so its features are computed once."""
+        return bool(getattr(self, "lock", False))
+
+
+class Vit(Tower):
     """Vision Transformer with a LayerNorm before the blocks (CLIP, arXiv 2103.00020)."""
 
     kind: Literal["vit"] = "vit"
@@ -25,8 +36,10 @@ class Vit(Config):
     layers: int = Field(12, gt=0, description="number of blocks")
     heads: int = Field(12, gt=0, description="attention heads; a divisor of width")
     mlp_ratio: float = Field(4.0, gt=0, description="hidden width of a block / width")
-    pool: Literal["tok", "avg"] = Field("tok", description="feature: the class token, or the mean of the patches")
+    pool: Literal["tok", "avg", "map"] = Field("tok", description="feature: the class token, the mean of the patches, or attention pooling (SigLIP, CLIPPO)")
     patch_dropout: float = Field(0.0, ge=0, lt=1, description="share of patches left out while training (FLIP, arXiv 2212.00794)")
+
+    gives = frozenset({"patches", "dense", "image_mask", "fusion"})
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -35,7 +48,34 @@ class Vit(Config):
         return self
 
 
-class ClipResnet(Config):
+class VitGrouping(Tower):
+    """Vision Transformer whose patches gather at learnt centres in front of its last blocks (SegCLIP, arXiv 2211.14813)."""
+
+    kind: Literal["vit_grouping"] = "vit_grouping"
+    image_size: int = Field(224, gt=0, description="side of the square input in pixels")
+    patch_size: int = Field(16, gt=0, description="side of a patch in pixels")
+    width: int = Field(768, gt=0, description="channels of the blocks")
+    layers: int = Field(12, gt=1, description="number of blocks, the last ones included")
+    last: int = Field(2, gt=0, description="last blocks, which see centres in the place of patches")
+    heads: int = Field(12, gt=0, description="attention heads; a divisor of width")
+    mlp_ratio: float = Field(4.0, gt=0, description="hidden width of a block / width")
+    centres: int = Field(8, gt=1, description="learnt centres; a picture has at most so many segments")
+    looks: int = Field(2, gt=0, description="times the centres look at the patches before these choose")
+    tau: float = Field(0.9, gt=0, description="temperature of the noisy choice while training")
+    rebuild: bool = Field(True, description="a way back from centres to patches, which objectives.masked_autoencoder needs")
+
+    gives = frozenset({"patches", "dense", "image_mask", "grouping"})
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        _divide("width", self.width, "heads", self.heads)
+        _divide("image_size", self.image_size, "patch_size", self.patch_size)
+        if self.last >= self.layers:
+            raise ValueError(f"Found last {self.last} of {self.layers} layers, expected a block at least that sees patches; lower last.")
+        return self
+
+
+class ClipResnet(Tower):
     """ResNet-D with blur pooling and attention pooling (CLIP, arXiv 2103.00020)."""
 
     kind: Literal["clip_resnet"] = "clip_resnet"
@@ -50,7 +90,7 @@ class ClipResnet(Config):
         return self
 
 
-class EfficientnetLite0(Config):
+class EfficientnetLite0(Tower):
     """EfficientNet-Lite0 with ImageNet-1k weights from a package, and a head of ours (LiT, arXiv 2111.07991)."""
 
     kind: Literal["efficientnet_lite0"] = "efficientnet_lite0"
@@ -63,15 +103,47 @@ class EfficientnetLite0(Config):
     precision: Literal["auto", "32", "bf16"] = Field("auto", description="of the locked trunk; auto takes bf16 only where it is faster and agrees")
 
 
-class ClipTransformer(Config):
+Trunk = Literal[
+    "resnet18", "resnet50", "resnet101", "resnet50d", "resnetaa50", "regnety_320", "vgg16_bn", "efficientnet_b0", "tf_efficientnet_b7", "tf_efficientnet_l2",
+    "swin_tiny_patch4_window7_224", "swin_base_patch4_window12_384", "coatnet_0_rw_224", "coatnet_3_rw_224", "coatnet_5_224",
+]  # fmt: skip
+
+
+class TimmTrunk(Tower):
+    """A trunk of timm under a projection without bias: ResNet, VGG, EfficientNet (ALIGN, arXiv 2102.05918), Swin (UniCL, arXiv 2204.03610), CoAtNet (BASIC)."""
+
+    kind: Literal["timm_trunk"] = "timm_trunk"
+    name: Trunk = Field("resnet50", description="of timm; first weights are random")
+    image_size: int = Field(224, ge=32, multiple_of=32, description="side of the square input in pixels")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the pooled feature dropped while training")
+    weights: str = Field("", description="safetensors file with the trunk's weights under timm's names; none: random ones")
+    lock: bool = Field(False, description="keep those weights; only the projection learns, and features are computed once")
+
+    gives = frozenset({"patches", "dense"})
+
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
+        if self.lock and not self.weights:
+            raise Incompatible("Found lock=true without weights, expected a trunk that knows something; set model.image.weights=FILE or model.image.lock=false.")
+        return self
+
+
+Words = Literal["clip_bpe", "bpe", "wordpiece"]
+TRAINED = "learnt from the captions that the model is trained on, and kept in its folder"
+
+
+class ClipTransformer(Tower):
     """GPT-2 style causal Transformer, read at the end-of-text token (CLIP, arXiv 2103.00020)."""
 
     kind: Literal["clip_transformer"] = "clip_transformer"
     context_length: int = Field(77, ge=4, description="tokens, both specials included")
-    vocab_size: int = Field(49408, gt=2, description="ids of the byte-pair tokenizer")
+    vocab_size: int = Field(49408, gt=2, description="ids of the tokenizer")
+    tokenizer: Words = Field("clip_bpe", description=f"CLIP's 49,408 byte pairs, or byte pairs or word pieces {TRAINED}")
     width: int = Field(512, gt=0, description="channels of the blocks")
     layers: int = Field(12, gt=0, description="number of blocks")
     heads: int = Field(8, gt=0, description="attention heads; a divisor of width")
+
+    gives = frozenset({"tokens", "dense", "text_mask", "decoder", "prefix", "fusion"})
 
     @model_validator(mode="after")
     def _divides(self) -> Self:
@@ -79,7 +151,49 @@ class ClipTransformer(Config):
         return self
 
 
-class Minilm(Config):
+class Bert(Tower):
+    """BERT as transformers builds it: every word sees all others (arXiv 1810.04805)."""
+
+    kind: Literal["bert"] = "bert"
+    context_length: int = Field(64, ge=4, le=512, description="tokens, both specials included")
+    vocab_size: int = Field(30522, ge=300, description="ids of the tokenizer; ALIGN 100,000")
+    tokenizer: Words = Field("wordpiece", description=f"CLIP's 49,408 byte pairs, or byte pairs or word pieces {TRAINED}")
+    width: int = Field(768, gt=0, description="channels of the blocks")
+    layers: int = Field(12, gt=0, description="number of blocks")
+    heads: int = Field(12, gt=0, description="attention heads; a divisor of width")
+    pool: Literal["cls", "mean"] = Field("cls", description="feature: the first state, or the mean over what is no padding")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of states and attention dropped while training")
+    weights: str = Field("", description="folder with a BERT of these sizes (model.safetensors, tokenizer.json), whose tokenizer is taken too; none: random ones")
+
+    gives = frozenset({"tokens", "dense", "text_mask"})
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        _divide("width", self.width, "heads", self.heads)
+        return self
+
+
+class Rendered(Tower):
+    """The text is drawn into a picture and read by the image tower: one tower, no tokenizer (CLIPPO, arXiv 2212.08045)."""
+
+    kind: Literal["rendered"] = "rendered"
+    image_size: int = Field(224, gt=0, description="side of the drawn picture in pixels; the image tower's")
+    font_size: int = Field(16, ge=5, le=128, description="height of a line in pixels")
+    font: str = Field("", description="TrueType file, for instance GNU Unifont, as CLIPPO; none: DejaVu Sans; what it lacks is drawn as squares that spell the code point")
+
+
+class SharedText(Tower):
+    """The text goes through the image tower's own blocks; only the embedding of words is its own (OneR, arXiv 2211.11153)."""
+
+    kind: Literal["shared_text"] = "shared_text"
+    context_length: int = Field(77, ge=4, description="tokens, both specials included")
+    vocab_size: int = Field(49408, gt=2, description="ids of the tokenizer")
+    tokenizer: Words = Field("clip_bpe", description=f"CLIP's 49,408 byte pairs, or byte pairs or word pieces {TRAINED}")
+
+    gives = frozenset({"tokens", "dense", "text_mask", "one_tower"})
+
+
+class Minilm(Tower):
     """MiniLM-L6 sentence encoder with weights from a package, and a head of ours."""
 
     kind: Literal["minilm"] = "minilm"
@@ -167,8 +281,19 @@ class Dvae(Config):
     vocabulary: int = Field(8192, ge=2, description="number of tokens")
 
 
-ImageTower = Annotated[Vit | ClipResnet | EfficientnetLite0, Field(discriminator="kind")]
-TextTower = Annotated[ClipTransformer | Minilm, Field(discriminator="kind")]
+class Regions(Config):
+    """A dense head over the patches: boxes, and regions that are compared with words (GLIP, arXiv 2112.03857) or concepts (DetCLIP, arXiv 2209.09407)."""
+
+    reads: Literal["prompt", "concepts"] = Field("prompt", description="all phrases as one text, word by word; or each phrase alone, as one vector")
+    definitions: bool = Field(False, description="concepts: a name becomes 'name, definition' where the packaged dictionary knows it or one like it")
+    width: int = Field(256, gt=0, description="channels of the head")
+    blocks: int = Field(4, ge=1, le=16, description="convolutions in front of each answer; FCOS 4, GLIP 6 blocks of another kind")
+    levels: int = Field(3, ge=2, le=6, description="resolutions of the patch map: twice, once, a half, ...; GLIP 5")
+    anchor_scale: float = Field(8.0, gt=0, description="side of the boxes for matching / stride of their level; GLIP 8")
+
+
+ImageTower = Annotated[Vit | VitGrouping | ClipResnet | TimmTrunk | EfficientnetLite0, Field(discriminator="kind")]
+TextTower = Annotated[ClipTransformer | Bert | Minilm | Rendered | SharedText, Field(discriminator="kind")]
 Fusion = Annotated[JointFusion | GatedFusion, Field(discriminator="kind")]
 VisualTokens = Annotated[PatchClusters | Dvae, Field(discriminator="kind")]
 
@@ -183,6 +308,7 @@ class TwoTower(Config):
     scale: LogitScale = LogitScale()
     fusion: Fusion | None = Field(None, description="looks at picture and text together, beside the joint space; none: two towers alone")
     decoder: CaptionDecoder | None = Field(None, description="writes captions; none: the model cannot")
+    regions: Regions | None = Field(None, description="finds what a phrase names, with a box; none: the model sees whole pictures only")
     retrieval: Retrieval | None = Field(None, description="pictures look up pairs of a reference set; none: they stand for themselves")
     visual_tokens: VisualTokens | None = Field(None, description="what masked image modelling guesses; none: no tokens")
 
@@ -196,6 +322,21 @@ class TwoTower(Config):
         return self
 
     @model_validator(mode="after")
+    def _looks(self) -> Self:
+        if self.decoder is not None:
+            _divide("text.width", getattr(self.text, "width", 0), "decoder.heads", self.decoder.heads)
+        if isinstance(self.fusion, GatedFusion):
+            if not isinstance(self.image, Vit) or not isinstance(self.text, ClipTransformer):
+                raise Incompatible(
+                    f"Found model.fusion gated_fusion in the towers {self.image.kind!r} and {self.text.kind!r}, expected vit and clip_transformer, whose blocks "
+                    "can be entered; choose model.fusion={kind: joint_fusion}."
+                )
+            least = min(self.image.layers, self.text.layers)
+            if self.fusion.blocks > least:
+                raise Incompatible(f"Found model.fusion.blocks {self.fusion.blocks} in towers of {least} blocks, expected at most so many; lower it.")
+        return self
+
+    @model_validator(mode="after")
     def _fits(self) -> Self:
         names, sentence = getattr(self.image, "names", False), getattr(self.text, "sentence", False)
         if names != sentence:
@@ -203,6 +344,16 @@ class TwoTower(Config):
                 f"Found image names={names} with text sentence={sentence}, expected both or neither, since the two parts are compared with each other; "
                 f"set model.{'image.names' if names else 'text.sentence'}=false or choose the packaged tower on the other side."
             )
+        if isinstance(self.text, Rendered | SharedText) and not isinstance(self.image, Vit):
+            raise Incompatible(
+                f"Found the text tower {self.text.kind!r}, which is the image tower, with {self.image.kind!r}, expected vit; choose model.image={{kind: vit}}."
+            )
+        if isinstance(self.text, Rendered) and isinstance(self.image, Vit) and self.text.image_size != self.image.image_size:
+            raise Incompatible(
+                f"Found texts drawn at model.text.image_size {self.text.image_size} and pictures at {self.image.image_size}, expected one size; change one of them."
+            )
+        if isinstance(self.text, SharedText) and isinstance(self.image, Vit) and self.image.pool == "map":
+            raise Incompatible("Found the text tower 'shared_text' with model.image.pool 'map', which would also look at padding; set model.image.pool=tok or avg.")
         if self.retrieval is not None and names:
             raise Incompatible("Found model.retrieval with image names=true, expected embeddings that are learnt as a whole; set model.image.names=false and model.text.sentence=false.")
         if self.retrieval is not None:

@@ -39,7 +39,7 @@ class Fusion(nn.Module, ABC):
         return out_BPE
 
     def begin_text(self, text: Any, ids_BL: Tensor) -> Tensor:
-        out_BLE: Tensor = text.states(text.embed(ids_BL))
+        out_BLE: Tensor = text.states(text.embed(ids_BL), ids_BL)
         return out_BLE
 
     def end_image(self, image: Any, begun_BPE: Tensor) -> Tensor:

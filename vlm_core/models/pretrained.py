@@ -1,6 +1,7 @@
 """A model folder and back: model.safetensors, config.json, card.md. `load(folder)` is all that the rest of the platform needs to know about a model."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,12 @@ class Vlm:
     `.towers.see(images_B3HW)` and `.towers.text(ids_BL)` are differentiable and raw; `encode_*` are unit-norm float32 without gradient.
     """
 
-    def __init__(self, towers: TwoTower, settings: Mapping[str, Any]) -> None:
+    def __init__(self, towers: TwoTower, settings: Mapping[str, Any], tokenize: tokenizers.Tokenizer) -> None:
         self.towers = towers.eval()
         self.config = dict(settings)  # what config.json says
         self.digest: str = settings["weights_sha256"]
         self.pixels = Transform(**settings["transform"])
-        self.tokenizer = tokenizers.build(towers.config.text)
+        self.tokenizer = tokenize
 
     def transform(self, train: bool = False) -> Callable[[Image.Image], Tensor]:
         """PIL picture -> normalised float32 (3, S, S)."""
@@ -77,7 +78,7 @@ def pixels_of(config: menu.ImageTower, crop_scale_min: float = 0.5) -> Transform
     return Transform(config.image_size, crop_scale_min=crop_scale_min)
 
 
-def save(folder: Path, towers: TwoTower, transform: Transform, about: Mapping[str, Any], card: str = "") -> dict[str, Any]:
+def save(folder: Path, towers: TwoTower, transform: Transform, about: Mapping[str, Any], card: str = "", words: Path | None = None) -> dict[str, Any]:
     """Write a model folder; equal weights and settings give equal bytes.
 
     Args:
@@ -86,14 +87,18 @@ def save(folder: Path, towers: TwoTower, transform: Transform, about: Mapping[st
         transform: how the towers want their pictures.
         about: what else config.json shall say: recipe, seed, snapshot_md5, parents (list of weights digests with their role), training settings.
         card: Markdown for people; made from the settings if not given.
+        words: folder with the tokenizer.json that training left; only of towers whose tokenizer was learnt.
 
     Returns:
         What config.json says.
     """
+    tokenize = tokenizers.build(towers.config.text, words)
+    if words is not None and tokenizers.is_learnt(towers.config.text):
+        shutil.copyfile(words / tokenizers.FILE, folder / tokenizers.FILE)
     digest = write_weights(folder / WEIGHTS, towers.state_dict())
     settings = {
         **about, "format": FORMAT, "model": towers.config.model_dump(mode="json"), "activation": towers.config.activation,
-        "tokenizer": "minilm" if isinstance(towers.config.text, menu.Minilm) else "clip_bpe",
+        "tokenizer": tokenize.name,
         "transform": transform.settings(), "transform_digest": transform.digest(), "weights_sha256": digest,
         "parameters": sum(value.numel() for value in towers.parameters()),
     }  # fmt: skip
@@ -130,10 +135,13 @@ def load(folder: Path | str, expected: menu.TwoTower | None = None) -> Vlm:
     except ConfigError as error:
         raise CheckpointError(f"Found a model in {folder / 'config.json'} that this version cannot build ({error}); use the version that wrote it.") from None
     _check(folder, settings, config, expected)
+    tokenize = tokenizers.build(config.text, folder)
+    if tokenize.name != settings["tokenizer"]:
+        raise CheckpointError(f"Found the tokenizer {tokenize.name!r} in {folder}, expected {settings['tokenizer']!r} as its config.json says; fetch the model again.")
     state = read_weights(folder / WEIGHTS, settings["weights_sha256"])
     towers = TwoTower(config, fresh=False)
     fill(towers, state, str(folder / WEIGHTS))
-    return Vlm(towers, settings)
+    return Vlm(towers, settings, tokenize)
 
 
 def _check(folder: Path, settings: Mapping[str, Any], config: menu.TwoTower, expected: menu.TwoTower | None) -> None:

@@ -14,6 +14,7 @@ from vlm_core.config import build as build_part
 from vlm_core.models import config as menu
 from vlm_core.models.caption_decoder import CaptionDecoder
 from vlm_core.models.fusion import Fused, Fusion
+from vlm_core.models.regions import Regions
 
 if TYPE_CHECKING:
     from vlm_core.models.retrieval import Retrieval
@@ -45,6 +46,7 @@ class Outputs(NamedTuple):
     tokens_BLD: Tensor | None = None  # dense: the text tokens in the joint space, unit norm, float32
     seen_BVE: Tensor | None = None  # image_mask: states of class token and patches of the masked picture that an objective asked for
     masked_BLE: Tensor | None = None  # text_mask: states of the tokens of the masked text that an objective asked for
+    groups_BCP: Tensor | None = None  # grouping: which centre each patch belongs to, 1 or 0, with the gradient of the choice
     begun_BPE: Tensor | None = None  # fusion: states of class token and patches where fusion begins
     begun_BLE: Tensor | None = None  # fusion: states of the text tokens where fusion begins
     towers: "TwoTower | None" = None  # for further passes that one objective alone makes (hard negatives, scenes); read, never owned
@@ -114,13 +116,17 @@ class TwoTower(nn.Module):
         super().__init__()
         self.config = config
         self.image: nn.Module = build_part(config.image, width=config.width, activation=config.activation, fresh=fresh)
-        self.text: nn.Module = build_part(config.text, width=config.width, activation=config.activation, fresh=fresh)
+        read_by = {"image": self.image} if isinstance(config.text, menu.Rendered | menu.SharedText) else {}
+        self.text: nn.Module = build_part(config.text, width=config.width, activation=config.activation, fresh=fresh, **read_by)
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale.init)))
         self.bias = None if config.scale.bias is None else nn.Parameter(torch.tensor(config.scale.bias))
         self.fusion: Fusion | None = None if config.fusion is None else build_part(config.fusion, image=self.image, text=self.text)
         self.decoder = None
         if config.decoder is not None:
             self.decoder = CaptionDecoder(config.decoder, image_width=self.image_width, width=self.text_width, vocabulary=self.text.vocab_size)  # type: ignore[arg-type]
+        self.regions = None
+        if config.regions is not None:
+            self.regions = Regions(config.regions, self.image_width, self.text_width, self.joint_width, config.image.image_size)
         self.visual_tokens: VisualTokenizer | None = None
         if config.visual_tokens is not None:
             rows, patch_px = config.image.image_size // config.image.patch_size, config.image.patch_size  # type: ignore[union-attr]  # TwoTower._patch_grid
@@ -163,8 +169,9 @@ class TwoTower(nn.Module):
             all_BPE, tokens_BLE = self.fusion.end_image(image, begun_BPE), self.fusion.end_text(text, begun_BLE)
         else:
             begun_BPE = begun_BLE = None
-            all_BPE = image.tokens(batch["images"]) if dense or "patches" in needs else None
-            tokens_BLE = text.states(text.embed(batch["ids"])) if dense or "tokens" in needs else None
+            all_BPE = image.tokens(batch["images"]) if (dense or "patches" in needs) and "grouping" not in needs else None
+            tokens_BLE = text.states(text.embed(batch["ids"]), batch["ids"]) if dense or "tokens" in needs else None
+        all_BPE, groups_BCP = image.grouped(batch["images"]) if "grouping" in needs else (all_BPE, None)
         image_BF = self._features(batch) if all_BPE is None else image.pool(all_BPE)
         raw_BD = self._texts(batch, "text_features", "ids") if tokens_BLE is None else text.head(text.pool(tokens_BLE, batch["ids"]))
         caption_BD = unit(self._texts(batch, "caption_features", "caption_ids")) if {"caption_features", "caption_ids"} & batch.keys() else None
@@ -176,8 +183,8 @@ class TwoTower(nn.Module):
             patches_BPE=patches_BPE, tokens_BLE=tokens_BLE,
             patches_BPD=unit(image.head(patches_BPE)) if dense else None, tokens_BLD=unit(text.head(tokens_BLE)) if dense else None,
             seen_BVE=image.tokens(**batch["masked_images"]) if "masked_images" in batch else None,
-            masked_BLE=text.states(text.embed(batch["masked_ids"])) if "masked_ids" in batch else None,
-            begun_BPE=begun_BPE, begun_BLE=begun_BLE, towers=self,
+            masked_BLE=text.states(text.embed(batch["masked_ids"]), batch["masked_ids"]) if "masked_ids" in batch else None,
+            groups_BCP=groups_BCP, begun_BPE=begun_BPE, begun_BLE=begun_BLE, towers=self,
         )  # fmt: skip
 
     def begin(self, images_B3HW: Tensor, ids_BL: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vlm_core.models import config as menu
-from vlm_core.models.open_clip_parts import QuickGELU, VisionTransformer
+from vlm_core.models.open_clip_parts import AttentionPoolLatent, QuickGELU, VisionTransformer
 
 ACTIVATIONS: dict[menu.Activation, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 
 
 class Vit(VisionTransformer):
     """`head(features(images))` is `forward(images)`; `tokens` are the states behind the last block, the class token first."""
+
+    map: nn.Module | None = None  # attention pooling, of which open_clip's module has another kind
 
     @property
     def features_width(self) -> int:
@@ -59,11 +61,17 @@ class Vit(VisionTransformer):
         return out_BPE
 
     def pool(self, tokens_BPE: Tensor) -> Tensor:
-        """Feature (B, E): the class token, or the mean of the patches."""
+        """Feature (B, E): the class token, the mean of the patches, or what a learnt query sees among all states (SigLIP's MAP, arXiv 2106.04560)."""
+        if self.map is not None:
+            seen_BE: Tensor = self.map(tokens_BPE)
+            return seen_BE
         return tokens_BPE[:, 0] if self.pool_type == "tok" else tokens_BPE[:, 1:].mean(1)
 
     def features(self, images_B3HW: Tensor) -> Tensor:
         return self.pool(self.tokens(images_B3HW))
+
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        return self.head(self.features(images_B3HW))
 
     def head(self, features_BE: Tensor) -> Tensor:
         """Raw joint embedding (B, D) of features, or of patches (B, P, E)."""
@@ -81,7 +89,10 @@ def blocks(transformer: nn.Module, x_BLE: Tensor, begin: int = 0, end: int | Non
 
 def build(config: menu.Vit, *, width: int, activation: menu.Activation, fresh: bool = True) -> nn.Module:
     """Args: width: of the joint embedding."""
-    return Vit(
+    tower = Vit(
         image_size=config.image_size, patch_size=config.patch_size, width=config.width, layers=config.layers, heads=config.heads,
-        mlp_ratio=config.mlp_ratio, pool_type=config.pool, patch_dropout=config.patch_dropout, output_dim=width, act_layer=ACTIVATIONS[activation],
+        mlp_ratio=config.mlp_ratio, pool_type=config.pool.replace("map", "avg"), patch_dropout=config.patch_dropout, output_dim=width, act_layer=ACTIVATIONS[activation],
     )  # fmt: skip
+    if config.pool == "map":
+        tower.map = AttentionPoolLatent(config.width, num_heads=config.heads, mlp_ratio=config.mlp_ratio, norm_layer=nn.LayerNorm)
+    return tower

@@ -1,31 +1,16 @@
-"""Patches gather at learnt centres, and patches of one superpixel should gather at the same one (SegCLIP, arXiv 2211.14813, equations 2 and 7)."""
+"""Patches of one superpixel should gather at the same centre of a grouping tower (SegCLIP, arXiv 2211.14813, equation 7)."""
 
-# B pictures, C centres, L patches, E width, S superpixels
+# B pictures, C centres, L patches, S superpixels
 
-import torch
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor
 from torch.nn import functional as F
 
-
-def center_assign(scores_BCL: Tensor, gumbel_BCL: Tensor | None = None, tau: float = 0.9) -> Tensor:
-    """One centre per patch (B, C, L), 1 or 0; the gradient is that of the softmax over centres.
-
-    Args:
-        scores_BCL: how well each patch fits each centre.
-        gumbel_BCL: noise that is added while training; None in evaluation.
-        tau: temperature of the noisy softmax.
-
-    Source: SegCLIP, arXiv 2211.14813. Checked by golden `pretraining/segclip_center_assign`.
-    """
-    soft_BCL = scores_BCL.softmax(1) if gumbel_BCL is None else ((scores_BCL + gumbel_BCL) / tau).softmax(1)
-    hard_BCL = torch.zeros_like(soft_BCL).scatter(1, soft_BCL.argmax(1, keepdim=True), 1.0)
-    return hard_BCL - soft_BCL.detach() + soft_BCL
-
-
-def center_pool(assigned_BCL: Tensor, values_BLE: Tensor) -> Tensor:
-    """Mean of the values at each centre (B, C, E); a centre without patches gives 0. Checked by golden `pretraining/segclip_center_assign`."""
-    count_BC1 = assigned_BCL.sum(-1, keepdim=True)
-    return assigned_BCL @ values_BLE / (count_BC1 + (count_BC1 < 0.5))  # clamping at 1 would lose the gradient of a count of 0.9999999
+from vlm_core.models.towers import Outputs, TwoTower
+from vlm_core.objectives import config as menu
+from vlm_core.objectives.base import Objective, full_precision, present
 
 
 def superpixel_means(assigned_BLC: Tensor, superpixels_BL: Tensor) -> Tensor:
@@ -44,3 +29,14 @@ def superpixel_kl(assigned_BLC: Tensor, superpixels_BL: Tensor) -> Tensor:
     own, mean = assigned_BLC.log_softmax(-1), superpixel_means(assigned_BLC, superpixels_BL).log_softmax(-1)
     both = F.kl_div(own, mean, reduction="sum", log_target=True) + F.kl_div(mean, own, reduction="sum", log_target=True)
     return both / (2 * own.numel())
+
+
+class PatchGrouping(Objective):
+    def forward(self, out: Outputs, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        assigned_BCL = present(out.groups_BCP)
+        with full_precision(assigned_BCL.device):
+            return {"patch_grouping": superpixel_kl(assigned_BCL.transpose(1, 2), batch["superpixels"])}
+
+
+def build(config: menu.PatchGrouping, towers: TwoTower) -> Objective:
+    return PatchGrouping()

@@ -1,49 +1,19 @@
-"""Detection as phrase grounding: every region is scored against every word of the prompt (GLIP, arXiv 2112.03857, equations 3 to 5)."""
+"""Detection as phrase grounding: every region is scored against every word of the prompt (GLIP, arXiv 2112.03857, equations 3 to 5; FIBER's second stage,
+arXiv 2206.07643, with the same loss).
 
-# B pictures, A regions (anchors), T words, Q width of a region, E width of a word
+The alignment is `models/region_text.py`, the loss `objectives/regions.py`, both checked by golden `pretraining/glip_alignment`. GLIP fuses picture and prompt
+in front of every block of its head; here they are fused inside the towers where the model has a gated fusion, and meet in the alignment only where not.
+"""
 
-import math
-
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-CAP = 50_000.0  # on logits, as larger ones overflow in half precision
-PRIOR = 0.01  # chance that an untrained head gives to a match
-
-
-def alignment_logits(regions_BAQ: Tensor, words_BTE: Tensor, weight_QE: Tensor, bias_Q: Tensor, bias_E: Tensor, bias: Tensor, log_scale: Tensor) -> Tensor:
-    """Scores (B, A, T): the region times the word's half-length projection, divided by exp(log_scale), plus a bias that depends on the word.
-
-    Source: GLIP, arXiv 2112.03857 (microsoft/GLIP). Checked by golden `pretraining/glip_alignment`.
-    """
-    unit_BTE = F.normalize(words_BTE, dim=-1)
-    projected_BTQ = F.linear(unit_BTE / 2, weight_QE, bias_Q)
-    logits_BAT = regions_BAQ @ projected_BTQ.transpose(1, 2) / log_scale.exp() + (unit_BTE @ bias_E + bias)[:, None]
-    return logits_BAT.clamp(-CAP, CAP)
+from vlm_core.models.towers import TwoTower
+from vlm_core.objectives import config as menu
+from vlm_core.objectives.base import Objective
+from vlm_core.objectives.regions import RegionObjective
 
 
-def token_sigmoid_focal_loss(logits_BAT: Tensor, targets_BAT: Tensor, words_BT: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Sum of focal losses over the words that are no padding; divide it by the number of matched regions.
-
-    Source: GLIP, arXiv 2112.03857; focal loss: arXiv 1708.02002. Checked by golden `pretraining/glip_alignment`.
-    """
-    chance = logits_BAT.sigmoid()
-    right = torch.where(targets_BAT > 0, chance, 1 - chance)
-    share = torch.where(targets_BAT > 0, alpha, 1 - alpha)
-    loss_BAT = share * (1 - right) ** gamma * F.binary_cross_entropy_with_logits(logits_BAT, targets_BAT, reduction="none")
-    return (loss_BAT * (words_BT > 0)[:, None]).sum()
+class RegionWord(RegionObjective):
+    """Positives of a place are all words of its object's phrase."""
 
 
-class RegionWordHead(nn.Module):
-    """The learnt part of `alignment_logits`; starts by giving every pair the chance PRIOR."""
-
-    def __init__(self, region_width: int, word_width: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(word_width, region_width)
-        self.bias_E = nn.Parameter(torch.zeros(word_width))
-        self.bias = nn.Parameter(torch.tensor([-math.log((1 - PRIOR) / PRIOR)]))
-        self.log_scale = nn.Parameter(torch.zeros(1))
-
-    def forward(self, regions_BAQ: Tensor, words_BTE: Tensor) -> Tensor:
-        return alignment_logits(regions_BAQ, words_BTE, self.project.weight, self.project.bias, self.bias_E, self.bias, self.log_scale)
+def build(config: menu.RegionWord, towers: TwoTower) -> Objective:
+    return RegionWord("region_word", config)

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from vlm_core.config import Config
 from vlm_core.data.config import Loader
+from vlm_core.data.shards.scene_config import Scenes
 from vlm_core.data.shards.view_config import Views
 from vlm_core.distill.config import Terms
 from vlm_core.errors import Incompatible
@@ -71,6 +72,7 @@ class Pretrain(Config):
     loader: Loader = Loader()
     fit: Fit = Fit()
     views: Views = Views()
+    scenes: Scenes = Scenes()
     crop_scale_min: float = Field(0.9, gt=0, le=1, description="smallest share of a picture that a random crop keeps")
     seed: int = Field(0, ge=0, description="seed of first weights, order, crops, captions and dropout")
 

@@ -46,7 +46,12 @@ def cost_of(config: Pretrain) -> Cost:
     with mode, _Answers(), _grad():
         towers = _towers(config, mode)
         objectives, _ = base.build(config.objectives, towers)
-        own = {"image tower": towers.image, "text tower": towers.text, **_further(towers), **{f"objective {kind}": module for kind, module in objectives.items()}}
+        own = {
+            "image tower": towers.image,
+            "text tower": towers.text,
+            **_further(towers),
+            **{f"objective {kind}": module for kind, module in objectives.items()},
+        }
         sizes = {name: sum(value.numel() for value in module.parameters()) for name, module in own.items()}
         everything = [towers, *objectives.values()]
         learning = sum(value.numel() for module in everything for value in module.parameters() if value.requires_grad)

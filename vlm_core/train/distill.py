@@ -146,7 +146,7 @@ def publish(config: Distil, stage: Stage, name: str, teacher: Path) -> None:
         "terms": config.terms.model_dump(mode="json") if taught else {},
     }  # fmt: skip
     (stage.out / name).mkdir()
-    pretrained.save(stage.out / name, towers, pretrained.pixels_of(config.student.model.image, config.student.crop_scale_min), about)
+    pretrained.save(stage.out / name, towers, pretrained.pixels_of(config.student.model.image, config.student.crop_scale_min), about, words=stage.state / name)
 
 
 def report_on(config: Distil, stage: Stage, shards: Path, names: list[str], teacher: Path) -> Report:

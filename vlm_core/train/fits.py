@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from vlm_core.config import kinds
 from vlm_core.errors import Incompatible
 from vlm_core.models import config as models
-from vlm_core.objectives.config import MaskedAutoencoder, Moco, NearestNeighbour, Need, Objective
+from vlm_core.objectives.config import MaskedAutoencoder, Moco, NearestNeighbour, Need, Objective, Regional
 
 if TYPE_CHECKING:
     from vlm_core.train.config import Pretrain
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 VIEWS: frozenset[Need] = frozenset({"second_view", "two_views", "key_view"})
 OF_IMAGE: frozenset[Need] = frozenset({"patches", "dense", "image_mask", "fusion", "grouping"})
 OF_TEXT: frozenset[Need] = frozenset({"tokens", "dense", "text_mask", "decoder", "prefix", "fusion", "one_tower"})
-OF_PIXELS: frozenset[Need] = VIEWS | OF_IMAGE | OF_TEXT | {"augmented_text", "labels", "slow_towers", "alone", "neighbours"}
+OF_PIXELS: frozenset[Need] = VIEWS | OF_IMAGE | OF_TEXT | {"augmented_text", "labels", "slow_towers", "alone", "neighbours", "scenes"}
 
 
 def check(config: "Pretrain") -> None:
@@ -26,6 +26,7 @@ def check(config: "Pretrain") -> None:
         )
     _references(config)
     _parts(config)
+    _regions(config)
     for kind, objective in chosen.items():
         _needs(config, kind, objective)
         _sizes(config, kind, objective)
@@ -72,6 +73,24 @@ def _parts(config: "Pretrain") -> None:
             "Found model.fusion without objectives.image_text_matching, expected it, since it teaches the fused class state that the model folder keeps; "
             "set objectives.image_text_matching={} or model.fusion=null."
         )
+
+
+def _regions(config: "Pretrain") -> None:
+    """A dense head is there where an objective needs one, reads what that objective asks, and learns where it is there."""
+    regional = {kind: objective for kind, objective in config.objectives.chosen().items() if isinstance(objective, Regional)}
+    model, regions = config.model, config.model.regions
+    if regions is not None and not regional:
+        raise Incompatible("Found model.regions without an objective that teaches them; set objectives.region_word={} or model.regions=null.")
+    for kind, objective in regional.items():
+        if regions is None or regions.reads != objective.reads:
+            found = "null" if regions is None else f"{{reads: {regions.reads}}}"
+            raise Incompatible(f"Found the objective {kind!r} with model.regions={found}, expected a head that reads {objective.reads}; set model.regions={{reads: {objective.reads}}}.")
+        if getattr(model.image, "patch_dropout", 0):
+            raise Incompatible(
+                f"Found the objective {kind!r} with model.image.patch_dropout {model.image.patch_dropout}, expected 0, since a map needs all its patches; set model.image.patch_dropout=0."  # type: ignore[union-attr]
+            )
+        if kind == "region_word" and model.fusion is not None and model.fusion.kind != "gated_fusion":
+            raise Incompatible(f"Found the objective {kind!r} with model.fusion {model.fusion.kind!r}, expected fusion inside the towers; set model.fusion={{kind: gated_fusion}} or null.")
 
 
 def _schema(annotation: object) -> type[Objective]:

@@ -17,6 +17,7 @@ from vlm_core.models import tokenizer
 from vlm_core.objectives.base import present
 from vlm_core.objectives.config import Need
 from vlm_core.train.body import Batch
+from vlm_core.train.scenes import scenes
 
 if TYPE_CHECKING:
     from vlm_core.train.config import Pretrain

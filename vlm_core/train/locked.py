@@ -34,6 +34,12 @@ def captions_of(samples: Samples) -> list[dict[str, Any]]:
     return [{name: record[name] for name in ("uid", "caption", "captions")} for record in map(samples.record, range(len(samples)))]
 
 
+def spoken(samples: Samples) -> Iterator[str]:
+    """Every caption of every sample, in the order of the rows."""
+    for row in range(len(samples)):
+        yield from (caption["text"] for caption in samples.record(row)["captions"])
+
+
 def distinct(records: list[dict[str, Any]]) -> dict[str, int]:
     """Every caption text that training may choose -> its row among the text features; shortest first, so that a batch holds little padding."""
     texts = {caption["text"] for record in records for caption in record["captions"]}

@@ -25,7 +25,7 @@ class Machine(NamedTuple):
     reached: float
     reserve_gb: float  # libraries, workspaces, fragments
     shared: bool = False  # all processes of a run share this memory
-    count: int = 0  # devices; 0: as many as the recipe says
+    devices: int = 0  # 0: as many as the recipe says
 
 
 # Data sheets, dense, bfloat16 with float32 sums; float32 on the tensor cores (TF32) is off in this platform.
@@ -55,7 +55,9 @@ def machine(text: str) -> Machine:
     except ValueError:
         raise ConfigError(f"Found the machine {text!r}, expected NAME[,memory_gb=N,tflops=N,reached=N][:DEVICES]; write for instance a100:8.") from None
     if unknown := sorted(given.keys() - {"memory_gb", "tflops", "reached"}):
-        raise ConfigError(f"Found {unknown[0]!r} of the machine {text!r}, expected memory_gb, tflops or reached; {did_you_mean(unknown[0], ['memory_gb', 'tflops', 'reached'])}")
+        raise ConfigError(
+            f"Found {unknown[0]!r} of the machine {text!r}, expected memory_gb, tflops or reached; {did_you_mean(unknown[0], ['memory_gb', 'tflops', 'reached'])}"
+        )
     base = this_machine() if name == "cpu" else MACHINES.get(name)
     if base is None:
         if not {"memory_gb", "tflops"} <= given.keys():
@@ -64,7 +66,7 @@ def machine(text: str) -> Machine:
     speed = given.get("tflops")
     return base._replace(
         memory_gb=given.get("memory_gb", base.memory_gb), peak_bf16=speed or base.peak_bf16, peak_32=speed or base.peak_32,
-        reached=given.get("reached", base.reached), count=devices,
+        reached=given.get("reached", base.reached), devices=devices,
     )  # fmt: skip
 
 
@@ -88,7 +90,7 @@ class Estimate(NamedTuple):
 
 def estimate(config: Pretrain, cost: Cost, where: Machine, seen: int) -> Estimate:
     """What a run of `seen` pairs takes on a machine, and whether it fits there."""
-    devices = where.count or config.fit.devices
+    devices = where.devices or config.fit.devices
     rows = math.ceil(config.loader.batch_size / devices)
     held = min(rows, getattr(config.fit, "micro_batch", None) or rows)
     peak = where.peak_bf16 if config.fit.precision == "bf16" else where.peak_32

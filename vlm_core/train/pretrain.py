@@ -15,10 +15,9 @@ import pyarrow as pa
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from vlm_core.checkpoint import fill, read_weights, write_weights
+from vlm_core.checkpoint import file_sha256, fill, read_weights, write_weights
 from vlm_core.data.shards.loader import TrainLoader
 from vlm_core.data.shards.samples import Samples, training_samples
-from vlm_core.data.shards.views import Beside
 from vlm_core.models import config as models
 from vlm_core.models import packaged, pretrained, tokenizer, visual_tokenizer
 from vlm_core.models.towers import TwoTower
@@ -57,7 +56,7 @@ def pretrain(config: Pretrain, stage: Stage) -> Report:
         "training": config.model_dump(mode="json", exclude={"model": True, "fit": {"devices", "accelerator", "log_every", "checkpoint_every"}}),
     }  # fmt: skip
     about |= references.describe(config, shards, towers, stage.out)
-    pretrained.save(stage.out, towers, pretrained.pixels_of(config.model.image, config.crop_scale_min), about)
+    pretrained.save(stage.out, towers, pretrained.pixels_of(config.model.image, config.crop_scale_min), about, words=stage.state)
     return report_on(config, stage, shards)
 
 
@@ -73,13 +72,14 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
     objectives, weights = first_objectives(config, towers)
     transform = pretrained.pixels_of(config.model.image, config.crop_scale_min)
     needs = config.objectives.needs
-    beside = Beside(config.views, transform, 2 if needs & {"two_views", "key_view"} else int("second_view" in needs), "augmented_text" in needs)
-    reading = partial(TrainLoader, samples, config.loader, transform, seed=config.seed, rank=rank, world=world, beside=beside if beside.views or beside.texts else None)
+    beside = inputs.beside(config, transform)
+    reading = partial(TrainLoader, samples, config.loader, transform, seed=config.seed, rank=rank, world=world, beside=beside if beside.wanted else None)
     plan = reading()
     steps = plan.steps = optim.steps_of(config.fit, config.loader.batch_size, plan.steps_per_epoch)
     visual_tokenizer.prepare(towers, samples, transform, config.seed, folder, report.progress)
     references.prepare(config, Path(settings["shards"]), folder, report)
-    kit = inputs.Kit(config, transform, tokenizer.build(config.model.text), references.attach(towers, folder))
+    tokenizer.ready(config.model.text, folder, locked.spoken(samples), Path(settings["initial"]) if settings["initial"] else None)
+    kit = inputs.Kit(config, transform, tokenizer.build(config.model.text, folder), references.attach(towers, folder))
     body = Body(towers, objectives, weights, needs, lesson)
     if config.fit.micro_batch is not None:
         grad_cache.refuse_batch_norm(towers)
@@ -134,7 +134,7 @@ def locked_loader(config: Pretrain, plan: TrainLoader, towers: TwoTower, folder:
     records = locked.captions_of(plan.samples)
     texts = locked.distinct(records)
     images_NF = locked.image_features(towers, plan.samples, plan.transform, folder, report)
-    texts_TF = locked.text_features(towers, texts, tokenizer.build(config.model.text), folder, report) if locked.is_locked(towers.text) else None
+    texts_TF = locked.text_features(towers, texts, tokenizer.build(config.model.text, folder), folder, report) if locked.is_locked(towers.text) else None
     return locked.LockedLoader(plan, records, images_NF, texts, texts_TF)
 
 
@@ -166,7 +166,16 @@ def parents(config: Pretrain, initial: str) -> list[dict[str, str]]:
         return [{"model_id": pretrained.read_settings(Path(initial))["weights_sha256"], "relation": "initial", "name": ""}]
     packages = {models.EfficientnetLite0: "efficientnet_lite0", models.Minilm: "minilm"}
     names = [packages[type(tower)] for tower in (config.model.image, config.model.text) if type(tower) in packages]
-    return [{"model_id": packaged.digest(name), "relation": "initial", "name": name} for name in names]
+    files = [file for tower in (config.model.image, config.model.text) if (file := weights_of(tower))]
+    given = [{"model_id": file_sha256(file), "relation": "initial", "name": file.name} for file in files]
+    return [*({"model_id": packaged.digest(name), "relation": "initial", "name": name} for name in names), *given]
+
+
+def weights_of(tower: models.Tower) -> Path | None:
+    """The file of weights that a tower's settings name."""
+    if not (named := getattr(tower, "weights", "")):
+        return None
+    return Path(named) / "model.safetensors" if isinstance(tower, models.Bert) else Path(named)
 
 
 def report_on(config: Pretrain, stage: Stage, shards: Path) -> Report:

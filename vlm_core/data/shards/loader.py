@@ -8,7 +8,7 @@
 
 Batch: images uint8 (B,3,S,S) after random resized crop, not normalised: call `transform.normalise(batch["images"])` where the model runs.
        texts, uids, origins: lists of B; step: of the whole run, from 0; rows: int64 (B,), the row of each sample in `samples` (to look up cached features).
-       With `beside` also views and augmented_texts (`vlm_core/data/shards/views.py`).
+       With `beside` also views, augmented_texts and superpixels (`vlm_core/data/shards/views.py`).
        With `second_caption` texts are the raw captions, and captions (lists of B, too) the second ones, whose origins are counted.
 
 Every step takes `batch_size` samples over all ranks; rank r takes its equal part, so all ranks see the same number of batches. The last samples of an
@@ -30,8 +30,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vlm_core.data.shards.augment import Transform
 from vlm_core.data.config import Loader
+from vlm_core.data.shards.augment import Transform
 from vlm_core.data.shards.mixture import read_caption, read_two
 from vlm_core.data.shards.samples import Samples
 from vlm_core.data.shards.views import Beside
@@ -48,6 +48,7 @@ class Batch(TypedDict):
     captions: NotRequired[list[str]]
     views: NotRequired[list[Tensor]]
     augmented_texts: NotRequired[list[str]]
+    superpixels: NotRequired[Tensor]
 
 
 def decode(jpeg: bytes, min_side: int = 0) -> Tensor:

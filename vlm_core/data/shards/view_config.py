@@ -15,3 +15,11 @@ class Views(Config):
     gray_share: float = Field(0.2, ge=0, le=1, description="of views without colour")
     blur_share: float = Field(0.5, ge=0, le=1, description="of views that are blurred")
     flip: bool = Field(True, description="mirror half of them; off where captions say left and right")
+
+
+class Superpixels(Config):
+    """Felzenszwalb's segments of every picture (IJCV 2004), for objectives that group patches. Lengths are those of a picture of 224 x 224 pixels."""
+
+    scale: float = Field(224, gt=0, description="how different neighbours may be; higher gives larger segments")
+    sigma: float = Field(0.9, ge=0, description="deviation of the Gaussian blur beforehand, in pixels of 224 per side")
+    min_size: int = Field(224, ge=1, description="pixels of the smallest segment, of 224 x 224")

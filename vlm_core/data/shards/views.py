@@ -1,4 +1,4 @@
-"""What a batch holds beside its pairs: strongly augmented views of the same picture, and augmented texts. A function of (seed, epoch, uid) only.
+"""What a batch holds beside its pairs: strongly augmented views of the same picture, augmented texts, superpixels. A function of (seed, epoch, uid) only.
 
 Sources: MoCo v2, arXiv 2003.04297 (views); EDA, arXiv 1901.11196, as DeCLIP, arXiv 2110.05208, uses it (texts). EDA's synonym replacement and insertion
 need a thesaurus, which is not shipped: texts get a random swap or a random deletion.
@@ -6,42 +6,71 @@ need a thesaurus, which is not shipped: texts get a random swap or a random dele
 
 # S side of the square, V views, B samples
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from vlm_core.data.shards.augment import Transform
-from vlm_core.data.shards.view_config import Views
+from vlm_core.data.shards.superpixels import of_patches, segments
+from vlm_core.data.shards.view_config import Superpixels, Views
 
+KEPT = 20_000  # pictures whose segments a reading process remembers: 80 MB at 64 pixels, 1 GB at 224
+Part = tuple[list[Tensor], str, NDArray[np.int64] | None]
 CHANGED = 0.1  # share of the words that an augmented text changes
 
 
 @dataclass(frozen=True)
 class Beside:
-    """Args: views: how many; texts: whether an augmented text is wanted; config: how views are made; transform: of the model."""
+    """Args: views: how many; texts: whether an augmented text is wanted; superpixels, rows: how, and of how many rows of patches; config: how views are made;
+    transform: of the model.
+    """
 
     config: Views
     transform: Transform
     views: int = 0
     texts: bool = False
+    superpixels: Superpixels | None = None
+    rows: int = 0
+    _known: dict[str, NDArray[np.int16]] = field(default_factory=dict)  # segments by picture, up to KEPT of them
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self.views or self.texts or self.superpixels)
 
     @property
     def crop_scale_min(self) -> float:
         return self.config.crop_scale_min if self.views else 1.0
 
-    def of(self, image_3HW: Tensor, text: str, where: str) -> tuple[list[Tensor], str]:
-        """(views, each uint8 (3, S, S); augmented text or "") of one sample; `where` names the random numbers."""
+    def of(self, image_3HW: Tensor, text: str, where: str) -> Part:
+        """(views, each uint8 (3, S, S); augmented text or ""; superpixel of each patch (P,) or None) of a sample; `where` names the random numbers."""
         views = [strong_view(image_3HW, self.config, self.transform, Random(f"view/{number}/{where}")) for number in range(self.views)]
-        return views, augment_text(text, Random(f"text/{where}")) if self.texts else ""
+        return views, augment_text(text, Random(f"text/{where}")) if self.texts else "", self._patches(image_3HW, where)
 
-    def batch(self, parts: list[tuple[list[Tensor], str]]) -> dict[str, Any]:
-        """`views`: V of uint8 (B, 3, S, S); `augmented_texts`: B."""
-        views = {"views": [torch.stack([own[number] for own, _ in parts]) for number in range(self.views)]} if self.views else {}
-        return {**views, **({"augmented_texts": [text for _, text in parts]} if self.texts else {})}
+    def _patches(self, image_3HW: Tensor, where: str) -> NDArray[np.int64] | None:
+        """Those of the crop that the towers see, which the same random numbers make."""
+        if self.superpixels is None:
+            return None
+        uid = where.rpartition("/")[2]
+        found = self._known.get(uid)
+        if found is None:
+            found = segments(image_3HW, self.superpixels, self.transform.size_px)
+            if len(self._known) < KEPT:
+                self._known[uid] = found
+        height, width = image_3HW.shape[1:]
+        return of_patches(found, (height, width), self.transform, self.rows, Random(f"crop/{where}"))
+
+    def batch(self, parts: list[Part]) -> dict[str, Any]:
+        """`views`: V of uint8 (B, 3, S, S); `augmented_texts`: B; `superpixels`: (B, P)."""
+        views = {"views": [torch.stack([own[number] for own, _, _ in parts]) for number in range(self.views)]} if self.views else {}
+        texts = {"augmented_texts": [text for _, text, _ in parts]} if self.texts else {}
+        pieces = {"superpixels": torch.from_numpy(np.stack([patches for _, _, patches in parts if patches is not None]))} if self.superpixels else {}
+        return {**views, **texts, **pieces}
 
 
 def strong_view(image_3HW: Tensor, config: Views, transform: Transform, dice: Random) -> Tensor:

@@ -1,0 +1,57 @@
+"""The maker of scenes: composed from the batch's own pictures, asked for their captions and for those of other pictures of the batch."""
+
+# B pairs, C scenes, K objects, M phrases asked for, S side, 4 = left, top, right, bottom
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vlm_core.data.shards.scene_config import Scenes
+from vlm_core.data.shards.scenes import CutOut, compose, cut_out
+from vlm_core.models import regions, tokenizer
+from vlm_core.models.concepts import build_parallel_concepts
+from vlm_core.train.body import Batch
+
+if TYPE_CHECKING:
+    from vlm_core.train.inputs import Kit
+
+
+def scenes(batch: Batch, kit: "Kit", device: torch.device) -> dict[str, Any]:
+    """`scene_images` (C, 3, S, S) normalised, `scene_boxes` (C, K, 4) and `scene_phrases` (C, K), -1 for padding; `scene_ids`, `scene_column`, `scene_real`: what
+    is asked for, as the model reads it (`models/regions.py` Asked).
+    """
+    dice, names = kit.generator(batch, "scenes"), list(dict.fromkeys(phrase(text) for text in batch["texts"]))
+    number = {name: place for place, name in enumerate(names)}
+    images_C3SS, boxes_CK4, phrase_CK = composed(batch["images"].cpu(), [number[phrase(text)] for text in batch["texts"]], kit.config.scenes, dice)
+    total = kit.config.scenes.objects_max + kit.config.scenes.negatives
+    asked = [build_parallel_concepts([one for one in shown if one >= 0], range(len(names)), total, dice) for shown in phrase_CK.tolist()]
+    settings = kit.config.model.regions
+    assert settings is not None  # fits.py
+    found = regions.ask(settings, names, torch.tensor(asked), lambda texts: tokenizer.trim(kit.tokenize(texts)), kit.tokenize.context_length)
+    made = {"images": kit.transform.normalise(images_C3SS), "boxes": boxes_CK4, "phrases": phrase_CK, "ids": found.ids, "column_BX": found.column_BX, "real_BX": found.real_BX}
+    return {f"scene_{name}": value.to(device) for name, value in made.items()}
+
+
+def phrase(text: str) -> str:
+    """What an object is called: its caption, so that captions of one meaning are one phrase."""
+    return " ".join(text.casefold().split())
+
+
+def composed(images_B3SS: Tensor, phrase_B: list[int], config: Scenes, dice: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """(scenes uint8 (C, 3, S, S), boxes (C, K, 4), phrases (C, K), -1 for padding). Every picture is the first object of some scene, if there are enough scenes."""
+    pictures, cuts = len(images_B3SS), dict[int, CutOut]()
+    first, scenes = torch.randperm(pictures, generator=dice).tolist(), max(1, round(config.share * pictures))
+    images, boxes_CK4 = [], torch.zeros(scenes, config.objects_max, 4)
+    phrase_CK = torch.full((scenes, config.objects_max), -1)
+    for place in range(scenes):
+        objects = int(torch.randint(config.objects_min, config.objects_max + 1, (), generator=dice))
+        rows = [first[place % pictures], *torch.randint(pictures, (objects - 1,), generator=dice).tolist()]
+        for row in rows:
+            if row not in cuts:
+                cuts[row] = cut_out(images_B3SS[row])
+        scene = compose([cuts[row] for row in rows], images_B3SS.shape[-1], config, dice)
+        images.append(scene.image_3SS)
+        boxes_CK4[place, : len(scene.objects)] = scene.boxes_K4
+        phrase_CK[place, : len(scene.objects)] = torch.tensor([phrase_B[rows[one]] for one in scene.objects])
+    return torch.stack(images), boxes_CK4, phrase_CK

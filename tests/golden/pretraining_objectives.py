@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.golden.check import Arrays, Check, Entry, gradient, tensor
+from vlm_core.models import region_text, vit_grouping
 from vlm_core.models.fusion import itm_logits
 from vlm_core.models.momentum import ema_update
 from vlm_core.objectives import image_text_matching as itm
 from vlm_core.objectives import masked_autoencoder as mae
 from vlm_core.objectives import optimal_transport as otter
 from vlm_core.objectives import patch_grouping as grouping
-from vlm_core.objectives import region_word
+from vlm_core.objectives import regions
 from vlm_core.objectives.captioning import caption_loss
 from vlm_core.objectives.contrast import both_ways, cross_entropy, softened
 from vlm_core.objectives.gather import Pairs
@@ -281,12 +282,12 @@ def itc_queue_hard_negatives(arrays: Arrays) -> Iterator[Check]:
 
 def glip_alignment(arrays: Arrays) -> Iterator[Check]:
     queries, words = leaves(arrays, "visual_queries", "text_embedding")
-    head = region_word.RegionWordHead(queries.shape[-1], words.shape[-1]).double()
+    head = region_text.RegionWordHead(queries.shape[-1], words.shape[-1]).double()
     yield near("bias0 of an untrained head", head.bias, arrays["bias0"])
     stored = {"project.weight": "text_proj_weight", "project.bias": "text_proj_bias", "bias_E": "bias_lang", "bias": "bias0", "log_scale": "log_scale"}
     head.load_state_dict({name: tensor(arrays[array]) for name, array in stored.items()})
     logits = head(queries, words)
-    total = region_word.token_sigmoid_focal_loss(logits, tensor(arrays["targets"]), tensor(arrays["text_mask"]), float(arrays["alpha"]), float(arrays["gamma"]))
+    total = regions.token_sigmoid_focal_loss(logits, tensor(arrays["targets"]), tensor(arrays["text_mask"]), float(arrays["alpha"]), float(arrays["gamma"]))
     loss = total / float(arrays["num_pos"])
     for name, value in {"logits": logits, "loss_sum": total, "loss": loss}.items():
         yield near(name, value, arrays[name])
@@ -295,10 +296,10 @@ def glip_alignment(arrays: Arrays) -> Iterator[Check]:
 
 def segclip_center_assign(arrays: Arrays) -> Iterator[Check]:
     scores, values = leaves(arrays, "attn", "values")
-    hard = grouping.center_assign(scores, tensor(arrays["gumbel_noise"]), float(arrays["tau"]))
-    pooled = grouping.center_pool(hard, values)
+    hard = vit_grouping.center_assign(scores, tensor(arrays["gumbel_noise"]), float(arrays["tau"]))
+    pooled = vit_grouping.center_pool(hard, values)
     yield near("hard_assign", hard, arrays["hard_assign"])
-    yield near("hard_assign_eval", grouping.center_assign(scores), arrays["hard_assign_eval"])
+    yield near("hard_assign_eval", vit_grouping.center_assign(scores), arrays["hard_assign_eval"])
     yield near("center_outputs", pooled, arrays["center_outputs"])
     objective = (pooled**2).sum()
     yield near("objective", objective, arrays["objective"])
@@ -307,7 +308,7 @@ def segclip_center_assign(arrays: Arrays) -> Iterator[Check]:
 
 def segclip_superpixel_kl(arrays: Arrays) -> Iterator[Check]:
     scores, superpixels = tensor(arrays["assign_logits"], grad=True), tensor(arrays["superpixels"]).flatten(1)
-    hard = grouping.center_assign(scores)
+    hard = vit_grouping.center_assign(scores)
     yield near("hard_assign", hard, arrays["hard_assign"])
     assigned = hard.transpose(1, 2)
     yield near("cluster_mean", grouping.superpixel_means(assigned, superpixels), arrays["cluster_mean"])

@@ -48,7 +48,7 @@ VERBS: dict[str, Verb] = {
     "extract": Verb("pages -> candidate pairs of picture address and text", "vlm_core.data.crawl.config:Extract", "vlm_core.data.crawl.extract:extract", "vlm_core.recipes.data", ("pages",), ("pages.*",), obeys=True),
     "download": Verb("candidate pairs -> pictures, one status for every address", "vlm_core.data.crawl.config:Download", "vlm_core.data.fetch.download:download", "vlm_core.recipes.data", ("pairs",), ("pages", "pages.*"), obeys=True),
     "embed": Verb("pictures and texts -> embeddings and a search index", "vlm_core.data.config:Embed", "vlm_core.models.embed:embed", "vlm_core.recipes.data", ("images", "pairs"), ("scorer", "trained_on", "eval_sets")),
-    "filter": Verb("decide which samples stay, with a reason each", "vlm_core.data.filter.config:Filter", "vlm_core.data.filter.filters:filter_samples", "vlm_core.recipes.data", ("pairs", "images", "embeddings")),
+    "filter": Verb("decide which samples stay, with a reason each", "vlm_core.data.filter.config:Filter", "vlm_core.data.filter.filters:filter_samples", "vlm_core.recipes.data", ("pairs", "images", "embeddings"), ("groups",), obeys=True),
     "recaption": Verb("further captions: reworded, translated, seen, fused; within a budget", "vlm_core.data.captions.config:Recaption", "vlm_core.models.rewrite:recaption", "vlm_core.recipes.data", ("filtered", "pairs", "embeddings"), ("images",)),
     "shard": Verb("kept samples -> reproducible tar shards, split by group", "vlm_core.data.config:Shard", "vlm_core.data.shards.shards:shard", "vlm_core.recipes.data", ("pairs", "images", "filtered", "captions"), obeys=True),
     "eval-sets": Verb("labelled test sets that share nothing with the training shards", "vlm_core.data.config:EvalSets", "vlm_core.data.eval_sets.eval_sets:eval_sets", "vlm_core.recipes.data", ("shards",), obeys=True),
@@ -60,6 +60,9 @@ VERBS: dict[str, Verb] = {
     "transfer": Verb("adapt a model to a task", "vlm_core.train.config:Transfer", "vlm_core.train.transfer:transfer", "vlm_core.recipes.transfer", ("features", "model"), ("eval_sets",)),
     "distil": Verb("teach a smaller student", "vlm_core.train.config:Distil", "vlm_core.train.distill:distil", "vlm_core.recipes.distill", ("shards", "teacher")),
     "evaluate": Verb("one evaluator for every model", "vlm_core.evaluate.config:Evaluate", "vlm_core.evaluate.evaluate:evaluate", "vlm_core.recipes.transfer", ("model", "shards", "eval_sets"), ("features",)),
+    "compare-models": Verb("evaluations of several models -> who beats the base, with paired intervals", "vlm_core.evaluate.config:CompareModels", "vlm_core.evaluate.leaderboard:compare_models", "vlm_core.race.recipes", (), ("evaluations.*",)),
+    "compare-pretraining": Verb("recipes at equal pairs seen: train, evaluate, compare", "vlm_core.race.config:ComparePretraining", "vlm_core.race.compare:compare_pretraining", "vlm_core.race.recipes", ("shards", "eval_sets")),
+    "sweep": Verb("recipes x ways to filter, against plain CLIP on the crawl", "vlm_core.race.config:Sweep", "vlm_core.race.sweep:sweep", "vlm_core.race.recipes", ("pairs", "images", "embeddings", "captions")),
     "promote": Verb("register models; the challenger becomes champion only through the gate", "vlm_core.evaluate.config:Promote", "vlm_core.evaluate.registry:promote", "vlm_core.recipes.registry", ("model", "evaluation"), ("champion_evaluation", "shards", "eval_sets")),
 }  # fmt: skip
 

@@ -37,7 +37,7 @@ def compare(a_dir: Path, b_dir: Path, resamples: int = RESAMPLES, seed: int = 0)
 
     Raises Incompatible if a suite was measured under two protocol cards, or if the folders have no suite in common.
     """
-    left, right = _read(a_dir), _read(b_dir)
+    left, right = read_suites(a_dir), read_suites(b_dir)
     shared = sorted(set(left) & set(right))
     if not shared:
         raise Incompatible(f"Found no suite that both {a_dir} and {b_dir} measured, expected at least one; evaluate both models on the same test sets.")
@@ -45,19 +45,20 @@ def compare(a_dir: Path, b_dir: Path, resamples: int = RESAMPLES, seed: int = 0)
     return [row._replace(p_holm=float(p)) for row, p in zip(rows, holm(np.array([row.p for row in rows])), strict=True)]
 
 
-class _Suite(NamedTuple):
+class Suite(NamedTuple):
     card: ProtocolCard
     value: dict[str, float]  # sample -> mean over seeds
     group: dict[str, str]
 
 
-def _read(folder: Path) -> dict[Key, _Suite]:
+def read_suites(folder: Path) -> dict[Key, Suite]:
+    """What an evaluation says about every sample, by suite. Raises MissingInput or DataError."""
     if not (folder / "predictions.parquet").exists():
         raise MissingInput(f"Found no predictions.parquet in {folder}, expected an evaluation with per-sample results; run 'vlm evaluate' first.")
     cards = read_cards(folder / "cards")
     table = pq.read_table(folder / "predictions.parquet")
     keys = ["dataset", "task", "metric", "card_id"]
-    suites: dict[Key, _Suite] = {}
+    suites: dict[Key, Suite] = {}
     for key in table.select(keys).group_by(keys).aggregate([]).to_pylist():
         part = table.filter(pc.and_(pc.equal(table["card_id"], key["card_id"]), pc.equal(table["metric"], key["metric"])))
         mean = part.group_by("sample_id").aggregate([("correct", "mean"), ("group", "min")])
@@ -65,13 +66,13 @@ def _read(folder: Path) -> dict[Key, _Suite]:
         if name in suites:
             raise DataError(f"Found two protocol cards for {'/'.join(name)} in {folder}, expected one; compare folders of one protocol.")
         ids = mean["sample_id"].to_pylist()
-        suites[name] = _Suite(
+        suites[name] = Suite(
             cards[key["card_id"]], dict(zip(ids, mean["correct_mean"].to_pylist(), strict=True)), dict(zip(ids, mean["group_min"].to_pylist(), strict=True))
         )
     return suites
 
 
-def _pair(key: Key, a: _Suite, b: _Suite, resamples: int, seed: int) -> Comparison:
+def _pair(key: Key, a: Suite, b: Suite, resamples: int, seed: int) -> Comparison:
     require_same(a.card, b.card)
     if a.value.keys() != b.value.keys():
         raise Incompatible(

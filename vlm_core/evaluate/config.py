@@ -18,11 +18,22 @@ class Evaluate(Config):
     seed: int = Field(0, ge=0, description="seed of the resampling")
 
 
+class CompareModels(Config):
+    """Evaluations of several models, each from one or more seeds, against one of them."""
+
+    base: str = Field("clip_tiny", description="the model that all others are compared with")
+    primary: str = Field("heldout/matching/auc", description="dataset/task/metric that orders the table")
+    title: str = Field("Comparison of models", description="headline of the page")
+    conditions: str = Field("", description="how the models came about, for the page")
+    candidates: int = Field(0, ge=0, description="models that a search began with, if it dropped some on the way: p values account for all of them")
+
+
 class Promote(Config):
     """Registers a model; the challenger becomes champion only through the gate."""
 
     name: str = Field("vlm-base", pattern=r"^[a-z0-9][a-z0-9-]*$", description="registered model that gets a new version")
     primary: str = Field("heldout/matching/auc", description="dataset/task/metric that decides; all others guard")
     margin: float = Field(0.02, ge=0, lt=1, description="what a guard may lose, in units of its metric")
+    despite_takedowns: bool = Field(False, description="a model that stands on samples that were taken down may become champion, too; it is on record then")
     resamples: int = Field(10_000, ge=1_000, description="paired bootstrap resamples")
     seed: int = Field(0, ge=0, description="seed of the resampling")

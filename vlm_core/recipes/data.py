@@ -147,6 +147,11 @@ def datacomp_filter() -> Filter:
     )
 
 
+def no_filter() -> Filter:
+    """Everything that has a picture: the crawl as it is, to compare filters with."""
+    return Filter()
+
+
 def cc3m_filter() -> Filter:
     """Conceptual Captions' image rules and repetition (ACL 2018), without its part-of-speech rules, which need a tagger; CC12M relaxes them."""
     return cc12m_filter().merged({"image": {"max_aspect": 2.0}})

@@ -14,19 +14,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_core.data.blocks import pieces
-from vlm_core.data.filter import cuts, decontaminate, look_rules, pool_rules, rules
+from vlm_core.data.filter import cuts, decontaminate, look_rules, pool_rules, rules, uid_lists
 from vlm_core.data.filter import report as filter_report
 from vlm_core.data.filter.config import Filter
 from vlm_core.data.filter.decisions import Trail, Verdict
 from vlm_core.data.filter.grouping import group_samples
 from vlm_core.data.filter.pool import Column, Pool, load_pool
+from vlm_core.data.lineage import tombstones
+from vlm_core.data.lineage.tombstones import Tombstones
 from vlm_core.data.sample import CAPTION, DECISIONS
-from vlm_core.errors import ConfigError
-from vlm_core.stage import Report, Stage
+from vlm_core.data.shards.records import read_table
+from vlm_core.errors import ConfigError, DataError
+from vlm_core.stage import Report, Stage, home
 
-# Field of Filter -> rule; `downloaded` has no field, because it always runs.
+NOTHING = Tombstones()
+
+# Field of Filter -> rule; `downloaded` and `taken_down` have no field, because they always run, the second where anything was taken down.
 RULES: dict[str, Callable[[Any, Pool, Column], Verdict]] = {
     "downloaded": rules.downloaded,
+    "taken_down": rules.taken_down,
+    "uid_list": uid_lists.uid_list,
     "rights": rules.rights,
     "domains": rules.domains,
     "text": rules.text,
@@ -61,7 +68,7 @@ KEPT = pa.schema([
 
 
 # Rules whose verdict on a sample depends on that sample only: they run block by block, so that any number of rows passes through.
-ROW_WISE = frozenset({"downloaded", "rights", "domains", "text", "quality", "blocked_words", "personal", "image", "language", "vocabulary"})
+ROW_WISE = frozenset({"downloaded", "taken_down", "uid_list", "rights", "domains", "text", "quality", "blocked_words", "personal", "image", "language", "vocabulary"})
 
 # Rules that look at all rows first, and then judge block by block.
 SURVEYS: dict[str, Callable[[Any, Pool, Column], Callable[[Column], Verdict]]] = {
@@ -74,10 +81,12 @@ def filter_samples(config: Filter, stage: Stage) -> Report:
     pool = load_pool(stage.input("pairs"), stage.input("images"), stage.input("embeddings"), stage.state)
     if not len(pool):
         raise ConfigError(f"Found no candidate pair in {stage.input('pairs')}, expected at least one; extract again.")
-    trail = judge(config, pool, stage.progress, stage.state)
+    trail = judge(config, pool, stage.progress, stage.state, tombstones.load(home()))
     path = stage.out / "decisions.parquet"
     write_decisions(trail, path)
     kept = kept_table(config, pool, trail.rows)
+    if "groups" in stage.inputs:
+        kept = same_groups(kept, stage.input("groups"))
     pq.write_table(kept, stage.out / "kept.parquet", compression="zstd")
     decisions = pq.ParquetFile(path)
     return Report(
@@ -96,10 +105,10 @@ def write_decisions(trail: Trail, path: Path) -> None:
             writer.write_table(table)
 
 
-def judge(config: Filter, pool: Pool, progress: Callable[..., None] = lambda *_, **__: None, scratch: Path | None = None) -> Trail:
+def judge(config: Filter, pool: Pool, progress: Callable[..., None] = lambda *_, **__: None, scratch: Path | None = None, stones: Tombstones = NOTHING) -> Trail:
     """Run the rules that the settings name over all rows of the pool; row-wise ones that follow each other look at one block after the other."""
     trail = Trail(pool.uid, scratch)
-    for alone, named in groupby(_chosen(config), lambda item: item[0] in ROW_WISE):
+    for alone, named in groupby(_chosen(config, stones), lambda item: item[0] in ROW_WISE):
         group = list(named)
         if alone:
             with trail.segment():
@@ -120,8 +129,10 @@ def judge(config: Filter, pool: Pool, progress: Callable[..., None] = lambda *_,
     return trail
 
 
-def _chosen(config: Filter) -> Iterator[tuple[str, Any]]:
+def _chosen(config: Filter, stones: Tombstones) -> Iterator[tuple[str, Any]]:
     yield "downloaded", None
+    if stones:
+        yield "taken_down", stones
     for name in config.chosen():
         yield name, getattr(config, name)
 
@@ -147,6 +158,18 @@ def kept_table(config: Filter, pool: Pool, rows: Column) -> pa.Table:
         },
         schema=KEPT,
     )  # fmt: skip
+
+
+def same_groups(kept: pa.Table, other: Path) -> pa.Table:
+    """The table with the groups of another filtering of the same pairs, so that no sample is trained on in one and held out in the other. Raises DataError."""
+    known = read_table(other / "kept.parquet", ("uid", "group"))
+    group = dict(zip(known["uid"].to_pylist(), known["group"].to_pylist(), strict=True))
+    uids = kept["uid"].to_pylist()
+    if missing := [uid for uid in uids if uid not in group]:
+        raise DataError(
+            f"Found {len(missing)} samples without a group in {other} (the first is {missing[0]}), expected one that keeps all that this filter keeps; loosen it."
+        )
+    return kept.set_column(KEPT.get_field_index("group"), KEPT.field("group"), pa.array([group[uid] for uid in uids], pa.string()))
 
 
 # Rules on captions: only what they have seen is merged.

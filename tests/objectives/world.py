@@ -21,25 +21,48 @@ SMALL: dict[str, dict[str, Any]] = {
     "noise_adaptive": {"window": 30, "refit_every": 2},
     "queued_contrastive": {"queue": 30},
 }
+SCENE_READS = {"region_word": "prompt", "region_concept": "concepts"}
 VOCABULARY = 40  # the last two ids are start and end, as in CLIP's
 PAIRS, REFERENCES = 12, 20
 
 
-def towers(seed: int = 0, **changes: Any) -> TwoTower:
+# towers that an objective needs in the place of the usual ones
+OTHER = {"patch_grouping": ("image={kind: vit_grouping, image_size: 32, patch_size: 8, width: 16, layers: 2, last: 1, heads: 2, centres: 4}", "fusion=null")}
+
+
+def towers(seed: int = 0, kind: str = "", **changes: Any) -> TwoTower:
     torch.manual_seed(seed)
     settings = models.TwoTower(
         image=models.Vit(image_size=32, patch_size=8, width=16, layers=1, heads=2),
         text=models.ClipTransformer(context_length=12, vocab_size=VOCABULARY, width=16, layers=1, heads=2), width=8,
         scale=models.LogitScale(init=10, bias=-10), retrieval=models.Retrieval(references=REFERENCES, neighbours=3, heads=2),
         fusion=models.JointFusion(width=32, layers=1, heads=2), decoder=models.CaptionDecoder(layers=1, heads=2),
-        visual_tokens=models.PatchClusters(vocabulary=6),
+        visual_tokens=models.PatchClusters(vocabulary=6), regions=models.Regions(width=16, blocks=1, levels=2, anchor_scale=2),
     )  # fmt: skip
-    model = TwoTower(settings.but(*(f"{name}={value}" for name, value in changes.items())))
+    model = TwoTower(settings.but(*OTHER.get(kind, ()), *(f"{name}={value}" for name, value in changes.items())))
     if isinstance(model.visual_tokens, PatchClusters):
         model.visual_tokens.centres_VS.copy_(torch.randn(model.visual_tokens.centres_VS.shape, generator=torch.Generator().manual_seed(3)))
     if model.retrieval is not None:
         model.retrieval.keep(*(unit(torch.randn(value.shape)) for value in (model.retrieval.image_RF, model.retrieval.text_RS)))
     return model
+
+
+def towers_for(kind: str, seed: int = 0) -> TwoTower:
+    """The same, with regions that read what this objective asks, on towers that no joint fusion lies behind."""
+    return towers(seed, **{"regions.reads": SCENE_READS[kind], "fusion": "null"}) if kind in SCENE_READS else towers(seed)
+
+
+def scenes(random: torch.Generator, scenes: int, dtype: torch.dtype) -> dict[str, Any]:
+    """One bright square per scene, called like the scene's number: row b of the ids is phrase b, and the prompt of scene b."""
+    corner_B2 = torch.randint(2, 14, (scenes, 2), generator=random)
+    boxes = torch.cat([corner_B2, corner_B2 + 14], dim=1)[:, None].to(dtype)
+    images = torch.zeros(scenes, 3, 32, 32, dtype=dtype)
+    for row, (x, y) in enumerate(corner_B2.tolist()):
+        images[row, :, y : y + 14, x : x + 14] = torch.randn(3, 1, 1, generator=random, dtype=dtype)
+    asked = ids([[1 + row % 12, 13 + (5 * row) % 12] for row in range(scenes)])
+    column = torch.arange(scenes)[:, None] * torch.tensor([0, 1, 1, 0]) + torch.tensor([-1, 0, 0, -1])
+    return {"scene_images": images, "scene_boxes": boxes, "scene_phrases": torch.arange(scenes)[:, None],
+            "scene_ids": asked, "scene_column_BX": column, "scene_real_BX": asked != 0}  # fmt: skip
 
 
 def ids(texts: list[list[int]]) -> Tensor:
@@ -61,7 +84,8 @@ def batch(pairs: int = PAIRS, dtype: torch.dtype = torch.float32) -> dict[str, A
     neighbours = torch.stack([torch.randperm(REFERENCES, generator=random)[:3] for _ in range(pairs)])
     given = torch.arange(pairs) % 3 + 1
     said["prefix_ids"] = [[29, *text] for text in said["ids"]]
-    return {"images": images, "views": views, "labels": labels, "neighbours": neighbours, "given": given, **{name: ids(texts) for name, texts in said.items()}}
+    superpixels = torch.arange(16).view(4, 4).div(8, rounding_mode="floor").flatten() + 2 * (torch.arange(16) % 4 // 2) + torch.zeros(pairs, 1).long()
+    return {**scenes(random, pairs, dtype), "images": images, "views": views, "labels": labels, "superpixels": superpixels, "neighbours": neighbours, "given": given, **{name: ids(texts) for name, texts in said.items()}}
 
 
 def settings_of(kind: str, **changes: Any) -> menu.Objectives:

@@ -1,7 +1,8 @@
 """A ViT whose patches gather at learnt centres: the first blocks see patches, the last ones see centres (SegCLIP, arXiv 2211.14813, section 3.2).
 
 Every patch belongs to one centre (hard, with the gradient of the softmax), so the tower segments the picture it encodes. The assignment is made in float32.
-Differs from the official code, where a class token goes in that nothing ever reads: there is none here.
+Differs from the official code in two things: it carries a class token that nothing reads, which is left out here; and its centres start with deviation
+0.02 on top of CLIP's weights, here with 1, since on random weights centres so alike leave every choice to the noise, and none learns to differ.
 """
 
 # B pictures, P patches, V patches that are seen, C centres, E tower width, D joint width
@@ -47,7 +48,7 @@ class Grouping(nn.Module):
         super().__init__()
         width, heads = config.width, config.heads
         self.tau = config.tau
-        self.centres_CE = nn.Parameter(nn.init.trunc_normal_(torch.empty(config.centres, width), std=0.02))
+        self.centres_CE = nn.Parameter(torch.randn(config.centres, width))
         block = {"mlp_ratio": config.mlp_ratio, "act_layer": QuickGELU, "is_cross_attention": True}
         self.look = nn.ModuleList(ResidualAttentionBlock(width, heads, **block) for _ in range(config.looks))
         self.norm, self.query_norm, self.key_norm = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vlm_core.checkpoint import fill, read_weights
 from vlm_core.models import config as menu
+from vlm_core.models.tokenizer import Special, special_of
 
 PAD = 0
 
@@ -19,9 +20,9 @@ PAD = 0
 class Bert(nn.Module):
     """Args: network: a BertModel without its pooler."""
 
-    def __init__(self, network: Any, width: int, pool: str) -> None:
+    def __init__(self, network: Any, width: int, pool: str, special: Special) -> None:
         super().__init__()
-        self.network, self.kind_of_pool = network, pool
+        self.network, self.kind_of_pool, self.special = network, pool, special
         self.head = nn.Linear(network.config.hidden_size, width, bias=False)
 
     @property
@@ -74,4 +75,4 @@ def build(config: menu.Bert, *, width: int, activation: menu.Activation, fresh: 
         state = read_weights(Path(config.weights) / "model.safetensors")
         own = {name.removeprefix("bert."): value for name, value in state.items()}
         fill(network, {name: value for name, value in own.items() if name.startswith(("embeddings.", "encoder."))}, config.weights)
-    return Bert(network, width, config.pool)
+    return Bert(network, width, config.pool, special_of(config))

@@ -5,41 +5,24 @@ Source: CLIP, arXiv 2103.00020; golden `pretraining/clip_text_tower`.
 
 # B texts, L tokens, E tower width, D joint width
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from vlm_core.models import config as menu
 from vlm_core.models.open_clip_parts import TextTransformer
-from vlm_core.models.tokenizer import specials
+from vlm_core.models.tokenizer import Special, special_of
 from vlm_core.models.vit import ACTIVATIONS, blocks
-
-
-class Special(NamedTuple):
-    """What a text tower's ids mean to whoever hides words."""
-
-    ids: tuple[int, ...]  # are no words
-    mask: int  # stands in the place of a hidden word
-    words: tuple[int, int]  # ids from the first up to before the second are words
-    count: int  # of all ids
 
 
 class ClipTransformer(TextTransformer):
     """Takes ids of any length up to the context: what follows the end-of-text token never matters under the causal mask."""
 
-    end_id: int  # of the tokenizer; not always the largest
+    special: Special  # of the tokenizer
 
     def embed(self, ids_BL: Tensor) -> Tensor:
         """Token embeddings (B, L, E), before positions are added."""
         tokens_BLE: Tensor = self.token_embedding(ids_BL)
         return tokens_BLE
-
-    @property
-    def special(self) -> Special:
-        """Start and end token are the last two ids. There is no mask token; the start token, which occurs nowhere else, takes its place."""
-        count = int(self.vocab_size)
-        return Special((0, count - 2, count - 1), count - 2, (1, count - 2), count)
 
     @property
     def features_width(self) -> int:
@@ -68,7 +51,7 @@ class ClipTransformer(TextTransformer):
 
     def pool(self, states_BLE: Tensor, ids_BL: Tensor) -> Tensor:
         """Feature (B, E): the state at the first end-of-text token."""
-        return states_BLE[torch.arange(len(ids_BL), device=ids_BL.device), (ids_BL == self.end_id).int().argmax(-1)]
+        return states_BLE[torch.arange(len(ids_BL), device=ids_BL.device), (ids_BL == self.special.end).int().argmax(-1)]
 
     def head(self, features_BE: Tensor) -> Tensor:
         """Raw joint embedding (B, D) of features, or of tokens (B, L, E)."""
@@ -89,5 +72,5 @@ def build(config: menu.ClipTransformer, *, width: int, activation: menu.Activati
         context_length=config.context_length, vocab_size=config.vocab_size, width=config.width, heads=config.heads, layers=config.layers,
         output_dim=width, act_layer=ACTIVATIONS[activation],
     )  # fmt: skip
-    tower.end_id = specials(config).end
+    tower.special = special_of(config)
     return tower

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vlm_core.models import config as menu
 from vlm_core.models.bert import PAD, mean_of_words
+from vlm_core.models.tokenizer import special_of
 
 
 class SharedText(nn.Module):
@@ -19,7 +20,7 @@ class SharedText(nn.Module):
 
     def __init__(self, config: menu.SharedText, image: Any) -> None:
         super().__init__()
-        self._image, self.vocab_size = [image], config.vocab_size
+        self._image, self.vocab_size, self.special = [image], config.vocab_size, special_of(config)
         self.heads = image.transformer.resblocks[0].attn.num_heads
         self.token_embedding = nn.Embedding(config.vocab_size, image.features_width)
         self.positional_embedding = nn.Parameter(torch.randn(config.context_length, image.features_width) * 0.01)

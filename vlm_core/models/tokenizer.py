@@ -90,24 +90,27 @@ class Learnt:
         return torch.tensor([found.ids for found in self._encode.encode_batch(list(texts))])
 
 
-class Specials(NamedTuple):
-    """Ids with a meaning; what lies from `first` to before `beyond` are words."""
+class Special(NamedTuple):
+    """What ids mean to whoever hides words, or looks for the end of a text."""
 
-    start: int
-    end: int
-    mask: int
-    first: int
-    beyond: int
+    ids: tuple[int, ...]  # are no words: padding, start, end
+    mask: int  # stands in the place of a hidden word
+    words: tuple[int, int]  # ids from the first up to before the second are words
+    count: int  # of all ids
+
+    @property
+    def end(self) -> int:
+        return self.ids[2]
 
 
-def specials(config: menu.TextTower) -> Specials:
+def special_of(config: menu.TextTower) -> Special:
     """Of the tokenizer of a text tower. CLIP's has no mask token: the start token, which occurs nowhere else in a text, stands in."""
-    size: int = getattr(config, "vocab_size", 30_522)
+    count: int = getattr(config, "vocab_size", 30_522)
     if isinstance(config, menu.Minilm) or (isinstance(config, menu.Bert) and config.weights):
-        return Specials(101, 102, 103, 999, size)  # of every published BERT
+        return Special((0, 101, 102), 103, (999, count), count)  # of every published BERT
     if getattr(config, "tokenizer", "clip_bpe") == "clip_bpe":
-        return Specials(size - 2, size - 1, size - 2, 1, size - 2)
-    return Specials(1, 2, 3, len(SPECIALS), size)
+        return Special((0, count - 2, count - 1), count - 2, (1, count - 2), count)
+    return Special((0, 1, 2), 3, (len(SPECIALS), count), count)
 
 
 def is_learnt(config: menu.TextTower) -> bool:
@@ -119,6 +122,7 @@ def build(config: menu.TextTower, folder: Path | None = None) -> Tokenizer:
     """The tokenizer of a text tower. Raises CheckpointError where one that was learnt is missing.
 
     Args:
+        config: of the text tower.
         folder: of the model, or of its training run; only learnt ones are read from it.
     """
     if isinstance(config, menu.Rendered):
@@ -164,12 +168,12 @@ def ready(config: menu.TextTower, folder: Path, captions: Iterable[str], given: 
 def _accept(config: menu.TextTower, file: Path) -> None:
     from tokenizers import Tokenizer as Encoder
 
-    encoder, wanted = Encoder.from_file(str(file)), specials(config)
+    encoder, wanted = Encoder.from_file(str(file)), special_of(config)
     ids: list[int] = encoder.encode("").ids
-    if ids != [wanted.start, wanted.end] or encoder.get_vocab_size() > config.vocab_size:  # type: ignore[union-attr]
+    if ids != list(wanted.ids[1:]) or encoder.get_vocab_size() > config.vocab_size:  # type: ignore[union-attr]
         raise Incompatible(
             f"Found a tokenizer of {encoder.get_vocab_size()} ids that puts {ids} around a text in {file}, expected at most {config.vocab_size} ids "  # type: ignore[union-attr]
-            f"and [{wanted.start}, {wanted.end}]; use weights and tokenizer that belong together, and their vocab_size."
+            f"and {list(wanted.ids[1:])}; use weights and tokenizer that belong together, and their vocab_size."
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlm_core.models.clip_transformer import Special
+from vlm_core.models.tokenizer import Special
 from vlm_core.models.towers import Outputs, TwoTower, widen
 from vlm_core.objectives import config as menu
 from vlm_core.objectives.base import Objective, full_precision, present

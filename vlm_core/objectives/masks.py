@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlm_core.models.clip_transformer import Special
+from vlm_core.models.tokenizer import Special
 
 IGNORED = -100
 ATTEMPTS = 10  # per rectangle

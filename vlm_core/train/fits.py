@@ -6,10 +6,12 @@ from vlm_core.config import kinds
 from vlm_core.errors import Incompatible
 from vlm_core.models import config as models
 from vlm_core.objectives.config import MaskedAutoencoder, Moco, NearestNeighbour, Need, Objective, Regional
+from vlm_core.train import fits_loop
 
 if TYPE_CHECKING:
     from vlm_core.train.config import Pretrain
 
+CLIP_IDS, LEAST_IDS = 49_408, 300
 VIEWS: frozenset[Need] = frozenset({"second_view", "two_views", "key_view"})
 OF_IMAGE: frozenset[Need] = frozenset({"patches", "dense", "image_mask", "fusion", "grouping"})
 OF_TEXT: frozenset[Need] = frozenset({"tokens", "dense", "text_mask", "decoder", "prefix", "fusion", "one_tower"})
@@ -24,9 +26,11 @@ def check(config: "Pretrain") -> None:
             "Found no objective, expected at least one; set for instance objectives.image_text_contrastive={}, or choose: "
             f"{', '.join(type(config.objectives).model_fields)}."
         )
+    fits_loop.check(config)
     _references(config)
     _parts(config)
     _regions(config)
+    _vocabulary(config.model.text)
     for kind, objective in chosen.items():
         _needs(config, kind, objective)
         _sizes(config, kind, objective)
@@ -91,6 +95,17 @@ def _regions(config: "Pretrain") -> None:
             )
         if kind == "region_word" and model.fusion is not None and model.fusion.kind != "gated_fusion":
             raise Incompatible(f"Found the objective {kind!r} with model.fusion {model.fusion.kind!r}, expected fusion inside the towers; set model.fusion={{kind: gated_fusion}} or null.")
+
+
+def _vocabulary(text: models.TextTower) -> None:
+    tokenizer, size = getattr(text, "tokenizer", ""), getattr(text, "vocab_size", 0)
+    if tokenizer == "clip_bpe" and size != CLIP_IDS and not getattr(text, "weights", ""):
+        raise Incompatible(
+            f"Found model.text.vocab_size {size} with the tokenizer 'clip_bpe', expected {CLIP_IDS}; set model.text.vocab_size={CLIP_IDS}, or "
+            "model.text.tokenizer=bpe to learn one of your size."
+        )
+    if tokenizer in ("bpe", "wordpiece") and size < LEAST_IDS:
+        raise Incompatible(f"Found model.text.vocab_size {size} with the tokenizer {tokenizer!r}, expected {LEAST_IDS} at least, one per byte; raise it.")
 
 
 def _schema(annotation: object) -> type[Objective]:

@@ -23,7 +23,7 @@ from vlm_core.models import packaged, pretrained, tokenizer, visual_tokenizer
 from vlm_core.models.towers import TwoTower
 from vlm_core.objectives import base
 from vlm_core.stage import Report, Stage, data_version, write_json
-from vlm_core.train import grad_cache, inputs, locked, look, optim, probe, references, watch
+from vlm_core.train import grad_cache, inputs, locked, look, optim, probe, references, snapshot, watch
 from vlm_core.train.blocks import checkpoint_blocks
 from vlm_core.train.body import Batch, Body, Lesson
 from vlm_core.train.config import Pretrain
@@ -38,6 +38,7 @@ def pretrain(config: Pretrain, stage: Stage) -> Report:
     shards = stage.input("shards")
     initial = str(stage.input("initial")) if "initial" in stage.inputs else ""
     settings = {"config": config.model_dump(mode="json"), "shards": str(shards), "initial": initial}
+    snapshot.check(config, shards)
     report = StageReporter(stage)
     if not (stage.state / FINAL).exists():
         if config.fit.devices == 1:
@@ -81,7 +82,7 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
     tokenizer.ready(config.model.text, folder, locked.spoken(samples), Path(settings["initial"]) if settings["initial"] else None)
     kit = inputs.Kit(config, transform, tokenizer.build(config.model.text, folder), references.attach(towers, folder))
     body = Body(towers, objectives, weights, needs, lesson)
-    if config.fit.micro_batch is not None:
+    if config.fit.micro_batch is not None and config.fit.gradients == "cached":
         grad_cache.refuse_batch_norm(towers)
     if config.fit.checkpoint_blocks:
         checkpoint_blocks(towers)
@@ -91,7 +92,7 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
 
     loader = locked_loader(config, plan, towers, folder, report) if locked.is_locked(towers.image) else plan
     loop = Loop(body, config.optim, config.fit, steps, config.seed, prepare)
-    looking = callbacks(config, towers, Path(settings["shards"]), folder, report, lambda: prepare(next(iter(reading()))))
+    looking = callbacks(config, towers, Path(settings["shards"]), folder, report, lambda: grad_cache.first_part(prepare(next(iter(reading()))), config.fit.micro_batch))
     final = fit(loop, loader, config.fit, folder, config.loader.batch_size, report, looking)
     if rank == 0:
         write_json(folder / MIXTURE, dict(plan.mixture))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from vlm_core.data.config import OpenClipScorer
@@ -77,6 +78,16 @@ def test_efficientnet_knows_what_is_on_an_emoji_and_sentences_know_what_is_alike
     assert same.item() == pytest.approx(1, abs=1e-5)
     assert near.item() > 0.8
     assert far.item() < 0.4
+
+
+def test_pictures_give_the_same_bytes_on_one_core_and_on_two():
+    pictures = [Image.fromarray(np.random.default_rng(number).integers(0, 256, (96, 96, 3), np.uint8)) for number in range(24)]
+    towers, cores, found = scorer.Offline(96, 5, "32"), torch.get_num_threads(), []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        found.append(towers.trunk(pictures, batch=8))
+    torch.set_num_threads(cores)
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
 
 
 def test_sentence_vectors_do_not_depend_on_their_neighbours():

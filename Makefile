@@ -8,7 +8,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo up down doctor check test slow gpu bench docs corpus clean
+.PHONY: help setup demo up down doctor check test slow gpu bench compare docs corpus clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -57,6 +57,11 @@ gpu: setup ## the tests that need a GPU
 
 bench: setup ## the benchmarks; results go to benchmarks/results/
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
+
+SAMPLES ?= 40000
+compare: setup ## every tiny recipe on the demo's snapshot at SAMPLES pairs seen and three seeds: hours; goes on where it was stopped
+	@$(BIN)/vlm compare-pretraining --params params.yaml --set samples=$(SAMPLES) --in shards=data/shards --in eval_sets=data/eval_sets --out data/comparison
+	@mkdir -p docs/results && cp data/comparison/leaderboard.md docs/results/pretraining.md && cp data/comparison.run/pictures/leaderboard.png docs/results/
 
 corpus: setup ## make the embedded corpus again from its packages
 	@$(BIN)/python infra/demo/build_corpus.py

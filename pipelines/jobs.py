@@ -2,14 +2,15 @@
 
 import dagster as dg
 
-from pipelines.partitions import WHOLE_GRID, crawl_batches
+from pipelines.partitions import WHOLE_GRID, crawl_batches, pretraining
 
 BATCHES = dg.AssetSelection.assets("crawl_batches")  # each source is a run of its own
+SEARCHES = dg.AssetSelection.groups("searches")  # hours, on demand
 
 # Each step only waits for the process of its verb, which uses all cores itself: steps side by side would share two cores
 # and pay a second interpreter with the definitions each, so they run one after the other inside the run's own process.
 data_to_model = dg.define_asset_job(
-    "data_to_model", selection=dg.AssetSelection.all() - BATCHES, executor_def=dg.in_process_executor,
+    "data_to_model", selection=dg.AssetSelection.all() - BATCHES - SEARCHES, executor_def=dg.in_process_executor,
     description="From crawled pages to registered, adapted and distilled models. What has not changed is reused.",
     tags={**WHOLE_GRID, "dagster/max_runtime": str(6 * 3600), "stage": "all"},
 )  # fmt: skip
@@ -28,4 +29,22 @@ crawl_batch = dg.define_asset_job(
 retrain = dg.define_asset_job(
     "retrain", selection=dg.AssetSelection.groups("models", "reports"), executor_def=dg.in_process_executor,
     description="Models, adaptations, reports and registry from the snapshot that is there.", tags={**WHOLE_GRID, "dagster/max_runtime": str(6 * 3600), "stage": "models"},
+)  # fmt: skip
+
+pretrain_recipes = dg.define_asset_job(
+    "pretrain_recipes", selection=dg.AssetSelection.assets("pretrained_recipes"), partitions_def=pretraining, executor_def=dg.in_process_executor,
+    description="Trains the snapshot by any recipe: a partition each. Choose those of params.yaml and *_tiny here; the papers' sizes want GPUs.",
+    tags={"dagster/max_runtime": str(24 * 3600), "stage": "recipes"},
+)  # fmt: skip
+
+compare_pretraining = dg.define_asset_job(
+    "compare_pretraining", selection=dg.AssetSelection.assets("comparison"), executor_def=dg.in_process_executor,
+    description="Recipes at equal pairs and seeds against plain CLIP: a leaderboard. Runs that are there already are reused.",
+    tags={"dagster/max_runtime": str(48 * 3600), "stage": "comparison"},
+)  # fmt: skip
+
+sweep = dg.define_asset_job(
+    "sweep", selection=dg.AssetSelection.assets("sweep"), executor_def=dg.in_process_executor,
+    description="Recipes times data filters within a budget, against plain CLIP on the unfiltered crawl.",
+    tags={"dagster/max_runtime": str(48 * 3600), "stage": "sweep"},
 )  # fmt: skip

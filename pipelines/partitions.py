@@ -1,4 +1,4 @@
-"""How one asset stands for many results: adaptation methods x test sets, and sources that params.yaml may add at any time."""
+"""How one asset stands for many results: adaptation methods x test sets, recipes of pre-training, and sources that params.yaml may add at any time."""
 
 import dagster as dg
 
@@ -12,6 +12,10 @@ DATASETS = list(chosen("eval-sets")[1].model_dump()["datasets"])
 cells = dg.MultiPartitionsDefinition({"dataset": dg.StaticPartitionsDefinition(DATASETS), "method": dg.StaticPartitionsDefinition(METHODS)})
 
 crawl_batches = dg.DynamicPartitionsDefinition(name="crawl_batches")  # kept in step with params.yaml by the sensor `crawl_sources`
+
+# Every recipe of pre-training: those of params.yaml first, then those that two cores train, then those in the papers' sizes.
+RECIPES = sorted(recipes("pretrain"), key=lambda name: (name not in listed("pretrain"), not name.endswith("_tiny")))
+pretraining = dg.StaticPartitionsDefinition(RECIPES)
 
 # One run materialises the whole grid that params.yaml lists: a range from its first to its last cell, in each dimension.
 WHOLE_GRID = {

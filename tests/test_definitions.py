@@ -11,7 +11,7 @@ import yaml
 
 from pipelines.choices import BASE, MODELS, PARAMS, ROOT, listed
 from pipelines.definitions import defs
-from pipelines.partitions import CHOSEN_METHODS, DATASETS, METHODS
+from pipelines.partitions import CHOSEN_METHODS, DATASETS, METHODS, RECIPES
 from pipelines.schedules import nightly
 from pipelines.sensors import crawl_sources, new_data
 from vlm_core.run import VERBS, load, recipes
@@ -31,6 +31,9 @@ EDGES = {
     "pretrained/clip_tiny": {"snapshot"},
     "features": {"eval_sets", "pretrained/lit_packaged"},
     "transferred": {"eval_sets", "features", "pretrained/lit_packaged"},
+    "pretrained_recipes": {"snapshot"},
+    "comparison": {"eval_sets", "shards"},
+    "sweep": {"candidate_pairs", "captions", "embeddings", "images"},
     "distilled": {"pretrained/lit_packaged", "snapshot"},
     "evaluation/lit_packaged": {"eval_sets", "features", "pretrained/lit_packaged", "shards"},
     "evaluation/clip_tiny": {"eval_sets", "pretrained/clip_tiny", "shards"},
@@ -57,7 +60,7 @@ def test_every_asset_has_an_owner_a_group_and_a_sentence() -> None:
     for key in GRAPH.get_all_asset_keys():
         node = GRAPH.get(key)
         assert node.owners, key
-        assert node.group_name in {"data", "models", "reports"}, key
+        assert node.group_name in {"data", "models", "reports", "searches"}, key
         assert node.description, key
         assert node.description.strip().endswith("."), key
 
@@ -65,8 +68,9 @@ def test_every_asset_has_an_owner_a_group_and_a_sentence() -> None:
 def test_the_main_job_covers_every_asset_check_and_listed_cell_in_one_run() -> None:
     job = defs.resolve_job_def("data_to_model")
     steps = {key.split(".")[0] for key in job.graph.node_dict}
-    assert {key.to_python_identifier() for key in GRAPH.get_all_asset_keys()} - {"crawl_batches"} <= steps
-    assert "crawl_batches" not in steps, "further sources are runs of their own"
+    apart = {"crawl_batches", *(key.to_python_identifier() for key in GRAPH.get_all_asset_keys() if GRAPH.get(key).group_name == "searches")}
+    assert {key.to_python_identifier() for key in GRAPH.get_all_asset_keys()} - apart <= steps
+    assert not apart & steps, "further sources and searches are runs of their own"
     first, last = (job.tags[f"dagster/asset_partition_range_{end}"] for end in ("start", "end"))
     parts = job.partitions_def
     assert parts is not None
@@ -74,11 +78,24 @@ def test_the_main_job_covers_every_asset_check_and_listed_cell_in_one_run() -> N
     assert sorted(keys) == sorted(f"{dataset}|{method}" for dataset in DATASETS for method in CHOSEN_METHODS)
 
 
-def test_a_method_is_a_partition_by_existing() -> None:
+def test_a_method_and_a_recipe_are_partitions_by_existing() -> None:
     assert set(METHODS) == set(recipes("transfer"))
+    assert set(RECIPES) == set(recipes("pretrain"))
+    assert set(RECIPES[: len(MODELS)]) == set(MODELS)
+    assert all(name.endswith("_tiny") for name in RECIPES[len(MODELS) : sum(name.endswith("_tiny") or name in MODELS for name in RECIPES)])
 
 
-MADE_BY_ASSETS = set(VERBS) - {"fingerprint"}  # whoever has evaluation sets of his own calls it
+def test_a_backfill_over_recipes_is_one_run_for_each_and_searches_are_jobs_of_their_own() -> None:
+    job = defs.resolve_job_def("pretrain_recipes")
+    assert job.partitions_def is not None
+    assert list(job.partitions_def.get_partition_keys()) == RECIPES
+    assert defs.resolve_assets_def("pretrained_recipes").backfill_policy is None  # Dagster's default: a run per partition
+    assert set(defs.resolve_job_def("compare_pretraining").graph.node_dict) == {"comparison"}
+    assert set(defs.resolve_job_def("sweep").graph.node_dict) == {"sweep"}
+
+
+MADE_BY_ASSETS = set(VERBS) - {"fingerprint", "compare-models"}  # called by whoever has evaluation sets, or evaluations, of his own
+SEARCHES = {"compare-pretraining", "sweep"}  # hours, on demand: no part of `dvc repro`
 
 
 def test_params_yaml_lists_known_recipes_whose_settings_resolve() -> None:
@@ -91,7 +108,7 @@ def test_params_yaml_lists_known_recipes_whose_settings_resolve() -> None:
 
 def test_dvc_yaml_has_the_stages_of_the_assets_with_the_choices_of_params_yaml() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert set(stages) == MADE_BY_ASSETS - {"promote"}
+    assert set(stages) == MADE_BY_ASSETS - {"promote"} - SEARCHES
     assert stages["pretrain"]["foreach"] == MODELS
     assert stages["transfer"]["matrix"] == {"method": CHOSEN_METHODS, "dataset": DATASETS}
     assert set(stages["evaluate"]["foreach"]) == {key.path[1] for key in GRAPH.get_all_asset_keys() if key.path[0] == "evaluation"}

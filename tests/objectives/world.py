@@ -21,13 +21,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "noise_adaptive": {"window": 30, "refit_every": 2},
     "queued_contrastive": {"queue": 30},
 }
-SCENE_READS = {"region_word": "prompt", "region_concept": "concepts"}
 VOCABULARY = 40  # the last two ids are start and end, as in CLIP's
 PAIRS, REFERENCES = 12, 20
 
 
 # towers that an objective needs in the place of the usual ones
-OTHER = {"patch_grouping": ("image={kind: vit_grouping, image_size: 32, patch_size: 8, width: 16, layers: 2, last: 1, heads: 2, centres: 4}", "fusion=null")}
+OTHER = {"cross_modal_mixup": ("text={kind: shared_text, context_length: 12, vocab_size: 40}", "fusion=null", "decoder=null"),
+         "patch_grouping": ("image={kind: vit_grouping, image_size: 32, patch_size: 8, width: 16, layers: 2, last: 1, heads: 2, centres: 4}", "fusion=null"),
+         "region_word": ("fusion=null",), "region_concept": ("fusion=null", "regions.reads=concepts")}  # fmt: skip
 
 
 def towers(seed: int = 0, kind: str = "", **changes: Any) -> TwoTower:
@@ -45,11 +46,6 @@ def towers(seed: int = 0, kind: str = "", **changes: Any) -> TwoTower:
     if model.retrieval is not None:
         model.retrieval.keep(*(unit(torch.randn(value.shape)) for value in (model.retrieval.image_RF, model.retrieval.text_RS)))
     return model
-
-
-def towers_for(kind: str, seed: int = 0) -> TwoTower:
-    """The same, with regions that read what this objective asks, on towers that no joint fusion lies behind."""
-    return towers(seed, **{"regions.reads": SCENE_READS[kind], "fusion": "null"}) if kind in SCENE_READS else towers(seed)
 
 
 def scenes(random: torch.Generator, scenes: int, dtype: torch.dtype) -> dict[str, Any]:

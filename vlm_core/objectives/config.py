@@ -131,6 +131,14 @@ class Mixup(Pairwise):
     needs = frozenset({"alone"})
 
 
+class CrossModalMixup(Pairwise):
+    """Picture, text and a mixture of both are three views of one pair for one Transformer (OneR, arXiv 2211.11153)."""
+
+    least: float = Field(0.25, ge=0, lt=0.5, description="smallest share of patches, and of words, in the mixture")
+
+    needs = frozenset({"one_tower"})
+
+
 class ImageTextLabel(Pairwise):
     """Pairs of one class are all right for each other (UniCL, arXiv 2204.03610)."""
 
@@ -314,6 +322,7 @@ class Objectives(Config):
     token_wise: TokenWise | None = None
     hierarchical: Hierarchical | None = None
     mixup: Mixup | None = None
+    cross_modal_mixup: CrossModalMixup | None = None
     image_text_label: ImageTextLabel | None = None
     image_contrastive: ImageContrastive | None = None
     moco: Moco | None = None

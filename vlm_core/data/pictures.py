@@ -2,7 +2,7 @@
 
 import functools
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -19,6 +19,17 @@ def contact_sheet(items: Iterable[tuple[bytes | Image.Image, str]], path: Path, 
         sheet.paste(tile, (place % columns * EDGE, place // columns * tile.height))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, optimize=True)
+
+
+def boxed(image: Image.Image, boxes: Mapping[str, Sequence[Sequence[float]]], edge: int = EDGE - 4) -> Image.Image:
+    """The picture scaled to `edge`, with rectangles by colour (left, top, right, bottom in pixels of the given picture)."""
+    scale = edge / max(image.size)
+    large = image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.NEAREST)
+    draw = ImageDraw.Draw(large)
+    for colour, drawn in boxes.items():
+        for left, top, right, bottom in drawn:
+            draw.rectangle((left * scale, top * scale, max(right * scale - 1, left * scale), max(bottom * scale - 1, top * scale)), outline=colour)
+    return large
 
 
 @functools.cache

@@ -121,10 +121,10 @@ def _category_curve(truths: Boxes, detections: Boxes, images: list[int], categor
     ignored = np.concatenate([p[2] for p in parts], axis=1)[:, order]
     true = (matched & ~ignored).cumsum(axis=1)
     false = (~matched & ~ignored).cumsum(axis=1)
-    return _interpolate(true, false, positives)
+    return interpolate(true, false, positives)
 
 
-def _interpolate(true_TD: Ints, false_TD: Ints, positives: int) -> tuple[Array, Array]:
+def interpolate(true_TD: Ints, false_TD: Ints, positives: int) -> tuple[Array, Array]:
     if true_TD.shape[1] == 0:
         return np.zeros((len(IOU_T), len(RECALL_R))), np.zeros(len(IOU_T))
     recall = true_TD / positives

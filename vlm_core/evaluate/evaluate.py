@@ -16,6 +16,7 @@ from vlm_core.data.shards.shards import read_manifest
 from vlm_core.evaluate import metrics, probe
 from vlm_core.evaluate.card import ProtocolCard, digest_of
 from vlm_core.evaluate.config import Evaluate
+from vlm_core.evaluate.grounding import ground_heldout
 from vlm_core.evaluate.heldout import HeldOut, read_heldout
 from vlm_core.evaluate.matching import placements
 from vlm_core.evaluate.report import draw_metrics, markdown
@@ -26,6 +27,7 @@ from vlm_core.models.features import Encoder, choose_datasets, encode_split, mod
 from vlm_core.models.pretrained import Vlm, load
 from vlm_core.stage import Report, Stage
 
+GROUNDING = "grounding.png"
 MEANS = {"single": "the first template", "ensemble": "unit mean of unit prompt embeddings"}
 
 
@@ -39,6 +41,9 @@ def evaluate(config: Evaluate, stage: Stage) -> Report:
     heldout = read_heldout(shards)
     stage.progress("held-out pairs", len(heldout.uids))
     _heldout(config, heldout, _heldout_version(shards), encoder, results)
+    if vlm.towers.config.regions is not None:
+        stage.progress("scenes of held-out pictures", config.scenes)
+        ground_heldout(vlm, heldout, _heldout_version(shards), config.scenes, results, stage.pictures / GROUNDING)
     for name in choose_datasets(sets, config.datasets):
         dataset = read_dataset(sets / name)
         stage.progress(f"{name}: pictures", len(dataset))
@@ -143,9 +148,10 @@ def _classification(card: ProtocolCard, data: EvalSet, rows: Any, labels: Any, l
 
 
 def _report(stage: Stage, vlm: Vlm, heldout: HeldOut, results: Results) -> Report:
+    has_regions = vlm.towers.config.regions is not None
     results.write(stage.out)
     stages.write_json(stage.out / "model.json", {"model": vlm.digest, "recipe": vlm.config.get("recipe", ""), "parameters": vlm.config.get("parameters")})
-    (stage.out / "report.md").write_text(markdown(vlm.digest, results))
+    (stage.out / "report.md").write_text(markdown(vlm.digest, results) + ("" if has_regions else "\nGrounding was not measured: this model has no regions.\n"))
     draw_metrics(stage.pictures / "metrics.png", results.metrics)
     catalog = pa.Table.from_pylist([{"model_id": row["model"], **{k: v for k, v in row.items() if k != "model"}} for row in results.metrics])
     shown = ("dataset", "task", "metric", "value", "ci_low", "ci_high", "n")
@@ -153,6 +159,6 @@ def _report(stage: Stage, vlm: Vlm, heldout: HeldOut, results: Results) -> Repor
         counts={"heldout_pairs": len(heldout.uids), "heldout_pictures": len(heldout.sha256s), "cards": len(results.cards)},
         metrics=flat_metrics(results.metrics),
         tables={"metrics": [{name: row[name] for name in shown} for row in results.metrics]},
-        pictures={"Metrics with 95 % intervals": "metrics.png"},
+        pictures={"Metrics with 95 % intervals": "metrics.png", **({"Scenes: what is there (green), what was found (red)": GROUNDING} if has_regions else {})},
         catalog={"metrics": catalog},
     )

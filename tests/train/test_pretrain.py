@@ -76,12 +76,20 @@ def test_a_model_from_scratch_finds_sentences_it_never_saw(shards: Path, tmp_pat
     assert model.encode_texts(texts).shape == (2, 32)
 
 
+# queues, slow copies, an average of the weights, a batch in parts, random patches and words: all that a run may carry from step to step
+COMPOSED = (
+    "objectives.moco={hidden: 16, width: 8, queue: 100}", "objectives.optimal_transport={}", "objectives.masked_language={}", "optim.ema=0.9",
+    "fit.micro_batch=24", "model.image.patch_dropout=0.25", "optim.layer_decay=0.8", "optim.schedule=constant", "optim.cooldown_share=0.5",
+)  # fmt: skip
+
+
 @pytest.mark.fault("F3")
-def test_killed_at_a_random_step_it_goes_on_from_the_last_checkpoint_to_the_same_weights(shards: Path, tmp_path: Path) -> None:
-    config = small("fit.epochs=30")
+@pytest.mark.parametrize("more", [("fit.epochs=30",), ("fit.epochs=8", *COMPOSED)], ids=["clip", "composed"])
+def test_killed_at_a_random_step_it_goes_on_from_the_last_checkpoint_to_the_same_weights(shards: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    config = small(*more)
     argv = [sys.executable, "-m", "vlm_core", "pretrain", "--recipe", "clip_tiny", "--in", f"shards={shards}", "--out", str(tmp_path / "killed")]
-    argv += [word for change in (*SMALL, "fit.epochs=30") for word in ("--set", change)]
-    state, moment = tmp_path / "killed.run" / "state", random.randint(8, 60)
+    argv += [word for change in (*SMALL, *more) for word in ("--set", change)]
+    state, moment = tmp_path / "killed.run" / "state", random.randint(8, 2 * config.fit.epochs)
     victim = subprocess.Popen(argv, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
     while victim.poll() is None and len(read_rows(state)) < moment:
         time.sleep(0.005)
@@ -192,6 +200,12 @@ def test_locked_trunks_see_every_picture_once(shards: Path, tmp_path: Path) -> N
     assert rows["counts"]["epochs"] == 4
     model = pretrained.load(tmp_path / "model")
     assert {parent["name"] for parent in model.config["parents"]} == {"efficientnet_lite0", "minilm"}
+
+
+def test_a_model_of_another_activation_is_refused_as_a_beginning(shards: Path, tmp_path: Path) -> None:
+    pretrain(small("fit.samples=64"), shards, tmp_path / "first")
+    with pytest.raises(CheckpointError, match=r"Found weights of activation 'gelu' in .*first, expected 'quick_gelu' as this recipe says; set model.activation=gelu"):
+        pretrain(small("model.activation=quick_gelu"), shards, tmp_path / "second", initial=tmp_path / "first")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from vlm_core.config import kinds
 from vlm_core.errors import Incompatible
 from vlm_core.models import config as models
-from vlm_core.objectives.config import MaskedAutoencoder, Moco, NearestNeighbour, Need, Objective, Regional
+from vlm_core.objectives.config import MaskedAutoencoder, Need, Objective, Regional
 from vlm_core.train import fits_loop
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _needs(config: "Pretrain", kind: str, objective: Objective) -> None:
 
 
 def _sizes(config: "Pretrain", kind: str, objective: Objective) -> None:
-    kept = objective.queue if isinstance(objective, Moco) else objective.bank if isinstance(objective, NearestNeighbour) else None
+    kept = getattr(objective, "queue", getattr(objective, "bank", None))
     if kept is not None and kept < config.loader.batch_size:
         raise Incompatible(
             f"Found the objective {kind!r} with room for {kept} embeddings and loader.batch_size {config.loader.batch_size}, expected room for a batch at least; raise it."

@@ -90,6 +90,12 @@ def parts(count: int, size: int) -> Iterator[slice]:
     return (slice(begin, min(begin + size, count)) for begin in range(0, count, size))
 
 
+def first_part(batch: Batch, size: int | None) -> Batch:
+    """As much of a batch as the towers see at a time."""
+    cut: Batch = batch if size is None else part(batch, slice(0, size), pairs_of(batch))
+    return cut
+
+
 def part(value: Any, rows: slice, count: int) -> Any:
     """These rows of everything in a batch that has a row per pair; parameters and single values as they are."""
     if isinstance(value, dict):

@@ -19,6 +19,7 @@ from vlm_core.data.shards.samples import ShardSamples
 from vlm_core.evaluate.metrics import roc_auc
 from vlm_core.evaluate.retrieval import retrieval_ranks
 from vlm_core.models.pretrained import Vlm
+from vlm_core.models.tokenizer import Tokenizer
 from vlm_core.models.towers import TwoTower
 
 mpl.use("Agg")
@@ -26,9 +27,9 @@ AT_MOST = 1000
 SHOWN = 24
 
 
-def while_training(towers: TwoTower, pixels: Transform, shards: Path) -> Callable[[Path], dict[str, float]]:
+def while_training(towers: TwoTower, pixels: Transform, tokenize: Tokenizer, shards: Path) -> Callable[[Path], dict[str, float]]:
     """A look at held-out pairs with the towers as they are: sheet -> numbers."""
-    return lambda sheet: held_out(Vlm(towers, {"weights_sha256": "", "transform": pixels.settings()}), shards, sheet)
+    return lambda sheet: held_out(Vlm(towers, {"weights_sha256": "", "transform": pixels.settings()}, tokenize), shards, sheet)
 
 
 def held_out(model: Vlm, shards: Path, sheet: Path) -> dict[str, float]:

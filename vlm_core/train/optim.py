@@ -68,8 +68,8 @@ def warmup_of(steps: int, config: Optim) -> int:
 
 
 def settled_of(steps: int, config: Optim) -> int:
-    """Steps after which embeddings ought to differ from each other: the warm-up, and a tenth of the run at least."""
-    return max(warmup_of(steps, config), steps // 10)
+    """Steps after which embeddings ought to differ from each other: the warm-up, and a quarter of the run at least."""
+    return max(warmup_of(steps, config), steps // 4)
 
 
 def steps_of(fit: Fit, batch_size: int, steps_per_epoch: int) -> int:

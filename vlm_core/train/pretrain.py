@@ -15,15 +15,15 @@ import pyarrow as pa
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from vlm_core.checkpoint import file_sha256, fill, read_weights, write_weights
+from vlm_core.checkpoint import fill, read_weights, write_weights
 from vlm_core.data.shards.loader import TrainLoader
 from vlm_core.data.shards.samples import Samples, training_samples
 from vlm_core.models import config as models
 from vlm_core.models import packaged, pretrained, tokenizer, visual_tokenizer
 from vlm_core.models.towers import TwoTower
 from vlm_core.objectives import base
-from vlm_core.stage import Report, Stage, data_version, write_json
-from vlm_core.train import grad_cache, inputs, locked, look, optim, probe, references, snapshot, watch
+from vlm_core.stage import Report, Stage, data_version, file_sha256, write_json
+from vlm_core.train import grad_cache, inputs, locked, look, optim, probe, references, scenes, snapshot, watch
 from vlm_core.train.blocks import checkpoint_blocks
 from vlm_core.train.body import Batch, Body, Lesson
 from vlm_core.train.config import Pretrain
@@ -92,7 +92,7 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
 
     loader = locked_loader(config, plan, towers, folder, report) if locked.is_locked(towers.image) else plan
     loop = Loop(body, config.optim, config.fit, steps, config.seed, prepare)
-    looking = callbacks(config, towers, Path(settings["shards"]), folder, report, lambda: grad_cache.first_part(prepare(next(iter(reading()))), config.fit.micro_batch))
+    looking = callbacks(config, kit, towers, Path(settings["shards"]), folder, report, lambda: grad_cache.first_part(prepare(next(iter(reading()))), config.fit.micro_batch))
     final = fit(loop, loader, config.fit, folder, config.loader.batch_size, report, looking)
     if rank == 0:
         write_json(folder / MIXTURE, dict(plan.mixture))
@@ -103,15 +103,15 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
 
 
 def callbacks(
-    config: Pretrain, towers: TwoTower, shards: Path, folder: Path, report: Reporter, first: Callable[[], Batch]
+    config: Pretrain, kit: inputs.Kit, towers: TwoTower, shards: Path, folder: Path, report: Reporter, first: Callable[[], Batch]
 ) -> list[Callback]:
     """What looks on while the model trains, as the settings ask."""
-    asked, pixels = list[Callback](), pretrained.pixels_of(config.model.image, config.crop_scale_min)
+    asked = list[Callback]()
     if config.fit.compile == "probe":
         precision = torch.bfloat16 if config.fit.precision == "bf16" else torch.float32
         asked.append(probe.Probe(first, precision, folder, lambda said: report.progress(f"{said}; steps tried", probe.STEPS, probe.STEPS)))
     if config.fit.heldout_every:
-        asked.append(watch.HeldOut(folder, config.fit.heldout_every, look.while_training(towers, pixels, shards), report.metrics))
+        asked.append(watch.HeldOut(folder, config.fit.heldout_every, look.while_training(towers, kit.transform, kit.tokenize, shards), report.metrics))
     return asked
 
 
@@ -192,6 +192,7 @@ def report_on(config: Pretrain, stage: Stage, shards: Path) -> Report:
     samples, seen_pairs = references.trained_on(config, shards), int(rows[-1]["step"]) * config.loader.batch_size
     counts = {"in": len(samples), "steps": int(rows[-1]["step"]), "seen": seen_pairs, "epochs": math.ceil(passes(config, samples, rows))}
     pictures = {"loss over steps": "loss.png", "nearest captions of held-out pictures": "nearest_captions.png"}
+    pictures |= scenes.sheet(config, samples, model.pixels, stage.pictures)
     pictures |= visual_tokenizer.rebuilt_sheet(model.towers, shards, model.pixels, stage.pictures)
     return Report(counts=counts, metrics=metrics, pictures=pictures, catalog=catalog(stage, model, config, passes(config, samples, rows)))
 

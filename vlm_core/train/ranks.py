@@ -1,8 +1,8 @@
 """How several ranks share the work. Everywhere the mean of the ranks' gradients is the gradient of one process with the whole batch.
 
-    ddp      every rank holds all weights; gradients are averaged while backward runs, or behind it where backward runs in parts
-    fsdp     every rank holds its part of the weights, their gradients and their moments (FSDP2, torch.distributed.fsdp.fully_shard); a block's weights
-             come together while it computes. Checkpoints hold whole weights, so that a run may go on with another number of ranks, or with ddp.
+ddp      every rank holds all weights; gradients are averaged while backward runs, or behind it where backward runs in parts
+fsdp     every rank holds its part of the weights, their gradients and their moments (FSDP2, torch.distributed.fsdp.fully_shard); a block's weights
+         come together while it computes. Checkpoints hold whole weights, so that a run may go on with another number of ranks, or with ddp.
 """
 
 from collections.abc import Iterable, Mapping

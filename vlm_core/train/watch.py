@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlm_core.stage import write_json
 
 ROWS = 512  # of a batch, at most, that spread is measured on
-COLLAPSED_COSINE, COLLAPSED_RANK = 0.95, 2.0
+COLLAPSED_COSINE, COLLAPSED_RANK = 0.98, 1.5
 HELD_OUT, NEAREST = "heldout.json", "nearest"
 # dense bf16 operations per second of one device, as its maker states them
 PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "A10": 125e12, "L4": 121e12}
@@ -46,7 +46,7 @@ def alarm(row: Mapping[str, float]) -> str:
     """What is said about embeddings that have fallen together."""
     return (
         f"COLLAPSE: found embeddings with mean cosine {row['image_cosine']:.3f} (pictures) and {row['text_cosine']:.3f} (texts), effective rank "
-        f"{row['image_rank']:.1f} and {row['text_rank']:.1f}, expected below {COLLAPSED_COSINE} and above {COLLAPSED_RANK:.0f}; lower optim.lr, raise warmup or look at the pairs; step"
+        f"{row['image_rank']:.1f} and {row['text_rank']:.1f}, expected below {COLLAPSED_COSINE} and above {COLLAPSED_RANK}; lower optim.lr, raise warmup or look at the pairs; step"
     )
 
 

@@ -194,9 +194,16 @@ class _Shards:
             "parent": "" if self.last is None else self.last.manifest["parent"] if same else self.last.version,
             "shards": self.entries,
             "index": {"name": "index.parquet", "md5": stages.file_md5(self.stage.out / "index.parquet")},
+            "captions": self._origins(),
             "totals": {split: sum(entry["samples"] for entry in self.entries if entry["split"] == split) for split in SPLITS},
         }
         stages.write_json(self.stage.out / "manifest.json", manifest)
+
+
+    def _origins(self) -> dict[str, int]:
+        """How many captions of each origin training samples have."""
+        training = (self.records[row["uid"]] for row in self.rows if row["split"] == "train")
+        return dict(sorted(Counter(caption["origin"] for record in training for caption in record["captions"]).items()))
 
 
 def _same_file(old: Path, new: Path) -> None:

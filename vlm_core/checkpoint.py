@@ -1,6 +1,5 @@
 """Weights on disk: safetensors for what is kept, step checkpoints for what may be continued. Nothing here can run code from a file."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlm_core.errors import CheckpointError
+from vlm_core.stage import file_sha256
 
 STEPS = "step-*.ckpt"
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_weights(path: Path, state: Mapping[str, Tensor]) -> str:

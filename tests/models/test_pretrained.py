@@ -13,6 +13,7 @@ from vlm_core.errors import CheckpointError
 from vlm_core.models import config as menu
 from vlm_core.models import pretrained
 from vlm_core.models.towers import TwoTower
+from vlm_core.stage import file_sha256
 
 TINY = menu.TwoTower(
     image=menu.Vit(image_size=16, patch_size=8, width=16, layers=1, heads=2),
@@ -50,7 +51,7 @@ def test_a_saved_model_gives_the_same_embeddings(tmp_path: Path) -> None:
     torch.testing.assert_close(image_BD, raw_BD / raw_BD.norm(dim=-1, keepdim=True), rtol=1e-5, atol=1e-6)
     assert image_BD.dtype == torch.float32
     assert model.config["snapshot_md5"] == ABOUT["snapshot_md5"]
-    assert model.digest == checkpoint.file_sha256(tmp_path / "model" / "model.safetensors")
+    assert model.digest == file_sha256(tmp_path / "model" / "model.safetensors")
 
 
 def test_texts_come_back_in_the_order_in_which_they_were_given(tmp_path: Path) -> None:

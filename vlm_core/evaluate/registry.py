@@ -6,10 +6,10 @@ since (another protocol card) the champion is measured again, on the challenger'
 another way never share a card, so each kind of model has a registered name of its own.
 """
 
-import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlm_core.data.lineage.takedown import behind
 from vlm_core.errors import ConfigError, MissingInput
 from vlm_core.evaluate.config import Evaluate, Promote
 from vlm_core.evaluate.gate import Verdict, gate
-from vlm_core.stage import Report, Stage, data_version, git_revision, home, record_of, write_json
+from vlm_core.stage import Report, Stage, data_version, file_sha256, git_revision, home, record_of, write_json
 from vlm_core.track import MlflowTracker, NullTracker, Registered, Registry
 
 DECISION = {"promote": "promoted", "keep": "kept the champion", "cannot_tell": "cannot tell", "refused": "refused"}
@@ -42,7 +43,7 @@ def promote(config: Promote, stage: Stage) -> Report:
     if champion is not None and champion.version == version.version:
         verdict = Verdict("promote", "This version is the champion already.", [])
     else:
-        verdict = _judge(config, stage, registry, evaluation, champion)
+        verdict = _without_takedowns(config, weights, lambda: _judge(config, stage, registry, evaluation, champion))
         rows += _move(registry, version, champion, verdict)
     worse = [row.suite for row in verdict.rows if row.ci_high < 0]
     # No versions or times here: those are the registry's, and an output folder holds only what the same inputs always give.
@@ -100,6 +101,22 @@ def _judge(config: Promote, stage: Stage, registry: Registry, evaluation: Path, 
             stage.progress(f"measuring the champion, version {champion.version}, on the present test data")
             verdict = gate(evaluation, _measured_again(stage, folder, evaluation, Path(tmp)), **rule)
         return verdict
+
+
+def _without_takedowns(config: Promote, weights: str, judge: Callable[[], Verdict]) -> Verdict:
+    """The gate's verdict, unless the model stands on what was taken down, itself or through another model: that is refused, or said beside the verdict."""
+    held = behind(home(), weights)
+    if not held:
+        return judge()
+    ways = "; ".join(f"{row['samples']} samples of {row['kind']} {row['value']} ({row['how']}, takedown {row['takedown_id'][:12]})" for row in held[:5])
+    if config.despite_takedowns:
+        verdict = judge()
+        return verdict._replace(reason=f"{verdict.reason} Despite takedowns, as asked: it stands on {ways}.")
+    return Verdict(
+        "refused",
+        f"It stands on what was taken down: {ways}. Train it again on the present snapshot, withdraw the takedown, or set despite_takedowns=true.",
+        [],
+    )
 
 
 def _measured_again(stage: Stage, champion: Path, evaluation: Path, tmp: Path) -> Path:
@@ -175,8 +192,7 @@ def _config_of(model: Path) -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     if not path.exists():
         raise MissingInput(f"Found no {path}, expected the weights of a model; give --in model=PATH of a trained model.")
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_sha256(path)
 
 
 def _tracking_uri() -> str:

@@ -5,7 +5,6 @@ Nothing is fetched here: the weights are read from the installed package, or Che
 
 import contextlib
 import functools
-import hashlib
 import importlib.util
 import io
 import json
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlm_core.errors import CheckpointError
+from vlm_core.stage import file_sha256
 
 # B images or texts, L tokens, E width
 
@@ -136,8 +136,7 @@ def weight_file(name: str) -> Path:
 @functools.cache
 def digest(name: str) -> str:
     """SHA-256 of the packaged weight file of efficientnet_lite0, minilm or smollm2."""
-    with weight_file(name).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return file_sha256(weight_file(name))
 
 
 @torch.inference_mode()

@@ -299,8 +299,7 @@ def checkpoint_sha256(config: OpenClipScorer) -> str:
     """Digest of the checkpoint file; for published weights their tag, which names them."""
     path = Path(config.checkpoint)
     if path.is_file():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return stage.file_sha256(path)
     if "/" in config.checkpoint or path.suffix:
         _existing(config.checkpoint, "the checkpoint of the scorer")
     return f"tag:{config.checkpoint}"

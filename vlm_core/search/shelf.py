@@ -115,7 +115,7 @@ def signature(data: Path, home: Path) -> dict[str, tuple[Any, ...]]:
         "images": [data / "images" / "status.parquet"],
         "filtered": [data / "filtered" / "kept.parquet"],
         "shards": [data / "shards" / "index.parquet"],
-        "takedowns": sorted((home / "catalog").glob("takedown*/*.parquet")),
+        "takedowns": sorted([*(home / "catalog").glob("takedown*/*.parquet"), *(home / "catalog").glob("withdrawals/*.parquet")]),
     }
     return {name: tuple(_stamp(path) for path in paths) for name, paths in watched.items()}
 

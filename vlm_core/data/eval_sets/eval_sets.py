@@ -8,7 +8,6 @@ A picture that is grouped with a training sample, or whose author has one, never
     OUT/<dataset>/dataset.json    classnames and templates in order, metric, licences, counts
 """
 
-import hashlib
 import io
 import json
 from collections import Counter
@@ -23,9 +22,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlm_core import stage as stages
-from vlm_core.data.eval_sets import names as eval_names
 from vlm_core.data.config import EvalSets
 from vlm_core.data.crawl.corpus import Corpus, find
+from vlm_core.data.draws import uniform
+from vlm_core.data.eval_sets import names as eval_names
 from vlm_core.data.eval_sets.groups import ANY_SIZE, Item, group, pool
 from vlm_core.data.fetch.picture import decode
 from vlm_core.data.pictures import contact_sheet
@@ -117,7 +117,7 @@ def _split(dataset: Dataset, pictures: list[Item], config: EvalSets) -> Made:
     counts = Counter((entry.classname, entry.split) for entry in entries)
     full = {name for name in dataset.names.values() if counts[name, "train"] >= config.min_train and counts[name, "test"] >= config.min_test}
     seen = [item for item in mine if item.seen and item.picture.style == dataset.test]
-    moved = sum(_share(config.seed, groups[item.look.uid]) < config.test_share for item in seen)
+    moved = sum(uniform(config.seed, groups[item.look.uid]) < config.test_share for item in seen)
     return Made(sorted((entry for entry in entries if entry.classname in full), key=lambda entry: entry.key), len(seen), moved)
 
 
@@ -138,20 +138,15 @@ def _place(dataset: Dataset, mine: list[Item], groups: dict[str, str], config: E
     testable = Counter(item.picture.labels[dataset.label] for item in mine if item.picture.style == dataset.test)
     room = {label: config.test_share * count if dataset.learn == dataset.test else len(mine) for label, count in testable.items()}
     placed = {}
-    for name in sorted(held, key=lambda name: _share(config.seed, name)):
+    for name in sorted(held, key=lambda name: uniform(config.seed, name)):
         test = Counter(item.picture.labels[dataset.label] for item in held[name] if item.picture.style == dataset.test and not item.seen)
         if test.total() * 2 > sum(item.picture.style == dataset.test for item in held[name]) and all(room[label] >= count for label, count in test.items()):
             placed[name] = "test"
             for label, count in test.items():
                 room[label] -= count
         else:
-            placed[name] = "val" if _share(config.seed, f"val {name}") < config.val_share else "train"
+            placed[name] = "val" if uniform(config.seed, f"val {name}") < config.val_share else "train"
     return placed
-
-
-def _share(seed: int, text: str) -> float:
-    """A number in [0, 1) that depends on the seed and the text only."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{text}".encode()).digest()[:6], "big") / 2**48
 
 
 # ---------------------------------------------------------------- writing
@@ -186,7 +181,7 @@ def _tell(name: str, made: Made, corpus: Corpus, stage: Stage, report: Report) -
     report.counts["in"] = report.counts.get("in", 0) + len(made.entries)
     cells = Counter((entry.classname, entry.split) for entry in made.entries)
     report.tables[name] = [{"class": label, **{split: cells[label, split] for split in SPLITS}} for label in dict.fromkeys(label for label, _ in cells)]
-    test = sorted((entry for entry in made.entries if entry.split == "test"), key=lambda entry: _share(0, entry.key))[:48]
+    test = sorted((entry for entry in made.entries if entry.split == "test"), key=lambda entry: uniform(0, entry.key))[:48]
     contact_sheet(((_upright(corpus.read(entry.item.picture.file)), entry.classname) for entry in test), stage.pictures / f"{name}.png")
     report.pictures[f"{name}: test pictures"] = f"{name}.png"
 

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlm_core.data.lineage import tombstones
 from vlm_core.data.crawl.corpus import Corpus, Picture
+from vlm_core.data.fetch.picture import Limits, decode
 from vlm_core.data.filter.config import Grouping
 from vlm_core.data.filter.grouping import group_samples
 from vlm_core.data.filter.perceptual import pdq, phash, to_hex
-from vlm_core.data.fetch.picture import Limits, decode
-from vlm_core.data.shards.shards import read_samples
 from vlm_core.data.filter.text_rules import caption_key
+from vlm_core.data.lineage import tombstones
+from vlm_core.data.shards.shards import read_samples
 from vlm_core.stage import Stage, home
 
 ANY_SIZE = Limits(max_pixels=10**8, max_decoded_mb=512, min_side=1, max_aspect=0)

@@ -9,6 +9,19 @@ from vlm_core.data.filter.cut_config import Cut
 from vlm_core.errors import did_you_mean
 
 
+class UidList(Config):
+    """Uids that somebody chose, such as DataComp's published subsets: uint64 pairs (.npy), a column uid (.parquet), or one a line (.txt)."""
+
+    keep: str = Field("", description="file of uids; a sample that is not in it goes; empty: all may stay")
+    drop: str = Field("", description="file of uids; a sample that is in it goes")
+
+    @model_validator(mode="after")
+    def _any(self) -> Self:
+        if not (self.keep or self.drop):
+            raise ValueError("Found uid_list without a file, expected keep or drop; name one, or set uid_list=null.")
+        return self
+
+
 class Rights(Config):
     """Refuses what its page or its licence withholds."""
 
@@ -216,6 +229,7 @@ class Grouping(Config):
 class Filter(Config):
     """Which samples stay: rules run in this order or in that of `order`, and a sample's first drop ends its trail. A rule left out does not run."""
 
+    uid_list: UidList | None = Field(default=None, description="samples that somebody listed")
     rights: Rights | None = Field(default=None, description="licence and opt-out of the page")
     domains: Domains | None = Field(default=None, description="sites that pictures may come from")
     text: TextRules | None = Field(default=None, description="length of the caption")

@@ -1,6 +1,5 @@
 """Rules that rank samples or limit a score: the cut by a share or a threshold, limits on outside scores, most samples of a domain. Same form as in `rules`."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from vlm_core.data.filter.pool import Column, Pool
 from vlm_core.data.filter.rules import host_of
 from vlm_core.data.web.politeness import domain_of
 from vlm_core.errors import MissingInput, SchemaMismatch
+from vlm_core.stage import file_sha256
 
 
 def cut(section: Cut, pool: Pool, rows: Column) -> Verdict:
@@ -133,7 +133,7 @@ def outside_scores(file: str, column: str, pool: Pool, rows: Column) -> tuple[Co
     if len(where) != len(uids):
         raise SchemaMismatch(f"Found {len(uids) - len(where):,} uids twice in {path}, expected every uid once; correct the file.")
     place = np.array([where.get(uid, -1) for uid in pool.uid[rows].tolist()], np.int64)
-    return np.where(place >= 0, np.append(values, np.nan)[place], np.nan), digest_of(path)
+    return np.where(place >= 0, np.append(values, np.nan)[place], np.nan), file_sha256(path)[:12]
 
 
 def watermark(section: Hook, pool: Pool, rows: Column) -> Verdict:
@@ -174,9 +174,4 @@ def load_targets(file: str, pool: Pool) -> tuple[Column, str]:
         raise SchemaMismatch(
             f"Found an array of shape {rows.shape} in {path}, expected (rows, {pool.image_emb.shape[1]}) as {pool.scorer} makes them; embed the targets with the same scorer."
         )
-    return rows, digest_of(path)
-
-
-def digest_of(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
+    return rows, file_sha256(path)[:12]

@@ -22,7 +22,8 @@ from vlm_core.data.sample import DECISIONS
 from vlm_core.errors import NothingLeft
 
 Reason = Literal[
-    "not_downloaded",
+    "not_downloaded", "taken_down",
+    "listed", "not_listed",
     "opted_out", "refused_licence", "no_licence",
     "domain",
     "no_caption", "too_few_words", "too_few_chars", "too_many_words",

@@ -14,6 +14,7 @@ from vlm_core.data.filter.config import BlockedWords, Domains, ImageRules, Langu
 from vlm_core.data.filter.decisions import Verdict, first_reason, joined, reason_codes
 from vlm_core.data.filter.personal import personal as personal_data
 from vlm_core.data.filter.pool import Column, Pool
+from vlm_core.data.lineage.tombstones import Tombstones
 from vlm_core.errors import ConfigError, MissingInput
 
 
@@ -26,6 +27,13 @@ def downloaded(section: object, pool: Pool, rows: Column) -> Verdict:
 def _is_not(texts: pa.Array, word: str) -> Column:
     found: Column = pc.not_equal(texts, word).to_numpy(zero_copy_only=False)
     return found
+
+
+def taken_down(section: Tombstones, pool: Pool, rows: Column) -> Verdict:
+    """What `vlm takedown` covers by uid, address, bytes or look; the detail is the takedown."""
+    columns = {name: getattr(pool, name)[rows].tolist() for name in ("uid", "url", "sha256", "pdq")}
+    found = [section.hit(dict(zip(columns, values, strict=True))) for values in zip(*columns.values(), strict=True)]
+    return Verdict(first_reason(len(rows), ("taken_down", np.array([bool(stone) for stone in found], bool))), detail=found, version=section.digest[:12])
 
 
 def rights(section: Rights, pool: Pool, rows: Column) -> Verdict:

@@ -4,13 +4,14 @@ N samples, D joint width, K centroids.
 Sources: methods/data.md 5, 6. Checked by golden `data/{datacomp_basic,datacomp_image_based}`.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from vlm_core.data import draws
 
 Names: TypeAlias = NDArray[Any] | pa.DictionaryArray  # a text per row
 
@@ -153,4 +154,4 @@ def kmeans(rows_ND: NDArray[Any], clusters: int, iterations: int, seed: int, sph
 
 def uniform(uids: Sequence[str], seed: int) -> NDArray[Any]:
     """A number in [0, 1) per uid, equal on every machine and in every order."""
-    return np.array([int.from_bytes(hashlib.sha256(f"{seed}:{uid}".encode()).digest()[:8], "big") for uid in uids], np.float64) / 2.0**64
+    return np.array([draws.uniform(seed, uid) for uid in uids], np.float64)

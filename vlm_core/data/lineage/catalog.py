@@ -58,10 +58,12 @@ TABLES: dict[str, pa.Schema] = {
     # takedowns: what was asked for, and every uid that the catalog then knew it to be
     "takedowns": pa.schema([*_texts("takedown_id", "kind", "value"), ("radius", pa.int32()), *_texts("reason"), ("at", _TIME)]),
     "takedown_uids": pa.schema(_texts("takedown_id", "uid")),
+    "withdrawals": pa.schema([*_texts("takedown_id", "reason"), ("at", _TIME)]),  # takedowns that hold no longer; nothing is ever erased
 }  # fmt: skip
 
 # Name -> SELECT, in the order in which they need each other. `x_now`: of several runs over the same uid, the one that ended last.
 VIEWS: Mapping[str, str] = {
+    **{f"{name}_now": f"SELECT * FROM {name} WHERE takedown_id NOT IN (SELECT takedown_id FROM withdrawals)" for name in ("takedowns", "takedown_uids", "revocations")},
     "run_order": "SELECT run_id, any_value(kind) AS kind, max(ended_at) AS ended_at FROM runs GROUP BY run_id",
     **{
         f"{name}_now": f"""SELECT t.* FROM {name} t LEFT JOIN run_order r USING (run_id)

@@ -7,7 +7,6 @@ import pyarrow as pa
 
 from vlm_core import stage as stages
 from vlm_core.data.shards.shards import read_manifest
-from vlm_core.data.shards.verify import sha256_of
 
 # The vocabulary of the specification: its terms by name, and what they stand for.
 CONTEXT: dict[str, Any] = {
@@ -48,7 +47,7 @@ def describe(shards: Path, folder: Path, name: str, table: pa.Table) -> dict[str
 def _file(path: Path) -> dict[str, Any]:
     return {
         "@type": "cr:FileObject", "@id": path.name, "name": path.name, "contentUrl": path.name, "contentSize": f"{path.stat().st_size} B",
-        "encodingFormat": TYPES[path.suffix], "sha256": sha256_of(path),
+        "encodingFormat": TYPES[path.suffix], "sha256": stages.file_sha256(path),
     }  # fmt: skip
 
 

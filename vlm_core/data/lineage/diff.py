@@ -33,7 +33,7 @@ def diff(con: "DuckDBPyConnection", a: str, b: str) -> Answer:
     )
     changes = ask(
         con,
-        f"""WITH before AS ({JUDGED}), after AS ({JUDGED}), t AS (SELECT DISTINCT uid FROM takedown_uids)
+        f"""WITH before AS ({JUDGED}), after AS ({JUDGED}), t AS (SELECT DISTINCT uid FROM takedown_uids_now)
         SELECT c.change, CASE c.change
             WHEN 'removed' THEN CASE WHEN t.uid IS NOT NULL THEN 'taken_down' ELSE coalesce(after.reason, 'no longer found') END
             WHEN 'added' THEN CASE WHEN before.reason IS NULL THEN 'not seen before' ELSE 'before: ' || before.reason END ELSE '' END AS reason,

@@ -21,8 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vlm_core import stage as stages
-from vlm_core.data.lineage import croissant
-from vlm_core.data.lineage import datasheet
+from vlm_core.data.lineage import croissant, datasheet
 from vlm_core.data.shards.shards import SPLITS, read_index, read_manifest, read_samples
 from vlm_core.errors import BadManifest, ConfigError
 

@@ -6,7 +6,6 @@ A snapshot is named by its DVC hash (first digits are enough). Answers are table
 
 import argparse
 import csv
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from vlm_core import stage as stages
 from vlm_core.data.lineage.catalog import Answer, Row, ask, open_catalog
-from vlm_core.data.lineage.exact_bytes import rebuild
 from vlm_core.data.lineage.diff import diff
+from vlm_core.data.lineage.exact_bytes import rebuild
 from vlm_core.errors import ConfigError, MissingInput
 
 if TYPE_CHECKING:
@@ -108,14 +107,15 @@ def why(con: "DuckDBPyConnection", uid: str) -> Answer:
         ),
         "snapshots": ask(
             con,
-            """SELECT snapshot_md5, relpath AS shard, key, split, shard_md5, snapshot_md5 IN (SELECT snapshot_md5 FROM revocations) AS revoked
+            """SELECT snapshot_md5, relpath AS shard, key, split, shard_md5, snapshot_md5 IN (SELECT snapshot_md5 FROM revocations_now) AS revoked
                 FROM snapshot_samples WHERE uid = ? ORDER BY ALL""",
             uid,
         ),
         "models": models(con, "uid", uid)["models"],
         "taken down": ask(
             con,
-            "SELECT DISTINCT t.at, t.kind, t.value, t.reason, t.takedown_id FROM takedown_uids u JOIN takedowns t USING (takedown_id) WHERE u.uid = ? ORDER BY ALL",
+            """SELECT DISTINCT t.at, t.kind, t.value, t.reason, t.takedown_id, w.at AS withdrawn, w.reason AS withdrawn_because
+                FROM takedown_uids u JOIN takedowns t USING (takedown_id) LEFT JOIN withdrawals w USING (takedown_id) WHERE u.uid = ? ORDER BY ALL""",
             uid,
         ),
     }
@@ -175,8 +175,7 @@ def models_behind(con: "DuckDBPyConnection", held: str, *values: object) -> list
 def find_model(con: "DuckDBPyConnection", name: str) -> str:
     """The id of the model somebody means. Raises MissingInput."""
     if (weights := Path(name) / "model.safetensors").is_file():
-        with weights.open("rb") as stream:
-            name = hashlib.file_digest(stream, "sha256").hexdigest()
+        name = stages.file_sha256(weights)
     base, mark, tail = next((parts for mark in "@:" if (parts := name.partition(mark))[1]), (name, "", ""))
     if mark:
         column = "alias" if mark == "@" else "version"

@@ -1,8 +1,8 @@
 """Looks through files for what was taken down: every table, tar, shard and text of every live product, value by value.
 
 A hit is a uid, SHA-256, address or PDQ hash of a tombstone. Arrays and indexes carry no names: their rows are those of the metadata beside them, which is
-looked at, and their lengths must agree with it. Pages as crawled are source material: their own addresses are looked at, not the text of their HTML, which
-`vlm extract` refuses to read where it shows something that was taken down.
+looked at, and their lengths must agree with it. Pages as crawled (pages.parquet, WARC) are source material, which `vlm extract` refuses to read where it shows
+something that was taken down: those that show a picture of a tombstone are counted and named apart.
 """
 
 import contextlib
@@ -18,9 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlm_core.data.crawl import html
+from vlm_core.data.crawl.config import Crawl, Warc
+from vlm_core.data.crawl.warc import read_warcs
 from vlm_core.data.lineage.catalog import ask, open_catalog
-from vlm_core.data.shards.tar import members, read_member
 from vlm_core.data.lineage.tombstones import Tombstones
+from vlm_core.data.shards.tar import members, read_member
 from vlm_core.errors import DataError
 from vlm_core.stage import record_of
 
@@ -40,6 +43,8 @@ class Found:
     values: int = 0
     hits: list[dict[str, Any]] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    pages: int = 0
+    shown: list[dict[str, Any]] = field(default_factory=list)  # {path, pages}: pages as crawled that show it
 
 
 def products(home: Path) -> list[Path]:
@@ -53,8 +58,9 @@ def scan(folders: list[Path], stones: Tombstones) -> Found:
     """Every file below the folders."""
     found = Found()
     for folder in folders:
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        for path in [folder] if folder.is_file() else sorted(path for path in folder.rglob("*") if path.is_file()):
             _look(path, path.suffix, stones, found)
+            _look_at_pages(path, stones, found)
         _same_length(folder, found)
     return found
 
@@ -95,6 +101,36 @@ def _look(path: Path, kind: str, stones: Tombstones, found: Found) -> None:
         return
     if hits:
         found.hits.append({"path": str(path), "hits": hits})
+
+
+def _look_at_pages(path: Path, stones: Tombstones, found: Found) -> None:
+    """Pages as crawled that show a picture that was taken down, by its whole address."""
+    showing = []
+    try:
+        for row in _pages(path):
+            found.pages += 1
+            url = row["final_url"] or row["url"]
+            page = html.read_page(html.decode_html(row["html"], row["content_type"] or ""), url)
+            addresses = [url, *(picture.src for picture in page.pictures), *([page.shared[0]] if page.shared[0] else [])]
+            showing += [url] if any(stones.address(address) for address in addresses) else []
+    except (DataError, OSError, ValueError, pa.ArrowException) as error:
+        if not any(said.startswith(f"{path}: ") for said in found.unreadable):
+            found.unreadable.append(f"{path}: {error}")
+    if showing:
+        found.shown.append({"path": str(path), "pages": showing})
+
+
+def _pages(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a table of pages, or the pages of a web archive; of any other file none."""
+    if path.name.endswith((".warc", ".warc.gz")):
+        for row in read_warcs(str(path), Crawl(source=Warc(path=str(path)))):
+            if row["status"] == "decode_error":
+                raise DataError(f"{row['detail']} ({row['url']})")
+            if row["status"] == "ok":
+                yield row
+    elif path.suffix == ".parquet" and "html" in pq.read_schema(path).names:
+        for batch in pq.ParquetFile(path).iter_batches(64, columns=["url", "final_url", "content_type", "html"]):
+            yield from (row for row in batch.to_pylist() if row["html"])
 
 
 def covered(value: str, stones: Tombstones) -> bool:

@@ -5,6 +5,7 @@
 3. What it means: which shards, which models (directly, through a teacher, first weights or captions), how often training showed it.
 4. The next run of the data verbs rewrites the shards it was in and leaves the others as they are; index, embeddings and captions are made without it.
 5. `--scan` looks through every live product and says where it still is; `--purge` also empties the DVC cache of files that hold it.
+6. `--withdraw ID --reason TEXT` ends a takedown: one more row, nothing is erased, and the next run of the data verbs may let the samples in again.
 """
 
 import argparse
@@ -24,8 +25,8 @@ from numpy.typing import NDArray
 from vlm_core import stage as stages
 from vlm_core.data.lineage import scan
 from vlm_core.data.lineage.catalog import Answer, Row, append, ask, open_catalog
-from vlm_core.data.lineage.lineage import models_behind, show
 from vlm_core.data.lineage.exact_bytes import dvc_cache
+from vlm_core.data.lineage.lineage import models_behind, show
 from vlm_core.data.lineage.tombstones import KINDS, PDQ_RADIUS, Tombstones, load, standard
 from vlm_core.errors import ConfigError, DataError
 
@@ -45,10 +46,13 @@ def main(argv: list[str]) -> int:
     """`vlm takedown ...`. Raises VlmError."""
     args = _parser().parse_args(argv)
     named = [(kind, value) for kind in KINDS if (value := getattr(args, kind))]
-    if len(named) + bool(args.scan or args.purge) != 1:
+    if len(named) + bool(args.scan or args.purge) + bool(args.withdraw) != 1:
         raise ConfigError(
-            f"Found {len(named)} of {', '.join(f'--{kind}' for kind in KINDS)}, expected exactly one, or --scan or --purge alone; say what is to be taken down."
+            f"Found {len(named)} of {', '.join(f'--{kind}' for kind in KINDS)}, expected exactly one, or --scan, --purge or --withdraw alone; say what is to be taken down."
         )
+    if args.withdraw:
+        print(show(withdraw(stages.home(), args.withdraw, args.reason)))
+        return 0
     if not named:
         return _prove(args)
     answer = take_down(stages.home(), *named[0], reason=args.reason, radius=args.radius, dry_run=args.dry_run)
@@ -57,7 +61,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> _Parser:
-    parser = _Parser(prog="vlm takedown", description="take a sample, address, site or picture out of the platform, for ever")
+    parser = _Parser(prog="vlm takedown", description="take a sample, address, site or picture out of the platform")
     parser.add_argument("--uid", help="one pair of picture and caption")
     parser.add_argument("--url", help="an address of a picture or page")
     parser.add_argument("--domain", help="a site and everything below it: pictures that lie there or were found there")
@@ -68,6 +72,14 @@ def _parser() -> _Parser:
     parser.add_argument("--dry-run", action="store_true", help="say what it would mean and change nothing")
     parser.add_argument("--scan", action="store_true", help="look for everything that was taken down in every live product; exit code 20 if any is left")
     parser.add_argument("--purge", action="store_true", help="like --scan, and delete the files of the local DVC cache that hold it; remotes are never touched")
+    parser.add_argument(
+        "--also",
+        type=Path,
+        action="append",
+        default=[],
+        help="with --scan: a further file or folder to look through, such as web archives (.warc.gz); may be repeated",
+    )
+    parser.add_argument("--withdraw", metavar="ID", help="end a takedown; needs --reason. What was taken down stays on record")
     parser.add_argument("--cache", type=Path, help="the DVC cache; the default is that of this project")
     parser.add_argument("--json", action="store_true", help="answer for machines")
     return parser
@@ -80,7 +92,7 @@ def take_down(home: Path, kind: str, value: str, *, reason: str = "", radius: in
     """Write the tombstone and say what it means. Doing it twice adds what became known since, and no second tombstone."""
     catalog, value = home / "catalog", _checked(kind, value, radius)
     con = open_catalog(catalog)
-    known = ask(con, "SELECT takedown_id FROM takedowns WHERE kind = ? AND value = ? AND radius >= ? LIMIT 1", kind, value, radius if kind == "pdq" else 0)
+    known = ask(con, "SELECT takedown_id FROM takedowns_now WHERE kind = ? AND value = ? AND radius >= ? LIMIT 1", kind, value, radius if kind == "pdq" else 0)
     takedown = known[0]["takedown_id"] if known else uuid.uuid4().hex
     uids = find(con, kind, value, radius)
     con.register("chosen", pa.table({"uid": pa.array(sorted(uids), pa.string())}))
@@ -93,6 +105,43 @@ def take_down(home: Path, kind: str, value: str, *, reason: str = "", radius: in
         folder.mkdir(parents=True, exist_ok=True)
         stages.write_json(folder / f"{takedown}.json", json.loads(json.dumps(answer, default=str)))
     return answer
+
+
+def withdraw(home: Path, takedown: str, reason: str) -> Answer:
+    """End a takedown, with the reason on record; doing it twice changes nothing. Raises ConfigError."""
+    if not reason.strip():
+        raise ConfigError("Found no --reason, expected why the takedown no longer holds; it is kept beside it.")
+    con = open_catalog(home / "catalog")
+    rows = ask(con, "SELECT takedown_id, kind, value FROM takedowns WHERE starts_with(takedown_id, ?) LIMIT 2", takedown)
+    if len(rows) != 1 or len(takedown) < 6:
+        known = ", ".join(
+            f"{row['takedown_id'][:12]} ({row['kind']} {row['value'][:40]})" for row in ask(con, "SELECT * FROM takedowns_now t ORDER BY t.at DESC LIMIT 10")
+        )
+        raise ConfigError(
+            f"Found {len(rows) or 'no'} takedowns for {takedown!r}, expected one, named by 6 letters of its id at least; these hold: {known or 'none'}."
+        )
+    stone = rows[0]
+    earlier = ask(con, "SELECT w.at, w.reason FROM withdrawals w WHERE takedown_id = ?", stone["takedown_id"])
+    row = {"takedown_id": stone["takedown_id"], "reason": reason, "at": datetime.now(UTC)}
+    if not earlier:
+        append(home / "catalog", "withdrawals", pa.Table.from_pylist([row]).cast(_schema(row)), stone["takedown_id"])
+    freed = ask(con, "SELECT count(DISTINCT uid) AS samples FROM takedown_uids WHERE takedown_id = ?", stone["takedown_id"])[0]["samples"]
+    return {"withdrawn": [{**stone, "samples": freed, **(earlier[0] if earlier else {"at": row["at"], "reason": reason}), "new": not earlier}]}
+
+
+def behind(home: Path, model_id: str) -> list[Row]:
+    """What was taken down and a model stands on: takedown, way (direct, teacher, initial, captions ...) and number of training samples."""
+    if not load(home):
+        return []
+    con = open_catalog(home / "catalog")
+    return ask(
+        con,
+        """SELECT t.takedown_id, t.kind, t.value, m.how, count(DISTINCT s.uid) AS samples
+            FROM (SELECT DISTINCT takedown_id, uid FROM takedown_uids_now) u JOIN snapshot_samples s USING (uid)
+            JOIN (SELECT DISTINCT snapshot_md5, how FROM model_snapshots WHERE model_id = ?) m USING (snapshot_md5)
+            JOIN takedowns_now t ON t.takedown_id = u.takedown_id WHERE s.split = 'train' GROUP BY ALL ORDER BY ALL""",
+        model_id,
+    )
 
 
 def _checked(kind: str, value: str, radius: int) -> str:
@@ -197,7 +246,7 @@ def impact(con: "DuckDBPyConnection") -> Answer:
 
 def _prove(args: argparse.Namespace) -> int:
     home = stages.home()
-    proof = prove(home, scan.products(home), _cache(args.cache), purge=args.purge)
+    proof = prove(home, [*scan.products(home), *args.also], _cache(args.cache), purge=args.purge)
     print(json.dumps(proof, indent=1, ensure_ascii=False) if args.json else _sentence(proof))
     return 20 if proof["hits"] or proof["not_readable"] else 0  # what cannot be read proves nothing
 
@@ -213,6 +262,7 @@ def prove(home: Path, folders: list[Path], cache: Path | None, *, purge: bool = 
     proof = {
         "at": datetime.now(UTC).isoformat(timespec="seconds"), "takedowns": stones.digest, "uids": len(stones.uids), "folders": [str(path) for path in folders],
         "files": found.files, "values": found.values, "not_readable": found.unreadable, "hits": sum(hit["hits"] for hit in found.hits), "found": found.hits,
+        "pages_as_crawled": found.pages, "pages_that_show_it": found.shown,
         "cache": str(cache or ""), "cached_files_that_hold_it": [path.name for path in cached if not purge], "purged": purged,
     }  # fmt: skip
     (home / "takedowns").mkdir(parents=True, exist_ok=True)
@@ -233,6 +283,11 @@ def _sentence(proof: dict[str, Any]) -> str:
     lines = [f"{proof['hits']} hits in {proof['files']:,} files ({proof['values']:,} values) of {len(proof['folders'])} folders for {proof['uids']:,} samples"]
     lines += [f"  {hit['hits']:6,}  {hit['path']}" for hit in proof["found"]]
     lines += [f"  not readable: {said}" for said in proof["not_readable"]]
+    lines += [f"  {len(hit['pages']):6,}  pages as crawled in {hit['path']}, such as {hit['pages'][0]}" for hit in proof["pages_that_show_it"]]
+    if proof["pages_that_show_it"]:
+        lines.append(
+            "Pages are source material, which 'vlm extract' refuses to read where they show it; crawl them again or remove them if they shall go, too."
+        )
     if proof["hits"]:
         lines.append("Run the stages that made these folders again (job 'data', or 'dvc repro'), then scan again.")
     if held := proof["cached_files_that_hold_it"]:

@@ -5,7 +5,7 @@
     stones.uids                     every uid that was named or that the catalog knew when its takedown came
     stones.digest                   '' or a name of this list: the same settings and inputs under another list are another run
 
-`vlm takedown` appends to the catalog's tables `takedowns` and `takedown_uids`; nothing ever leaves them.
+`vlm takedown` appends to the catalog's tables `takedowns`, `takedown_uids` and `withdrawals`; nothing ever leaves them.
 """
 
 import hashlib
@@ -63,15 +63,18 @@ class Tombstones:
 
 
 def load(home: Path) -> Tombstones:
-    """Every takedown of a platform home. Reads two small tables; imports nothing heavy when there is none."""
-    rows = _rows(home / "catalog" / "takedowns")
+    """Every takedown of a platform home that was not withdrawn. Reads three small tables; imports nothing heavy when there is none."""
+    catalog = home / "catalog"
+    withdrawn = {row["takedown_id"] for row in _rows(catalog / "withdrawals")}
+    rows = [row for row in _rows(catalog / "takedowns") if row["takedown_id"] not in withdrawn]
     if not rows:
         return Tombstones()
     of: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
     for row in rows:
         of[row["kind"]].setdefault(row["value"], row["takedown_id"])
-    for row in _rows(home / "catalog" / "takedown_uids"):
-        of["uid"].setdefault(row["uid"], row["takedown_id"])
+    for row in _rows(catalog / "takedown_uids"):
+        if row["takedown_id"] not in withdrawn:
+            of["uid"].setdefault(row["uid"], row["takedown_id"])
     pdqs = tuple((int(row["value"], 16), int(row["radius"]), row["takedown_id"]) for row in rows if row["kind"] == "pdq")
     named = sorted({(row["kind"], row["value"], int(row["radius"] or 0)) for row in rows})
     digest = hashlib.sha256(canonical_json(named).encode()).hexdigest()

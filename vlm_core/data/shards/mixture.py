@@ -6,7 +6,6 @@ over the image-text scores of the sample's captions if a temperature is set. Rew
 realised shares, which the loader counts per epoch.
 """
 
-import hashlib
 import math
 from bisect import bisect
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from itertools import accumulate
 from typing import Any
 
 from vlm_core.data.config import Loader
+from vlm_core.data.draws import uniform
 from vlm_core.data.filter.text_rules import count_words
 
 Record = dict[str, Any]
@@ -51,7 +51,7 @@ def choose_caption(record: Record, weights: Mapping[str, float], seed: int, epoc
     total = list(accumulate(odds(captions, weights, temperature)))
     chosen = captions[0]
     if total[-1] > 0:
-        chosen = captions[bisect(total, _uniform(f"caption/{seed}/{epoch}/{record['uid']}") * total[-1], hi=len(total) - 1)]
+        chosen = captions[bisect(total, uniform(f"caption/{seed}/{epoch}", record["uid"]) * total[-1], hi=len(total) - 1)]
     if count_words(chosen["text"]) < 2:
         chosen = captions[0]
     return chosen["text"], chosen["origin"]
@@ -70,7 +70,3 @@ def read_two(record: Record, config: Loader, seed: int, epoch: int) -> tuple[str
         return raw["text"], raw["text"], raw["origin"]
     text, origin = choose_caption({"uid": f"second/{record['uid']}", "captions": others}, weights_at(config, epoch), seed, epoch, config.caption_temperature)
     return raw["text"], text, origin
-
-
-def _uniform(text: str) -> float:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest()) / 2**56

@@ -1,7 +1,6 @@
 """`vlm verify DIR`: every byte of a shards folder read again."""
 
 import argparse
-import hashlib
 import json
 from itertools import zip_longest
 from pathlib import Path
@@ -32,7 +31,7 @@ def verify(shards_dir: Path) -> str:
         md5s[entry["name"]] = md5 = stages.file_md5(path) if path.is_file() else "no file"
         if md5 != entry["md5"]:
             raise BadManifest(f"Found {path} with md5 {md5}, expected {entry['md5']} as its manifest says; run 'vlm shard' again, or restore it.")
-        if "sha256" in entry and sha256_of(path) != entry["sha256"]:
+        if "sha256" in entry and stages.file_sha256(path) != entry["sha256"]:
             raise BadManifest(f"Found {path} with the right md5 and another SHA-256, expected {entry['sha256']}; somebody forged it, do not use it.")
     if extra := sorted({path.relative_to(shards_dir).as_posix() for path in shards_dir.rglob("*") if path.is_file()} - md5s.keys()):
         raise BadManifest(f"Found {extra[0]!r} in {shards_dir}, which its manifest does not name, expected {len(md5s)} files; remove it.")
@@ -48,8 +47,3 @@ def verify(shards_dir: Path) -> str:
     if any(a != b for a, b in zip_longest(named, stored)) or len({row["uid"] for row in index}) != len(index):
         raise BadManifest(f"Found an index that does not list the samples of {shards_dir} one by one, expected each once and in order; make the shards again.")
     return stages.dir_hash(md5s)
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -22,12 +22,14 @@ from vlm_core.evaluate.matching import placements
 from vlm_core.evaluate.report import draw_metrics, markdown
 from vlm_core.evaluate.results import Results, flat_metrics
 from vlm_core.evaluate.retrieval import retrieval_ranks
+from vlm_core.evaluate.segmentation import can_segment, evaluate_segmentation
 from vlm_core.evaluate.statistics import Interval, bootstrap_metric
 from vlm_core.models.features import Encoder, choose_datasets, encode_split, model_card_fields
 from vlm_core.models.pretrained import Vlm, load
 from vlm_core.stage import Report, Stage
 
-GROUNDING = "grounding.png"
+GROUNDING, SEGMENTATION = "grounding.png", "segmentation.png"
+DRAWN = {"Scenes: what is there (green), what was found (red)": GROUNDING, "Scenes, their classes, and those that patches were given": SEGMENTATION}
 MEANS = {"single": "the first template", "ensemble": "unit mean of unit prompt embeddings"}
 
 
@@ -48,6 +50,9 @@ def evaluate(config: Evaluate, stage: Stage) -> Report:
         dataset = read_dataset(sets / name)
         stage.progress(f"{name}: pictures", len(dataset))
         _labelled(config, dataset, stages.data_version(sets / name), encoder, results)
+        if name == config.segmentation and can_segment(vlm):
+            stage.progress(f"{name}: scenes to segment", config.scenes)
+            evaluate_segmentation(encoder, dataset, stages.data_version(sets / name), config.scenes, results, stage.pictures / SEGMENTATION)
     return _report(stage, vlm, heldout, results)
 
 
@@ -147,11 +152,18 @@ def _classification(card: ProtocolCard, data: EvalSet, rows: Any, labels: Any, l
 # ---------------------------------------------------------------- report
 
 
+def _left_out(vlm: Vlm, results: Results) -> str:
+    """Tasks that were not measured, and why."""
+    measured = {row["task"] for row in results.metrics}
+    dense = "the set of its scenes is not among the evaluated ones" if can_segment(vlm) else "this model does not show its patches in the joint space"
+    whys = {"grounding": "this model has no regions", "segmentation": dense}
+    return "".join(f"\n{task.capitalize()} was not measured: {why}.\n" for task, why in whys.items() if task not in measured)
+
+
 def _report(stage: Stage, vlm: Vlm, heldout: HeldOut, results: Results) -> Report:
-    has_regions = vlm.towers.config.regions is not None
     results.write(stage.out)
     stages.write_json(stage.out / "model.json", {"model": vlm.digest, "recipe": vlm.config.get("recipe", ""), "parameters": vlm.config.get("parameters")})
-    (stage.out / "report.md").write_text(markdown(vlm.digest, results) + ("" if has_regions else "\nGrounding was not measured: this model has no regions.\n"))
+    (stage.out / "report.md").write_text(markdown(vlm.digest, results) + _left_out(vlm, results))
     draw_metrics(stage.pictures / "metrics.png", results.metrics)
     catalog = pa.Table.from_pylist([{"model_id": row["model"], **{k: v for k, v in row.items() if k != "model"}} for row in results.metrics])
     shown = ("dataset", "task", "metric", "value", "ci_low", "ci_high", "n")
@@ -159,6 +171,6 @@ def _report(stage: Stage, vlm: Vlm, heldout: HeldOut, results: Results) -> Repor
         counts={"heldout_pairs": len(heldout.uids), "heldout_pictures": len(heldout.sha256s), "cards": len(results.cards)},
         metrics=flat_metrics(results.metrics),
         tables={"metrics": [{name: row[name] for name in shown} for row in results.metrics]},
-        pictures={"Metrics with 95 % intervals": "metrics.png", **({"Scenes: what is there (green), what was found (red)": GROUNDING} if has_regions else {})},
+        pictures={"Metrics with 95 % intervals": "metrics.png"} | {title: file for title, file in DRAWN.items() if (stage.pictures / file).exists()},
         catalog={"metrics": catalog},
     )

@@ -5,6 +5,7 @@ FLOPs come from torch's counter (a multiplication and an addition are two), acti
 
 # B pairs, L tokens, S side of the picture
 
+import contextlib
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,13 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
+from vlm_core.models import pretrained, tokenizer
 from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import base
 from vlm_core.objectives.config import Pairwise
-from vlm_core.train import locked
+from vlm_core.train import inputs, locked
+from vlm_core.train.blocks import blocks_of, checkpoint_blocks
 from vlm_core.train.config import Pretrain
 
 FLOAT, ADAM = 4, 8  # bytes of a number; of Adam's two means of it
@@ -42,9 +45,8 @@ class Cost(NamedTuple):
 
 def cost_of(config: Pretrain) -> Cost:
     """Raises nothing for a recipe that training accepts: what fake tensors cannot follow is guessed, and named."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode, _Answers(), _grad():
-        towers = _towers(config, mode)
+    with FakeTensorMode(allow_non_fake_inputs=True), _Answers(), _grad():
+        towers = _towers(config)
         objectives, _ = base.build(config.objectives, towers)
         own = {
             "image tower": towers.image,
@@ -57,6 +59,8 @@ def cost_of(config: Pretrain) -> Cost:
         learning = sum(value.numel() for module in everything for value in module.parameters() if value.requires_grad)
         state = sum(value.numel() for module in everything for value in module.buffers())
         slow = sum(value.numel() for module in everything for value in module.parameters() if not value.requires_grad)
+        if config.fit.checkpoint_blocks:
+            checkpoint_blocks(towers)
         few, more = (_pass(config, towers, objectives, count) for count in (FEW, MORE))
         forward = {"image": _forward(config, towers, "image"), "text": _forward(config, towers, "text")}
     per_pair = (more.flops - few.flops) / (MORE - FEW) + _guess(few.guessed, objectives, config)
@@ -71,31 +75,41 @@ class _Answers(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             return False if args[0].dtype == torch.bool else 1.0 if args[0].dtype.is_floating_point else 1
         if func is torch.ops.aten.nonzero.default:
-            return torch.ones(max(int(TRUE * args[0].numel()), 1), args[0].ndim, dtype=torch.long)
+            return torch.ones(_true(args[0]), args[0].ndim, dtype=torch.long)
+        if func is torch.ops.aten.index.Tensor and any(index is not None and index.dtype == torch.bool for index in args[1]):
+            return func(args[0], [place for index in args[1] for place in _places(index)])
         return func(*args, **(kwargs or {}))
+
+
+def _true(mask: Tensor) -> int:
+    return max(int(TRUE * mask.numel()), 1)
+
+
+def _places(index: Tensor | None) -> list[Tensor | None]:
+    """A mask as the rows, columns, ... where it holds."""
+    if index is None or index.dtype != torch.bool:
+        return [index]
+    return [torch.ones(_true(index), dtype=torch.long, device=index.device) for _ in range(index.ndim)]
 
 
 @contextmanager
 def _grad() -> Iterator[None]:
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        yield
+    """Gradients on, random numbers given back, and distributions that do not ask whether their parameters are valid."""
+    asks = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(asks)
 
 
-def _towers(config: Pretrain, mode: FakeTensorMode) -> TwoTower:
+def _towers(config: Pretrain) -> TwoTower:
     try:
         return TwoTower(config.model, fresh=False).train()
     except RuntimeError:  # packaged trunks change their memory format, which fake weights cannot: these are small, and built for real
-        with _outside(mode):
+        with _disable_current_modes():
             return TwoTower(config.model, fresh=False).train()
-
-
-@contextmanager
-def _outside(mode: FakeTensorMode) -> Iterator[None]:
-    mode.__exit__(None, None, None)
-    try:
-        yield
-    finally:
-        mode.__enter__()
 
 
 def _further(towers: TwoTower) -> dict[str, nn.Module]:
@@ -140,9 +154,21 @@ def _pass(config: Pretrain, towers: TwoTower, objectives: dict[str, base.Objecti
         total.backward()
     weights = {value.untyped_storage()._cdata for module in (towers, *objectives.values()) for value in (*module.parameters(), *module.buffers())}
     kept = _Kept(weights)
-    with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda value: value), _precision(config):
+    with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda value: value), _precision(config), _inputs_of_blocks(config, towers, kept):
         step()
     return _Seen(float(counter.get_total_flops()), kept.bytes, guessed)
+
+
+@contextmanager
+def _inputs_of_blocks(config: Pretrain, towers: TwoTower, kept: _Kept) -> Iterator[None]:
+    """Checkpointed blocks keep what goes into them, out of autograd's sight."""
+    blocks = list(blocks_of(towers)) if config.fit.checkpoint_blocks else []
+    hooks = [block.register_forward_pre_hook(lambda _, given: (kept.pack(given[0]), None)[1]) for block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _precision(config: Pretrain) -> Any:
@@ -194,7 +220,30 @@ def _batch(config: Pretrain, towers: TwoTower, count: int) -> dict[str, Any]:
             made[name.replace("ids", "features") if name != "ids" else "text_features"] = torch.rand(count, towers.text_width)
         else:
             made[name] = torch.ones(count, length, dtype=torch.long)
-    return {**made, "labels": torch.arange(count)}
+    return {**made, "labels": torch.arange(count), **_further_inputs(config, count)}
+
+
+def _further_inputs(config: Pretrain, count: int) -> dict[str, Any]:
+    """What the makers of `train/inputs.py` give, from pictures of a dark square on white; what they cannot make of those is left out."""
+    side, made = config.model.image.image_size, dict[str, Any]()
+    with _disable_current_modes():
+        images = torch.full((count, 3, side, side), 255, dtype=torch.uint8)
+        images[:, :, side // 4 : side // 2, side // 4 : side // 2] = 40
+        batch = {
+            "images": images,
+            "texts": [f"square number {i}" for i in range(count)],
+            "uids": [str(i) for i in range(count)],
+            "step": 0,
+            "rows": torch.arange(count),
+        }
+        rows = getattr(config.model, "retrieval", None)
+        for need, make in inputs.MAKERS.items():
+            with contextlib.suppress(Exception):
+                if need in config.objectives.needs and need != "labels":
+                    near_NK = None if rows is None else torch.zeros(count, rows.neighbours, dtype=torch.long)
+                    kit = inputs.Kit(config, pretrained.pixels_of(config.model.image), tokenizer.build(config.model.text), near_NK)
+                    made |= make(batch, kit, torch.device("cpu"))
+    return made
 
 
 def _forward(config: Pretrain, towers: TwoTower, side: str) -> float:

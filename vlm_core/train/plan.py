@@ -37,9 +37,16 @@ MACHINES = {
 CORE_TFLOPS, CORE_REACHED = 0.05, 0.3  # of one core with AVX2 in float32, and of matrices as small as those of the tiny recipes
 
 
-def this_machine() -> Machine:
-    """The processor and memory that this process runs on; a core is taken as 50 GFLOP/s."""
+SMALL = 512  # pairs of a batch below which `require` does not ask
+
+
+def this_machine(accelerator: str = "cpu") -> Machine:
+    """The GPU or processor that this process runs on; a core is taken as 50 GFLOP/s, a GPU's speed as that of an A100."""
     import psutil
+    import torch
+
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return MACHINES["a100"]._replace(name="this GPU", memory_gb=torch.cuda.get_device_properties(0).total_memory / GB)
 
     speed = CORE_TFLOPS * (os.cpu_count() or 1)
     return Machine("cpu", psutil.virtual_memory().total / GB, speed, speed, CORE_REACHED, 0.7, shared=True)
@@ -125,9 +132,8 @@ def _refusal(config: Pretrain, cost: Cost, found: Estimate, rows: int) -> str:
 
 
 def require(config: Pretrain, where: Machine | None = None) -> None:
-    """Raises Incompatible when the recipe cannot be trained here, before any data is read."""
-    refusal = estimate(config, cost_of(config), where or this_machine(), 0).refusal
-    if refusal:
+    """Raises Incompatible when a recipe with a large batch cannot be trained here, before any data is read."""
+    if config.loader.batch_size >= SMALL and (refusal := estimate(config, cost_of(config), where or this_machine(config.fit.accelerator), 0).refusal):
         raise Incompatible(refusal)
 
 

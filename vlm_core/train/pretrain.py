@@ -29,6 +29,7 @@ from vlm_core.train.body import Batch, Body, Lesson
 from vlm_core.train.config import Pretrain
 from vlm_core.train.fit import Loop, Reporter, Row, fit, read_rows
 from vlm_core.train.launch import run_ranks
+from vlm_core.train.plan import require
 
 FINAL, MIXTURE = "final.safetensors", "mixture.json"
 
@@ -39,6 +40,7 @@ def pretrain(config: Pretrain, stage: Stage) -> Report:
     initial = str(stage.input("initial")) if "initial" in stage.inputs else ""
     settings = {"config": config.model_dump(mode="json"), "shards": str(shards), "initial": initial}
     snapshot.check(config, shards)
+    require(config)
     report = StageReporter(stage)
     if not (stage.state / FINAL).exists():
         if config.fit.devices == 1:

@@ -126,12 +126,12 @@ def _category_curve(truths: Boxes, detections: Boxes, images: list[int], categor
 
 def interpolate(true_TD: Ints, false_TD: Ints, positives: int) -> tuple[Array, Array]:
     if true_TD.shape[1] == 0:
-        return np.zeros((len(IOU_T), len(RECALL_R))), np.zeros(len(IOU_T))
+        return np.zeros((len(true_TD), len(RECALL_R))), np.zeros(len(true_TD))
     recall = true_TD / positives
     precision = true_TD / np.maximum(true_TD + false_TD, np.spacing(1))
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    curve = np.zeros((len(IOU_T), len(RECALL_R)))
-    for t in range(len(IOU_T)):
+    curve = np.zeros((len(true_TD), len(RECALL_R)))
+    for t in range(len(true_TD)):
         place = np.searchsorted(recall[t], RECALL_R, side="left")
         inside = place < recall.shape[1]
         curve[t, inside] = envelope[t, place[inside]]

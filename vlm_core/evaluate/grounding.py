@@ -61,7 +61,7 @@ def questions(data: HeldOut, side: int, count: int) -> list[Question]:
     """Scenes of `side` pixels with what is asked; the same for every model of this size."""
     dice, found = torch.Generator().manual_seed(SEED), []
     texts = [normalise_caption(text) for text in data.texts]
-    for place in range(count):
+    for _ in range(count):
         objects = int(torch.randint(SCENES.objects_min, SCENES.objects_max + 1, (), generator=dice))
         pairs = torch.randint(len(data.uids), (objects,), generator=dice).tolist()
         pictures = data.pictures([int(data.image_index[pair]) for pair in pairs])

@@ -2,11 +2,18 @@
 
 # B pairs, C scenes, K objects, M phrases asked for, S side, 4 = left, top, right, bottom
 
+import io
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
+from vlm_core.data.pictures import boxed, contact_sheet
+from vlm_core.data.shards.augment import Transform
+from vlm_core.data.shards.samples import Samples
 from vlm_core.data.shards.scene_config import Scenes
 from vlm_core.data.shards.scenes import CutOut, compose, cut_out
 from vlm_core.models import regions, tokenizer
@@ -14,7 +21,10 @@ from vlm_core.models.concepts import build_parallel_concepts
 from vlm_core.train.body import Batch
 
 if TYPE_CHECKING:
+    from vlm_core.train.config import Pretrain
     from vlm_core.train.inputs import Kit
+
+SHOWN = 24
 
 
 def scenes(batch: Batch, kit: "Kit", device: torch.device) -> dict[str, Any]:
@@ -29,8 +39,32 @@ def scenes(batch: Batch, kit: "Kit", device: torch.device) -> dict[str, Any]:
     settings = kit.config.model.regions
     assert settings is not None  # fits.py
     found = regions.ask(settings, names, torch.tensor(asked), lambda texts: tokenizer.trim(kit.tokenize(texts)), kit.tokenize.context_length)
-    made = {"images": kit.transform.normalise(images_C3SS), "boxes": boxes_CK4, "phrases": phrase_CK, "ids": found.ids, "column_BX": found.column_BX, "real_BX": found.real_BX}
+    made = {
+        "images": kit.transform.normalise(images_C3SS),
+        "boxes": boxes_CK4,
+        "phrases": phrase_CK,
+        "ids": found.ids,
+        "column_BX": found.column_BX,
+        "real_BX": found.real_BX,
+    }
     return {f"scene_{name}": value.to(device) for name, value in made.items()}
+
+
+def sheet(config: "Pretrain", samples: Samples, transform: Transform, folder: Path) -> dict[str, str]:
+    """Some scenes with their boxes, for the report; {} for a run without scenes."""
+    if "scenes" not in config.objectives.needs:
+        return {}
+    rows, dice = range(min(len(samples), SHOWN)), torch.Generator().manual_seed(config.seed)
+    squares_B3SS = torch.stack([transform.eval_square(Image.open(io.BytesIO(samples.jpeg(row)))) for row in rows])
+    texts = [str(samples.record(row)["caption"]) for row in rows]
+    images_C3SS, boxes_CK4, phrase_CK = composed(squares_B3SS, list(rows), config.scenes.but("share=1"), dice)
+    tiles = []
+    for image_3SS, boxes_K4, phrase_K in zip(images_C3SS, boxes_CK4, phrase_CK, strict=True):
+        real_K = phrase_K >= 0
+        picture = boxed(functional.to_pil_image(image_3SS), {"limegreen": boxes_K4[real_K].tolist()})
+        tiles.append((picture, ", ".join(texts[row] for row in phrase_K[real_K].tolist())))
+    contact_sheet(tiles, folder / "scenes.png")
+    return {"scenes of training pictures with their boxes": "scenes.png"}
 
 
 def phrase(text: str) -> str:

@@ -20,13 +20,20 @@ TINY = [name for name in RECIPES if name.endswith("_tiny")]
 # where the kind of tower is the point of a recipe, the smallest of that kind
 OWN = {
     "vit_grouping": "model.image={kind: vit_grouping, image_size: 32, patch_size: 8, width: 32, layers: 2, last: 1, heads: 2, centres: 4}",
+    "gated_fusion": "model.fusion={kind: gated_fusion, blocks: 1}",
+    "clip_resnet": "model.image={kind: clip_resnet, image_size: 32, layers: [1, 1, 1, 1], width: 16, heads: 4}",
+    "efficientnet_lite0": "model.image={kind: efficientnet_lite0, image_size: 32, names: false, head: linear, dropout: 0}",
+    "bert": "model.text={kind: bert, context_length: 16, vocab_size: 400, width: 32, layers: 1, heads: 2}",
+    "rendered": "model.text={kind: rendered, image_size: 32, font_size: 6}",
+    "shared_text": "model.text={kind: shared_text, context_length: 12}",
+    "joint_fusion": "model.fusion={kind: joint_fusion, width: 32, layers: 1, heads: 2}",
 }
 
 
 def config_of(recipe: str) -> Pretrain:
     """Its objectives on the smallest towers."""
     config: Pretrain = RECIPES[recipe]()  # type: ignore[assignment]
-    own = [OWN[kind] for kind in (config.model.image.kind, config.model.text.kind) if kind in OWN]
+    own = [OWN[kind] for kind in (config.model.image.kind, config.model.text.kind, getattr(config.model.fusion, "kind", "")) if kind in OWN]
     return config.but(*SMALL, *own, "fit.epochs=3", "loader.cache_mb=0", "fit.checkpoint_every=1000")
 
 
@@ -42,7 +49,7 @@ def test_every_tiny_recipe_trains(recipe: str, shards: Path, tmp_path: Path) -> 
     rows = read_rows(tmp_path)
     assert len(rows) == 3 * 4  # 3 epochs of 4 whole batches
     assert {name.split(".")[1] for name in rows[0] if name.startswith("term.")} == set(config.objectives.chosen())
-    joining = {kind for kind, objective in config.objectives.chosen().items() if objective.joins} - {"weighted_captions"}  # whose weights grow with it
+    joining = {kind for kind, objective in config.objectives.chosen().items() if objective.joins} - {"weighted_captions", "queued_contrastive"}  # whose weights, whose queue grow
     losses = [sum(value for name, value in row.items() if name.startswith("term.") and name.split(".")[1] in joining) for row in rows]
     assert not joining or sum(losses[-3:]) < sum(losses[:3])
 
@@ -85,8 +92,8 @@ def test_equal_captions_have_one_label_whatever_their_case() -> None:
             "Found the objective 'token_wise', which needs patches and words, with the image tower 'clip_resnet'; choose model.image=",
         ),
         (
-            ("objectives.captioning={}", "model.text={kind: minilm, lock: false, sentence: false}"),
-            "Found the objective 'captioning', which needs states of words, with the text tower 'minilm'; choose model.text=",
+            ("objectives.captioning={}", "model.decoder={}", "model.text={kind: minilm, lock: false, sentence: false}"),
+            "Found the objective 'captioning', which needs words that see only earlier ones and states of words, with the text tower 'minilm'; choose model.text=",
         ),
         (
             ("objectives.simsiam={}", "model.image={kind: efficientnet_lite0, names: false}"),
@@ -98,7 +105,23 @@ def test_equal_captions_have_one_label_whatever_their_case() -> None:
             r"Found only objectives that leave pictures and texts apart \(simsiam\), expected one that joins them; add one of: image_text_contrastive, sigmoid",
         ),
         (("objectives.masked_autoencoder.share=0.99",), "Found the objective 'masked_autoencoder' with share 0.99 of 16 patches"),
-        (("objectives.image_text_matching.heads=5",), "Found the objective 'image_text_matching' with width 768 and heads 5"),
+        (("objectives.masked_autoencoder.heads=5",), "Found the objective 'masked_autoencoder' with width 512 and heads 5"),
+        (("objectives.image_text_matching={}",), "Found the objective 'image_text_matching' with model.fusion=null, expected a model that has one; set model.fusion="),
+        (("objectives.captioning={}",), "Found the objective 'captioning' with model.decoder=null, expected a model that has one; set model.decoder={}"),
+        (("model.decoder={heads: 2}",), "Found model.decoder without an objective that teaches it to write; set objectives.captioning={} or model.decoder=null"),
+        (
+            ("model.fusion={kind: joint_fusion}", "objectives.fused_masked_language={}"),
+            "Found model.fusion without objectives.image_text_matching, expected it",
+        ),
+        (
+            ("model.fusion={kind: gated_fusion, blocks: 2}", "objectives.image_text_matching={}"),
+            "Found model.fusion.blocks 2 in towers of 1 blocks, expected at most so many; lower it",
+        ),
+        (
+            ("model.fusion={kind: gated_fusion}", "model.text={kind: bert}", "objectives.image_text_matching={}"),
+            "Found model.fusion gated_fusion in the towers 'vit' and 'bert', expected vit and clip_transformer",
+        ),
+        (("objectives.queued_contrastive.queue=32",), "Found the objective 'queued_contrastive' with room for 32 embeddings and loader.batch_size 64"),
     ],
 )  # fmt: skip
 def test_parts_that_do_not_fit_are_refused_before_any_data_is_read(changes: tuple[str, ...], what: str) -> None:

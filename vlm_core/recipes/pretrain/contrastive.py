@@ -5,10 +5,11 @@ from vlm_core.train.config import Pretrain
 
 
 def align() -> Pretrain:
-    """ALIGN (arXiv 2102.05918): CLIP's loss with label smoothing 0.1 and a logit scale from 1. The paper's towers are EfficientNet-L2 and BERT-Large."""
+    """ALIGN (arXiv 2102.05918): EfficientNet-L2 and BERT-Large on 100,000 word pieces, label smoothing 0.1, a logit scale from 1; 288 px for the paper's 289."""
     return clip_vit_b32().but(
-        "objectives.image_text_contrastive.label_smoothing=0.1", "model.scale.init=1", "model.text.context_length=64", "optim.lr=1e-3",
-        "optim.weight_decay=1e-5", "optim.warmup_steps=10000", "loader.batch_size=16384",
+        "objectives.image_text_contrastive.label_smoothing=0.1", "model.scale.init=1", "model.image={kind: timm_trunk, name: tf_efficientnet_l2, image_size: 288}",
+        "model.text={kind: bert, vocab_size: 100000, width: 1024, layers: 24, heads: 16}", "model.width=1376", "model.activation=gelu", "optim.lr=1e-3",
+        "optim.weight_decay=1e-5", "optim.warmup_steps=10000", "optim.schedule=linear", "loader.batch_size=16384",
     )  # fmt: skip
 
 
@@ -130,8 +131,11 @@ def alip_tiny() -> Pretrain:
 
 
 def unicl() -> Pretrain:
-    """UniCL (arXiv 2204.03610): pairs of one class are right for each other. The paper's towers are Swin and a text Transformer of 12 layers."""
-    return clip_yfcc().but("objectives.image_text_contrastive=null", "objectives.image_text_label={chunk_size: 1024}", "optim.weight_decay=0.05")
+    """UniCL (arXiv 2204.03610): pairs of one class are right for each other. Swin-T and CLIP's text Transformer, as in the paper."""
+    return clip_yfcc().but(
+        "objectives.image_text_contrastive=null", "objectives.image_text_label={chunk_size: 1024}", "optim.weight_decay=0.05",
+        "model.image={kind: timm_trunk, name: swin_tiny_patch4_window7_224}",
+    )  # fmt: skip
 
 
 def unicl_tiny() -> Pretrain:

@@ -165,7 +165,7 @@ class Bert(Tower):
     dropout: float = Field(0.1, ge=0, lt=1, description="share of states and attention dropped while training")
     weights: str = Field("", description="folder with a BERT of these sizes (model.safetensors, tokenizer.json), whose tokenizer is taken too; none: random ones")
 
-    gives = frozenset({"tokens", "dense", "text_mask"})
+    gives = frozenset({"tokens", "dense", "text_mask", "fusion"})
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

@@ -52,6 +52,10 @@ class BytePair:
         ids_BL: Tensor = self._encode(list(texts))
         return ids_BL
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text that ids without special tokens spell; every tokenizer of a tower that writes has this."""
+        return str(self._encode.decode(list(ids))).strip()
+
 
 class WordPiece:
     """MiniLM's lower-cased word pieces."""
@@ -71,6 +75,9 @@ class WordPiece:
         ids_BL: Tensor = tokens["input_ids"]
         return ids_BL
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._encode.decode(list(ids)))
+
 
 class Learnt:
     """A tokenizer.json. A caption that spells a special token gets no special token."""
@@ -88,6 +95,9 @@ class Learnt:
         if not texts:
             return torch.zeros(0, self.context_length, dtype=torch.long)
         return torch.tensor([found.ids for found in self._encode.encode_batch(list(texts))])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._encode.decode(list(ids), skip_special_tokens=False)).strip()
 
 
 class Special(NamedTuple):

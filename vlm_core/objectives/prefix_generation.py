@@ -29,7 +29,7 @@ class PrefixGeneration(Objective):
     def forward(self, out: Outputs, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         towers, ids_BL = present(out.towers), batch["prefix_ids"]
         decoder, text = present(towers.decoder), towers.text
-        states_BLE = text.states(text.embed(ids_BL))  # type: ignore[operator]
+        states_BLE = text.states(text.embed(ids_BL), ids_BL)  # type: ignore[operator]
         states_BLE = decoder(decoder.see(present(out.patches_BPE)), states_BLE[:, :-1])
         with full_precision(states_BLE.device):
             return {"prefix_generation": word_loss(widen(states_BLE), ids_BL[:, 1:], scored(ids_BL, batch["given"]), decoder.say)}

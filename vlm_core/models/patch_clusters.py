@@ -11,6 +11,7 @@ from typing import cast
 import faiss
 import numpy as np
 import torch
+from sklearn.cluster import kmeans_plusplus
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,6 +20,7 @@ from vlm_core.models import config as menu
 
 SIDE = 8  # pixels of a patch that are looked at, each way
 ROUNDS = 20  # of k-means
+START = 8  # patches per cluster among which k-means++ chooses where to begin
 ROWS = 4096  # patches whose distances to all clusters exist at a time
 
 
@@ -65,9 +67,11 @@ class PatchClusters(nn.Module):
                 f"Found {len(patches_NS)} distinct patches in the training pictures for model.visual_tokens.vocabulary {self.vocab_size}, "
                 "expected as many at least; lower vocabulary or raise model.visual_tokens.patches."
             )
+        some_NS = np.random.default_rng(seed).permutation(patches_NS)[: START * self.vocab_size]
+        first_VS, _ = kmeans_plusplus(some_NS, self.vocab_size, random_state=seed % 2**32, n_local_trials=1)
         settings = {"niter": ROUNDS, "seed": seed % 2**31, "min_points_per_centroid": 1, "max_points_per_centroid": len(patches_NS)}
         found = faiss.Kmeans(patches_NS.shape[1], self.vocab_size, **settings)
-        found.train(patches_NS)
+        found.train(patches_NS, init_centroids=first_VS)
         self.centres_VS.copy_(torch.from_numpy(cast(np.ndarray, found.centroids)))
 
 

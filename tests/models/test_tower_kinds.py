@@ -16,6 +16,7 @@ from vlm_core.models import pretrained, tokenizer
 from vlm_core.models.open_clip_parts import create_model
 from vlm_core.models.rendered import Drawing
 from vlm_core.models.towers import TwoTower
+from vlm_core.run import recipes
 from vlm_core.train import optim
 from vlm_core.train.config import Optim
 
@@ -307,3 +308,39 @@ def test_towers_that_do_not_fit_are_refused(values: dict[str, object], what: str
 def test_the_weights_of_attention_pooling_are_in_the_model_folder_by_name() -> None:
     names = set(two_tower(image="vit_map").state_dict())
     assert {"image.map.latent", "image.map.mlp.fc1.weight"} <= names
+
+
+def test_positions_and_latents_of_any_library_do_not_decay() -> None:
+    towers = TwoTower(menu.TwoTower(image=IMAGES["swin_tiny_patch4_window7_224"], text=TEXTS["bert"], width=WIDTH))
+    for model in (towers, two_tower(image="vit_map")):
+        free = {id(value) for group in optim.groups(model, Optim()) if not group["weight_decay"] for value in group["params"]}
+        named = ("relative_position_bias_table", "position_embeddings.weight", "token_type_embeddings.weight", "map.latent", "positional_embedding")
+        undecayed = [id(value) for name, value in model.named_parameters() if name.endswith(named)]
+        assert undecayed
+        assert set(undecayed) <= free
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [({"kind": "vit"}, False), ({"kind": "clip_resnet"}, True), ({"kind": "efficientnet_lite0", "lock": True}, False), ({"kind": "efficientnet_lite0", "lock": False}, True)]
+    + [({"kind": "timm_trunk", "name": name, "image_size": SIZE}, True) for name in ("resnet18", "coatnet_0_rw_224", "vgg16_bn", "efficientnet_b0")]
+    + [({"kind": "timm_trunk", "name": "swin_tiny_patch4_window7_224", "image_size": SIZE}, False)],
+)  # fmt: skip
+def test_a_tower_says_whether_it_has_batch_norm_that_learns(values: dict[str, object], expected: bool) -> None:
+    config = menu.TwoTower.read({"image": {"names": False, **values} if values["kind"] == "efficientnet_lite0" else values}).image
+    assert config.batch_norm == expected
+    if not config.locked:
+        with torch.device("cpu" if config.kind == "efficientnet_lite0" else "meta"):
+            tower = build(config, width=WIDTH, activation="gelu", fresh=False)
+        assert any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in tower.modules()) == expected
+
+
+
+@pytest.mark.parametrize(
+    ("recipe", "millions"),
+    [("flip", 428), ("clippo", 93), ("one_tower", 124), ("kelip", 176), ("align", 889), ("unicl", 91), ("clip_rn50", 102)],
+)  # fmt: skip
+def test_the_sizes_of_papers_are_built_without_memory(recipe: str, millions: int) -> None:
+    config = recipes("pretrain")[recipe]().model  # type: ignore[attr-defined]
+    with torch.device("meta"):
+        assert round(sum(value.numel() for value in TwoTower(config, fresh=False).parameters()) / 1e6) == millions

@@ -25,6 +25,11 @@ class Tower(Config):
         """The trunk never learns, so its features are computed once."""
         return bool(getattr(self, "lock", False))
 
+    @property
+    def batch_norm(self) -> bool:
+        """What it makes of a picture in training depends on the rest of the batch."""
+        return False
+
 
 class Vit(Tower):
     """Vision Transformer with a LayerNorm before the blocks (CLIP, arXiv 2103.00020)."""
@@ -84,6 +89,10 @@ class ClipResnet(Tower):
     width: int = Field(64, gt=0, multiple_of=2, description="channels of the first stage")
     heads: int = Field(32, gt=0, description="heads of the attention pooling; a divisor of 32 x width")
 
+    @property
+    def batch_norm(self) -> bool:
+        return True
+
     @model_validator(mode="after")
     def _divides(self) -> Self:
         _divide("32 x width", 32 * self.width, "heads", self.heads)
@@ -101,6 +110,10 @@ class EfficientnetLite0(Tower):
     dropout: float = Field(0.3, ge=0, lt=1, description="share of the head's hidden units dropped while training")
     names: bool = Field(True, description="add the text vectors of the likeliest ImageNet names to the embedding; needs text minilm with sentence")
     precision: Literal["auto", "32", "bf16"] = Field("auto", description="of the locked trunk; auto takes bf16 only where it is faster and agrees")
+
+    @property
+    def batch_norm(self) -> bool:
+        return not self.lock
 
 
 Trunk = Literal[
@@ -120,6 +133,10 @@ class TimmTrunk(Tower):
     lock: bool = Field(False, description="keep those weights; only the projection learns, and features are computed once")
 
     gives = frozenset({"patches", "dense"})
+
+    @property
+    def batch_norm(self) -> bool:
+        return not self.lock and not self.name.startswith("swin")
 
     @model_validator(mode="after")
     def _learns(self) -> Self:

@@ -3,13 +3,12 @@
 from typing import TYPE_CHECKING
 
 from vlm_core.errors import Incompatible
-from vlm_core.models import config as models
 from vlm_core.objectives.config import Need
 
 if TYPE_CHECKING:
     from vlm_core.train.config import Pretrain
 
-OWN_PASSES: frozenset[Need] = frozenset({"fusion", "scenes"})  # run through blocks of the towers again, the whole batch at once
+OWN_PASSES: frozenset[Need] = frozenset({"fusion", "scenes", "one_tower"})  # run through blocks of the towers again, the whole batch at once
 SLOW: frozenset[Need] = frozenset({"slow_towers", "key_view"})
 
 
@@ -18,7 +17,7 @@ def check(config: "Pretrain") -> None:
     _gradients(config)
     if config.fit.strategy == "fsdp":
         _sharded(config)
-    if config.fit.compile == "probe" and _is_locked(config):
+    if config.fit.compile == "probe" and config.model.image.locked:
         raise Incompatible(
             "Found fit.compile=probe with a locked image tower, whose features are computed once, expected blocks that run; set fit.compile=off."
         )
@@ -42,7 +41,7 @@ def _gradients(config: "Pretrain") -> None:
             f"Found the objective {again[0]!r} with fit.micro_batch={fit.micro_batch} and cached gradients, expected objectives that depend on features only, since its "
             "further passes through the towers would see the whole batch at once; set fit.gradients=accumulated or drop one of the two."
         )
-    if _has_batch_norm(config):
+    if config.model.image.batch_norm:
         raise Incompatible(
             f"Found the image tower {config.model.image.kind!r} with fit.micro_batch={fit.micro_batch} and cached gradients, expected one without batch norm, whose statistics "
             "would be those of a part; choose model.image={kind: vit}, or set fit.gradients=accumulated."
@@ -60,11 +59,3 @@ def _sharded(config: "Pretrain") -> None:
             raise Incompatible(
                 f"Found fit.{name} with fit.strategy=fsdp, expected whole weights on one process for it; set fit.strategy=ddp or fit.{name}={str(off).lower()}."
             )
-
-
-def _is_locked(config: "Pretrain") -> bool:
-    return bool(getattr(config.model.image, "lock", False))
-
-
-def _has_batch_norm(config: "Pretrain") -> bool:
-    return isinstance(config.model.image, models.ClipResnet) or (isinstance(config.model.image, models.EfficientnetLite0) and not _is_locked(config))

@@ -10,7 +10,7 @@ from vlm_core.train.blocks import blocks_of
 from vlm_core.train.config import Fit, Optim
 
 # Matrices that stand for single tokens or positions: no decay (rule 7 of the pre-training sheet)
-UNDECAYED = ("class_embedding", "positional_embedding", "cls_emb")
+UNDECAYED = frozenset({"class_embedding", "positional_embedding", "cls_emb", "latent", "position_embeddings", "token_type_embeddings", "relative_position_bias_table"})
 
 
 BELOW = frozenset({
@@ -29,7 +29,7 @@ def groups(module: nn.Module, config: Optim) -> list[dict[str, Any]]:
     found: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, value in module.named_parameters():
         if value.requires_grad:
-            decayed = value.ndim >= 2 and name.rpartition(".")[2] not in UNDECAYED
+            decayed = value.ndim >= 2 and not UNDECAYED & set(name.split("."))
             found.setdefault((not decayed, value.ndim == 0, shares.get(value, 1.0)), []).append(value)
     return [
         {"params": values, "weight_decay": 0.0 if free else config.weight_decay, "lr": config.lr * share}

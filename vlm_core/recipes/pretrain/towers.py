@@ -40,10 +40,13 @@ def lit_tiny() -> Pretrain:
 
 
 def basic() -> Pretrain:
-    """BASIC (arXiv 2111.10050): a batch of 65,536 with exact gradients, a part at a time. CoAtNet-7 on JFT-5B is out of reach: CoAtNet-5 from random weights;
-    where you have a trunk that learnt to classify first, as in the paper, name it as model.image.weights."""
+    """BASIC (arXiv 2111.10050): a batch of 65,536 with exact gradients, a part at a time, and sharded weights.
+
+    The paper's CoAtNet-7 learns to classify JFT-5B first, which is out of reach, and has batch norm, whose statistics would be those of a part: here Swin-B from
+    random weights; where you have a trunk that learnt to classify, name its file as model.image.weights.
+    """
     return clip_vit_b32().but(
-        "model.image={kind: timm_trunk, name: coatnet_5_224}", "model.text={kind: clip_transformer, context_length: 64, width: 1024, heads: 16}",
+        "model.image={kind: timm_trunk, name: swin_base_patch4_window12_384, image_size: 384}", "model.text={kind: clip_transformer, context_length: 64, width: 1024, heads: 16}",
         "model.width=1024", "model.activation=gelu", "loader.batch_size=65536", "fit.micro_batch=64", "fit.strategy=fsdp", "fit.checkpoint_blocks=true",
         "optim.lr=1e-3", "optim.weight_decay=0.0025",
     )  # fmt: skip

@@ -153,10 +153,14 @@ def test_a_process_that_dies_ends_the_others_and_says_where_to_look(shards: Path
 
 
 def test_a_run_by_samples_sees_so_many_pairs_and_says_how_often_each(shards: Path, tmp_path: Path, own_home: Path) -> None:
-    report = pretrain(small("fit.samples=640", "fit.epochs=1"), shards, tmp_path / "model")  # 4 steps of 64 pairs are an epoch
+    report = pretrain(small("fit.samples=640", "fit.epochs=1", "fit.heldout_every=4"), shards, tmp_path / "model")  # 4 steps of 64 pairs are an epoch
     assert {name: report.counts[name] for name in ("steps", "seen", "epochs")} == {"steps": 10, "seen": 640, "epochs": 3}
     rows = pq.read_table(next((own_home / "catalog" / "models").iterdir())).to_pylist()
     assert [row["epochs"] for row in rows] == [2.5]
+    assert [row["step"] for row in report.tables["held-out pairs while training"]] == [4, 8]
+    assert report.pictures["nearest captions at step 8"] == "nearest_step-00000008.png"
+    assert {"data_wait", "image_cosine", "text_rank", "collapsed"} <= report.metrics.keys()
+    assert 0 < report.metrics["data_wait"] < 1
 
 
 def test_divergence_names_step_term_and_the_last_good_checkpoint(shards: Path, tmp_path: Path) -> None:

@@ -190,13 +190,16 @@ def report_on(config: Pretrain, stage: Stage, shards: Path) -> Report:
     metrics = {
         "final_loss": statistics.fmean(row["loss"] for row in last), "pairs_per_s": statistics.median(row["pairs_per_s"] for row in rows),
         **mixture(stage.state), "logit_scale": rows[-1]["scale"], "parameters": float(model.config["parameters"]), **seen,
+        **watch.summary(rows),
     }  # fmt: skip
     samples, seen_pairs = references.trained_on(config, shards), int(rows[-1]["step"]) * config.loader.batch_size
     counts = {"in": len(samples), "steps": int(rows[-1]["step"]), "seen": seen_pairs, "epochs": math.ceil(passes(config, samples, rows))}
     pictures = {"loss over steps": "loss.png", "nearest captions of held-out pictures": "nearest_captions.png"}
     pictures |= scenes.sheet(config, samples, model.pixels, stage.pictures)
     pictures |= visual_tokenizer.rebuilt_sheet(model.towers, shards, model.pixels, stage.pictures)
-    return Report(counts=counts, metrics=metrics, pictures=pictures, catalog=catalog(stage, model, config, passes(config, samples, rows)))
+    pictures |= watch.sheets(stage.state, stage.pictures)
+    looked = {"held-out pairs while training": watch.held_out_rows(stage.state)} if config.fit.heldout_every else {}
+    return Report(counts=counts, metrics=metrics, pictures=pictures, tables=looked, catalog=catalog(stage, model, config, passes(config, samples, rows)))
 
 
 def passes(config: Pretrain, samples: Samples, rows: list[Row]) -> float:

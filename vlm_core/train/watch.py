@@ -3,7 +3,9 @@
 # B pairs, D joint width
 
 import json
-from collections.abc import Callable, Mapping
+import shutil
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from vlm_core.stage import write_json
 
 ROWS = 512  # of a batch, at most, that spread is measured on
 COLLAPSED_COSINE, COLLAPSED_RANK = 0.98, 1.5
-HELD_OUT, NEAREST = "heldout.json", "nearest"
+SPREADS = ("image_cosine", "text_cosine", "image_rank", "text_rank")
+HELD_OUT, NEAREST, SHOWN = "heldout.json", "nearest", 4
 # dense bf16 operations per second of one device, as its maker states them
 PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12, "A10": 125e12, "L4": 121e12}
 
@@ -97,6 +100,21 @@ class HeldOut(Callback):
         rows = [row for row in held_out_rows(self.folder) if row["step"] < step]
         write_json(self.folder / HELD_OUT, [*rows, {"step": step, **found}])
         self.tell({name.replace("quick.", "heldout."): value for name, value in found.items()}, step)
+
+
+def summary(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """What a report says of what was watched: typical waiting and use of the hardware, spread at the end, the share of rows with an alarm."""
+    typical = {name: statistics.median(row[name] for row in rows) for name in ("data_wait", "mfu") if name in rows[-1]}
+    return {**typical, **{name: rows[-1][name] for name in SPREADS}, "collapsed": statistics.fmean(row["collapsed"] for row in rows)}
+
+
+def sheets(folder: Path, pictures: Path) -> dict[str, str]:
+    """Copies of a few sheets of nearest captions, from early to late: title -> file."""
+    found = sorted((folder / NEAREST).glob("step-*.png"))
+    shown = [found[round(place * (len(found) - 1) / (SHOWN - 1))] for place in range(SHOWN)] if len(found) > SHOWN else found
+    for sheet in shown:
+        shutil.copyfile(sheet, pictures / f"nearest_{sheet.name}")
+    return {f"nearest captions at step {int(sheet.stem.removeprefix('step-')):,}": f"nearest_{sheet.name}" for sheet in shown}
 
 
 def held_out_rows(folder: Path) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Pictures per second of one core: our loader against plain webdataset + PIL, on the same tars, taking turns in one run.
+"""Pictures per second of one core: our loader against plain webdataset + PIL on the same tars and litdata on the same pictures, taking turns in one run.
 
     python -m benchmarks.loader [--shards DIR] [--rounds 5] [--out benchmarks/results/loader.txt]
 
@@ -7,6 +7,7 @@ Without --shards, 1,200 JPEGs of smooth noise with edges are made (quality 95, t
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 import io
 import json
@@ -42,6 +43,7 @@ from vlm_core.data.shards.tar import TarWriter
 from vlm_core.run import run
 
 BATCH, PICTURES = 64, 1200
+LITDATA = importlib.util.find_spec("litdata") is not None
 
 
 def make_shards(folder: Path, side: int, kind: str = "tar") -> None:
@@ -94,6 +96,29 @@ def webdataset_pil(folder: Path, size: int) -> Iterator[torch.Tensor]:
     stacked = data.map(lambda sample: (crop(sample[0]), sample[1]["captions"][0]["text"])).batched(BATCH, partial=False)
     for images, _ in stacked:
         yield torch.as_tensor(images) if not isinstance(images, list) else torch.stack(images)
+
+
+def make_litdata(folder: Path, out: Path) -> None:
+    """The training pictures as litdata stores them: JPEG bytes in chunks, as its guide advises."""
+    import litdata
+
+    samples = ShardSamples(folder)
+    rows = [{"image": Image.open(io.BytesIO(samples.jpeg(row))), "text": str(samples.record(row)["caption"])} for row in range(len(samples))]
+    litdata.optimize(fn=_same, inputs=rows, output_dir=str(out), chunk_bytes="64MB", num_workers=0)
+
+
+def _same(row: dict[str, object]) -> dict[str, object]:
+    return row
+
+
+def litdata_torchvision(out: Path, size: int) -> Iterator[torch.Tensor]:
+    """litdata decodes with torchvision and hands over a tensor."""
+    import litdata
+
+    crop = v2.RandomResizedCrop(size, scale=(0.5, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    data = iter(litdata.StreamingDataset(str(out), shuffle=True, seed=0))
+    while rows := [crop(row["image"]) for row in islice(data, BATCH)]:
+        yield torch.stack(rows)
 
 
 def simplejpeg_full(data: bytes) -> object:
@@ -149,7 +174,7 @@ def rows_of(title: str, rates: dict[str, list[float]]) -> list[str]:
     lines = []
     for name, values in rates.items():
         ratios = [a / b for a, b in zip(rates[first], values, strict=True)]
-        lines.append(f"{title:28} {name:18} {statistics.median(values):8.0f} {min(values):8.0f} {max(values):8.0f}   {statistics.median(ratios):5.2f}")
+        lines.append(f"{title:28} {name:20} {statistics.median(values):8.0f} {min(values):8.0f} {max(values):8.0f}   {statistics.median(ratios):5.2f}")
     return lines
 
 
@@ -160,7 +185,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "loader.txt")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    lines = [f"{'pictures per CPU second':28} {'':18} {'median':>8} {'min':>8} {'max':>8}   ratio (first / this, median over rounds)"]
+    lines = [f"{'pictures per CPU second':28} {'':20} {'median':>8} {'min':>8} {'max':>8}   ratio (first / this, median over rounds)"]
     with tempfile.TemporaryDirectory() as tmp:
         for side in [0] if args.shards else [128, 256]:
             folder = args.shards or Path(tmp) / str(side)
@@ -172,12 +197,17 @@ def main() -> None:
             parquet = folder.with_name("parquet-" + folder.name)
             if side:
                 make_shards(parquet, side, "parquet")
+            chunks = Path(tmp) / f"litdata-{folder.name}"
+            if LITDATA:
+                make_litdata(folder, chunks)
             decoders = {f.__name__: partial(decode_all, f, jpegs) for f in (simplejpeg_full, torchvision_io, pil)}
             lines += rows_of(f"decode only, {name}", compare(decoders, args.rounds))
             for size in (64, 224):
                 ways = {f.__name__: partial(read_batches, f, folder, size) for f in (ours, webdataset_pil, ours_verifying)}
                 if side:
                     ways["ours_parquet"] = partial(read_batches, ours, parquet, size)
+                if LITDATA:
+                    ways["litdata_torchvision"] = partial(read_batches, litdata_torchvision, chunks, size)
                 ways["decode_scaled"] = partial(decode_all, partial(simplejpeg_scaled, crop_side(size)), jpegs)
                 lines += rows_of(f"{name} -> batches of {size} px", compare(ways, args.rounds))
     text = "\n".join([conditions(args), "", *lines]) + "\n"
@@ -195,7 +225,7 @@ def conditions(args: argparse.Namespace) -> str:
     return (
         f"Loader benchmark: {', '.join(f'{name} {version}' for name, version in {**versions, **more}.items())}\n"
         f"CPU {cpu}, {os.cpu_count()} cores (load {os.getloadavg()[0]:.1f}), one process, one thread, CPU time, batches of {BATCH}, {args.rounds} interleaved rounds after one of warm-up\n"
-        f"litdata {'is installed' if importlib.util.find_spec('litdata') else 'is not installed: not compared'}; decode_scaled is the ceiling: the decoder alone, at the scale that the crop needs\n"
+        f"litdata {importlib.metadata.version('litdata') if LITDATA else 'is not installed (pip install -e .[bench] -c constraints.txt): not compared'}; decode_scaled is the ceiling: the decoder alone, at the scale that the crop needs\n"
         f"Shards: {json.dumps('given' if args.shards else f'{PICTURES} made JPEGs, quality 95')}"
     )
 

@@ -40,7 +40,7 @@ def test_a_batch_stacks_views_by_number() -> None:
     batch = beside.batch(parts)
     assert [view.shape for view in batch["views"]] == [(3, 3, 32, 32)] * 2
     assert torch.equal(batch["views"][1][2], parts[2][0][1])
-    assert batch["augmented_texts"] == [text for _, text in parts]
+    assert batch["augmented_texts"] == [part[1] for part in parts]
     assert Beside(Views(), TRANSFORM, 0, True).batch([beside.of(PICTURE, "x", "y")]).keys() == {"augmented_texts"}
 
 

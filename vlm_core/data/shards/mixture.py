@@ -48,6 +48,8 @@ def odds(captions: Sequence[Record], weights: Mapping[str, float], temperature: 
 def choose_caption(record: Record, weights: Mapping[str, float], seed: int, epoch: int, temperature: float | None = None) -> tuple[str, str]:
     """(text, origin) for one pass over a sample. The raw caption where all odds are 0, or where the choice has fewer than two words (counted by script)."""
     captions = record["captions"]
+    if len(captions) == 1:
+        return captions[0]["text"], captions[0]["origin"]
     total = list(accumulate(odds(captions, weights, temperature)))
     chosen = captions[0]
     if total[-1] > 0:

@@ -292,20 +292,21 @@ class Regional(Objective):
     gamma: float = Field(2.0, ge=0, description="how much less sure answers count in the focal loss")
 
     joins = False
+    reads: ClassVar[str]  # what `model.regions` must read
 
 
 class RegionWord(Regional):
     """Every region of a scene is compared with every word of a prompt (GLIP, arXiv 2112.03857)."""
 
     needs = frozenset({"scenes", "patches", "tokens"})
-    reads: ClassVar[str] = "prompt"
+    reads = "prompt"
 
 
 class RegionConcept(Regional):
     """Every region of a scene is compared with concepts that are read one by one (DetCLIP, arXiv 2209.09407)."""
 
     needs = frozenset({"scenes", "patches"})
-    reads: ClassVar[str] = "concepts"
+    reads = "concepts"
 
 
 class Objectives(Config):

@@ -79,7 +79,8 @@ class RegionObjective(Objective):
         self.name, self.config = name, config
 
     def forward(self, out: Outputs, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        scenes = Scenes(*(batch[name] for name in ("scene_images", "scene_boxes", "scene_phrases")), Asked(*(batch[f"scene_{name}"] for name in Asked._fields)))
+        asked = Asked(batch["scene_ids"], batch["scene_column_BX"], batch["scene_real_BX"])
+        scenes = Scenes(batch["scene_images"], batch["scene_boxes"], batch["scene_phrases"], asked)
         dense, logits_BAX = ground(present(out.towers), scenes.images_B3SS, scenes.asked)
         with full_precision(logits_BAX.device):
             alignment, box, centre = region_losses(dense, logits_BAX, scenes, self.config.candidates, self.config.alpha, self.config.gamma)

@@ -204,7 +204,9 @@ def report_on(config: Pretrain, stage: Stage, shards: Path) -> Report:
 
 def passes(config: Pretrain, samples: Samples, rows: list[Row]) -> float:
     """How often the average sample was seen."""
-    return rows[-1]["step"] / samples.order(config.loader.batch_size, config.seed, config.loader.shuffle_window).steps_per_epoch
+    return rows[-1]["step"] / samples.order(
+        config.loader.batch_size, config.seed, config.loader.shuffle_window, config.loader.debiased is not None
+    ).steps_per_epoch
 
 
 def mixture(folder: Path) -> dict[str, float]:

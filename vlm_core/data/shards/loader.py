@@ -132,7 +132,7 @@ class TrainLoader:
     ) -> None:  # fmt: skip
         if config.batch_size % world:
             raise Incompatible(f"Found batch_size {config.batch_size} for {world} ranks, expected a multiple of {world}; change batch_size.")
-        self.order = samples.order(config.batch_size, seed, config.shuffle_window)
+        self.order = samples.order(config.batch_size, seed, config.shuffle_window, config.debiased is not None)
         self.steps_per_epoch = self.order.steps_per_epoch
         if not self.steps_per_epoch:
             raise Incompatible(
@@ -188,15 +188,15 @@ class TrainLoader:
 
     def state_dict(self) -> dict[str, Any]:
         mixtures = {str(epoch): dict(seen) for epoch, seen in self.mixtures.items()}
-        return {"mixtures": mixtures, "step": self.step, "seed": self.seed, "batch_size": self.config.batch_size, "data": self.samples.digest}
+        return {"mixtures": mixtures, "step": self.step, "seed": self.seed, "batch_size": self.config.batch_size, "data": self.samples.digest, "debiased": self.config.debiased}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after the last batch that was handed out. Raises CheckpointError if the order would be another one."""
         here = self.state_dict()
-        for name in ("seed", "batch_size", "data"):
-            if state[name] != here[name]:
+        for name in ("seed", "batch_size", "data", "debiased"):
+            if state.get(name) != here[name]:
                 raise CheckpointError(
-                    f"Found a checkpoint whose loader had {name} {state[name]!r}, expected {here[name]!r} as now; start afresh or restore that setting."
+                    f"Found a checkpoint whose loader had {name} {state.get(name)!r}, expected {here[name]!r} as now; start afresh or restore that setting."
                 )
         self.step = int(state["step"])
         self.mixtures = {int(epoch): Counter(seen) for epoch, seen in state["mixtures"].items()}

@@ -2,6 +2,7 @@
 
 order = Order(shard_of, batch_size, seed, window)          one snapshot: every sample once an epoch, less than a batch left out
 order = MixedOrder([shard_of, ..], [weight, ..], ...)      several: each in its own epochs, drawn by weight
+order = DebiasedOrder([rows, ..], [batches, ..], ...)      every batch from one source alone
 rows, epochs = order.part(step)                            the rows of a step over all ranks, and the pass of each row over its snapshot
 """
 
@@ -70,6 +71,46 @@ class MixedOrder:
                     chosen = epochs[places] == epoch
                     rows[places[chosen]] = self.first[number] + order.epoch(int(epoch))[row[chosen]]
         return rows, epochs
+
+
+class DebiasedOrder:
+    """Every batch comes from one source alone, so that a model cannot tell pairs apart by the style of their source (ZeroVL, arXiv 2112.09331, section 3.1).
+
+    In each round of sum(counts) steps source g has counts[g] batches; which steps are whose is drawn from the seed, the same on every rank (the official code
+    draws on each rank by its clock). Each source is read in epochs of its own.
+
+    Args:
+        rows_of: the rows of each source.
+        counts: batches of each source in a round.
+        shard_of: of all rows.
+        steps_per_epoch: None: a round is an epoch.
+    """
+
+    def __init__(
+        self, rows_of: Sequence[Rows], counts: Sequence[int], shard_of: NDArray[np.int32], batch_size: int, seed: int, window: int, steps_per_epoch: int | None = None
+    ) -> None:
+        self.rows_of, self.counts, self.seed = rows_of, np.asarray(counts), seed
+        self.parts = [Order(shard_of[rows], batch_size, seed, window) for rows in rows_of]
+        self.steps_per_epoch = int(self.counts.sum()) if steps_per_epoch is None else steps_per_epoch
+
+    def source(self, step: int) -> tuple[int, int]:
+        """(whose batch a step has, how many of that source came before)."""
+        block, place = divmod(step, int(self.counts.sum()))
+        whose = np.random.default_rng([self.seed, 2, block]).permutation(np.repeat(np.arange(len(self.counts)), self.counts))
+        return int(whose[place]), int(block * self.counts[whose[place]] + (whose[:place] == whose[place]).sum())
+
+    def part(self, step: int) -> tuple[Rows, Rows]:
+        number, before = self.source(step)
+        rows, epochs = self.parts[number].part(before)
+        return self.rows_of[number][rows], epochs
+
+
+def by_source(sources: Sequence[str], batch_size: int) -> list[Rows]:
+    """Rows of each source that fills a batch, in the order of their names; those of all others together, if they do."""
+    names, number, count = np.unique(np.asarray(sources), return_inverse=True, return_counts=True)
+    large = [place for place in range(len(names)) if count[place] >= batch_size]
+    rest = np.flatnonzero(count[number] < batch_size)
+    return [np.flatnonzero(number == place) for place in large] + ([rest] if len(rest) >= batch_size else [])
 
 
 def shares(weights: Sequence[float]) -> NDArray[np.int64]:

@@ -1,6 +1,7 @@
 """Random access to the samples of shards, through index.parquet. One snapshot, or several as one."""
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Collection
@@ -12,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlm_core.data.config import Loader
-from vlm_core.data.shards.order import MixedOrder, Order
+from vlm_core.data.shards.order import DebiasedOrder, MixedOrder, Order, by_source, shares
 from vlm_core.data.shards.shards import Sample, read_index, read_manifest
-from vlm_core.errors import BadManifest, NothingLeft
+from vlm_core.errors import BadManifest, Incompatible, NothingLeft
 
 OPEN_FILES = 64
 
@@ -42,8 +43,11 @@ class ShardSamples:
     def __len__(self) -> int:
         return len(self.uids)
 
-    def order(self, batch_size: int, seed: int, window: int) -> Order | MixedOrder:
-        return Order(self.shard_of, batch_size, seed, window)
+    def order(self, batch_size: int, seed: int, window: int, debiased: bool = False) -> Order | MixedOrder | DebiasedOrder:
+        if not debiased:
+            return Order(self.shard_of, batch_size, seed, window)
+        rows_of = by_source([str(self.record(row)["source"]) for row in range(len(self))], batch_size)
+        return DebiasedOrder(rows_of, [len(rows) // batch_size for rows in rows_of], self.shard_of, batch_size, seed, window)
 
     def jpeg(self, row: int) -> bytes:
         return self._checked(row, 0, self._read(row, *self._places[row, :2]))
@@ -113,8 +117,15 @@ class MixedSamples:
     def __len__(self) -> int:
         return len(self.uids)
 
-    def order(self, batch_size: int, seed: int, window: int) -> Order | MixedOrder:
-        return MixedOrder([part.shard_of for part in self.parts], self.weights, batch_size, seed, window)
+    def order(self, batch_size: int, seed: int, window: int, debiased: bool = False) -> Order | MixedOrder | DebiasedOrder:
+        if not debiased:
+            return MixedOrder([part.shard_of for part in self.parts], self.weights, batch_size, seed, window)
+        small = next((part for part in self.parts if len(part) < batch_size), None)
+        if small is not None:
+            raise Incompatible(f"Found {len(small)} training samples in {small.shards_dir} for batches of {batch_size} from one snapshot alone; lower batch_size.")
+        rows_of = [np.arange(begin, end) for begin, end in itertools.pairwise(self._first.tolist())]
+        shard_of = np.concatenate([part.shard_of for part in self.parts])
+        return DebiasedOrder(rows_of, shares(self.weights).tolist(), shard_of, batch_size, seed, window, len(self) // batch_size)
 
     def jpeg(self, row: int) -> bytes:
         part, place = self._find(row)

@@ -70,17 +70,17 @@ def otter_tiny() -> Pretrain:
 
 
 def zerovl() -> Pretrain:
-    """ZeroVL (arXiv 2112.09331): coin-flip mixup at a constant logit scale of 50. The paper's towers start from ImageNet-21k and BERT."""
+    """ZeroVL (arXiv 2112.09331): debiased sampling and coin-flip mixup at a constant logit scale of 50. The paper's towers start from ImageNet-21k and BERT."""
     return clip_yfcc().but(
         "objectives.image_text_contrastive=null", "objectives.mixup={chunk_size: 1024}", "model.image.patch_size=16", "model.text.context_length=25",
         "model.scale.init=50", "model.scale.min=50", "model.scale.max=50", "crop_scale_min=0.6", "optim.lr=1e-4", "optim.weight_decay=0.001",
-        "loader.batch_size=16384", "fit.epochs=20",
+        "loader.batch_size=16384", "loader.debiased=source", "fit.epochs=20",
     )  # fmt: skip
 
 
 def zerovl_tiny() -> Pretrain:
-    """As clip_tiny, with mixup in the place of CLIP's loss; the logit scale stays free, as 50 is too sharp for so little data."""
-    return clip_tiny().but("objectives.image_text_contrastive=null", "objectives.mixup={}")
+    """As clip_tiny, with mixup in the place of CLIP's loss and batches of one source; the logit scale stays free, as 50 is too sharp for so little data."""
+    return clip_tiny().but("objectives.image_text_contrastive=null", "objectives.mixup={}", "loader.debiased=source")
 
 
 def filip() -> Pretrain:

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export-data": ("a snapshot for others: --as croissant|datasheet|datacomp|hf", "vlm_core.data.lineage.exports:main"),
     "rollback": ("point the champion of a registered model back to the version before it", "vlm_core.evaluate.registry:main"),
     "export": ("write a model as an open_clip checkpoint", "vlm_core.models.export:main"),
+    "adopt": ("make a model folder of an open_clip checkpoint", "vlm_core.models.export:main_adopt"),
     "serve": ("the read-only search service on loopback", "vlm_core.search.server:main"),
     "doctor": ("check the environment, and name the fix", "vlm_core.doctor:main"),
 }

@@ -1,5 +1,6 @@
 """Stock open_clip loads what we export, and we load what it saves: equal embeddings both ways."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 from vlm_core.checkpoint import write_weights
-from vlm_core.errors import CheckpointError, Incompatible
+from vlm_core.errors import CheckpointError, Incompatible, MissingInput
 from vlm_core.models import config as menu
 from vlm_core.models import pretrained
-from vlm_core.models.export import adopt, export, model_config
+from vlm_core.models.export import adopt, export, main_adopt, model_config, read_model_config
 from vlm_core.models.towers import TwoTower
 
 TEXT = menu.ClipTransformer(context_length=16, width=32, layers=2, heads=2)
@@ -63,16 +64,49 @@ def test_stock_open_clip_gives_the_embeddings_of_the_model_folder(kind: str, tmp
         torch.testing.assert_close(theirs.logit_bias, ours.towers.bias)
 
 
-def test_weights_that_open_clip_made_are_adopted_with_equal_embeddings(tmp_path: Path) -> None:
-    config = MODELS["vit"]
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("built", [open_clip.CLIP, open_clip.CustomTextCLIP])
+def test_weights_that_open_clip_made_are_adopted_with_equal_embeddings(kind: str, built: type, tmp_path: Path) -> None:
     torch.manual_seed(3)
-    theirs = open_clip.CLIP(**{key: value for key, value in model_config(config).items()}).eval()
-    write_weights(tmp_path / "open_clip.safetensors", theirs.state_dict())
-    adopt(tmp_path / "open_clip.safetensors", config, tmp_path / "model", "adopted")
+    theirs = built(**model_config(MODELS[kind])).eval()
+    write_weights(tmp_path / "weights.safetensors", theirs.state_dict())
+    (tmp_path / "architecture.json").write_text(json.dumps(model_config(MODELS[kind])))
+    assert main_adopt([str(tmp_path / "weights.safetensors"), "--config", str(tmp_path / "architecture.json"), "--out", str(tmp_path / "model")]) == 0
     ours = pretrained.load(tmp_path / "model")
-    images_B3HW = torch.stack([ours.transform()(picture) for picture in pictures()])
+    assert ours.towers.config.but("scale={}") == MODELS[kind].but("scale={}")
+    images_B3HW, texts = torch.stack([ours.transform()(picture) for picture in pictures()]), ["a red bicycle", "x"]
     with torch.no_grad():
         torch.testing.assert_close(ours.encode_images(pictures()), F.normalize(theirs.encode_image(images_B3HW), dim=-1), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours.encode_texts(texts), F.normalize(theirs.encode_text(ours.tokenize(texts)), dim=-1), rtol=1e-5, atol=1e-6)
+
+
+def test_an_activation_other_than_that_of_the_weights_is_refused(tmp_path: Path) -> None:
+    write_weights(tmp_path / "quick.safetensors", open_clip.CLIP(**model_config(MODELS["vit"])).state_dict())
+    (tmp_path / "quick.json").write_text(json.dumps(model_config(MODELS["vit"])))
+    with pytest.raises(CheckpointError, match=r"Found activation 'quick_gelu' in .*quick\.json, expected 'gelu' as asked"):
+        adopt(tmp_path / "quick.safetensors", MODELS["vit"].but("activation=gelu"), tmp_path / "model", "adopted")
+
+
+def test_an_architecture_of_open_clip_that_we_do_not_have_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "siglip.json"
+    file.write_text(json.dumps({"embed_dim": 768, "vision_cfg": {"timm_model_name": "vit_base_patch16_siglip_224"}, "text_cfg": {}}))
+    with pytest.raises(Incompatible, match=r"Found 'timm_model_name' in .*siglip\.json"):
+        read_model_config(file)
+    with pytest.raises(MissingInput, match=r"Found no .*nowhere\.json"):
+        read_model_config(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ("text.tokenizer=bpe", "Found the tokenizer 'bpe'"),
+        ("image.pool=map", "Found model.image.pool 'map'"),
+        ("decoder={layers: 1, heads: 2}", r"Found a model with model\.decoder"),
+    ],
+)
+def test_what_open_clip_would_not_know_is_not_exported(change: str, what: str) -> None:
+    with pytest.raises(Incompatible, match=what):
+        model_config(MODELS["avg"].but(change))
 
 
 def test_weights_of_another_shape_are_refused_by_name(tmp_path: Path) -> None:

@@ -74,6 +74,7 @@ def test_a_filter_takes_over_the_groups_of_another_one_and_refuses_samples_that_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_candidate_is_judged_on_pairs_that_no_training_set_holds(small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pyarrow as pa
 

@@ -62,7 +62,9 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return make_shards(root / "one", 60)[0], make_shards(root / "two", 90, Shard(held_out=0.2, samples_per_shard=12, seed=4))[0]
 
 
-def loader(two: tuple[Path, Path], rank: int = 0, world: int = 1, steps: int | None = None, weight: float = 3.0, debiased: str | None = "source") -> TrainLoader:
+def loader(
+    two: tuple[Path, Path], rank: int = 0, world: int = 1, steps: int | None = None, weight: float = 3.0, debiased: str | None = "source"
+) -> TrainLoader:
     config = Loader(batch_size=4, mix={"two": Mixed(shards=str(two[1]), weight=weight)}).but(f"debiased={debiased or 'null'}")
     return TrainLoader(training_samples(two[0], config), config, Transform(16), seed=1, rank=rank, world=world, steps=steps)
 

@@ -6,6 +6,7 @@ continued run computes as before.
 
 import json
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,18 +64,20 @@ def _measured(body: Body, batch: Batch, precision: torch.dtype) -> tuple[bool, s
     try:
         switch(body, True)
         compiled = {id(block): block._compiled_call_impl for block in blocks}
-        found = _one(body, batch, precision)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's advice on code that is not ours
+            found = _one(body, batch, precision)
     except Exception as error:  # noqa: BLE001  every way in which a compiler can fail means the same here
         return False, f"not compiled: the compiler failed ({type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]})"
     switch(body, False)
     expected = _one(body, batch, precision)
-    apart = max(abs(mine - theirs) / max(abs(theirs), 1e-6) for mine, theirs in zip(found[1:], expected[1:], strict=True))
+    apart = max(abs(mine - theirs) / max(abs(theirs), 1e-6) for mine, theirs in zip(found[:2], expected[:2], strict=True))
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(STEPS):
         for way, taken in seconds.items():
             for block in blocks:
                 block._compiled_call_impl = compiled[id(block)] if way else None
-            taken.append(_one(body, batch, precision)[0])
+            taken.append(_one(body, batch, precision)[2])
     gain = float(of_first(torch.tensor(min(seconds[False]) / min(seconds[True]))))
     apart = float(of_first(torch.tensor(apart)))
     if apart > AGREE[precision]:
@@ -85,21 +88,21 @@ def _measured(body: Body, batch: Batch, precision: torch.dtype) -> tuple[bool, s
 
 
 def _one(body: Body, batch: Batch, precision: torch.dtype) -> tuple[float, float, float]:
-    """(seconds, loss, norm of the gradient) of one step that changes nothing: not the weights, nor queues, nor random numbers."""
+    """(loss, norm of the gradient, seconds) of one step that changes nothing: not the weights, nor queues, nor random numbers."""
     device = body.towers.log_scale.device
     buffers = {name: value.clone() for name, value in body.named_buffers()}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        begin = time.perf_counter()
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            total, _ = body(batch)
-            with full_precision(device):
-                total.backward()
-        norm = torch.stack([value.grad.norm() for value in body.parameters() if value.grad is not None]).norm()
-        found = float(total.detach()), float(norm)
-        seconds = time.perf_counter() - begin
-    body.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for name, value in body.named_buffers():
-            value.copy_(buffers[name])
-    return seconds, *found
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            begin = time.perf_counter()
+            with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+                total, _ = body(batch)
+                with full_precision(device):
+                    total.backward()
+            norm = torch.stack([value.grad.norm() for value in body.parameters() if value.grad is not None]).norm()
+            return float(total.detach()), float(norm), time.perf_counter() - begin
+    finally:
+        body.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, value in body.named_buffers():
+                value.copy_(buffers[name])

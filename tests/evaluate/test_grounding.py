@@ -94,7 +94,7 @@ def test_the_evaluator_measures_models_with_regions_and_says_so_where_there_are_
         found = {row["metric"]: row for row in rows if row["task"] == "grounding"}
         assert ("no regions" in (stage.out / "report.md").read_text()) == (name == "without")
         assert (stage.pictures / "grounding.png").exists() == (name == "with") == any("grounding.png" in picture for picture in report.pictures.values())
-        assert set(found) == ({"ap", "ap50", "ap50_by_chance", "recall_at_1"} if name == "with" else set())
+        assert set(found) == ({"ap", "ap50", "ap50_by_chance", "recall_at_1", "recall_at_1_by_chance"} if name == "with" else set())
         for row in found.values():
             assert 0 <= row["ci_low"] <= row["value"] <= row["ci_high"] <= 1
             assert read_cards(stage.out / "cards")[row["card_id"]].metrics["scenes"]["objects_max"] == 4

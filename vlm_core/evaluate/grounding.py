@@ -1,7 +1,7 @@
 """Grounding: which box belongs to which phrase, on scenes composed of held-out pictures (`data/shards/scenes.py`).
 
 Every scene is asked for the captions of its objects and for those of other pictures. `ap` and `ap50` pool all phrases, as COCO's average precision of one category
-does, since most phrases occur once; `recall_at_1` is the share of objects whose best box of their phrase overlaps them by half. `ap50_by_chance` names the
+does, since most phrases occur once; `recall_at_1` is the share of objects whose best box of their phrase overlaps them by half. `.._by_chance` names the
 model's own boxes at random among the phrases asked: what is above it comes from reading, what it has comes from seeing where objects are.
 """
 
@@ -149,10 +149,11 @@ def ground_heldout(vlm: Vlm, data: HeldOut, version: str, count: int, results: R
     )  # fmt: skip
     for name, parts, iou in (("ap", judged, None), ("ap50", judged, HALF), ("ap50_by_chance", chance, HALF)):
         results.whole(card, name, bootstrap_metric(_of(parts, iou), count, 1_000, results.seed), count)
-    right = [hits(one.scene.boxes_K4, one.phrase_K, guess) for one, guess in zip(asked, found, strict=True)]
-    ids = [f"{place:05d}/{number}" for place, one in enumerate(right) for number in range(len(one))]
+    ids = [f"{place:05d}/{number}" for place, one in enumerate(asked) for number in range(len(one.phrase_K))]
     names = [one.phrases[int(phrase)] for one in asked for phrase in one.phrase_K]
-    results.per_sample(card, "recall_at_1", ids, np.concatenate(right), label=names, group=[name[:5] for name in ids], clustered=True)
+    for name, guesses in (("recall_at_1", found), ("recall_at_1_by_chance", named)):
+        right = np.concatenate([hits(one.scene.boxes_K4, one.phrase_K, guess) for one, guess in zip(asked, guesses, strict=True)])
+        results.per_sample(card, name, ids, right, label=names, group=[one[:5] for one in ids], clustered=True)
     _draw(asked, found, sheet)
 
 

@@ -6,9 +6,7 @@ from vlm_core.train.config import Pretrain
 GLIP = "objectives.region_word={}", "model.regions={reads: prompt, levels: 5, blocks: 6}", "model.text.context_length=256"
 DETCLIP = "objectives.region_concept={}", "model.regions={reads: concepts, definitions: true, levels: 5}", "model.text.context_length=48"
 DENSE = "model.image.patch_size=16", "model.image.image_size=800", "loader.batch_size=64", "fit.epochs=30", "optim.warmup_steps=2000"
-TINY = (
-    "model.image.patch_size=8", "scenes.share=0.25", "scenes.ground=white", "model.text.context_length=64", "fit.epochs=8",
-)  # fmt: skip
+TINY = "model.image.patch_size=8", "scenes.share=0.5", "model.text.context_length=64", "fit.epochs=8"
 HEAD_TINY = "levels: 3, blocks: 1, width: 64, anchor_scale: 4"
 
 
@@ -18,7 +16,7 @@ def glip() -> Pretrain:
 
 
 def glip_tiny() -> Pretrain:
-    """As clip_tiny with patches of 8 pixels, GLIP's objective on one scene per four pairs."""
+    """As clip_tiny with patches of 8 pixels, GLIP's objective on one scene per two pairs."""
     return clip_tiny().but("objectives.region_word={}", *TINY, f"model.regions={{reads: prompt, {HEAD_TINY}}}")
 
 
@@ -28,5 +26,5 @@ def detclip() -> Pretrain:
 
 
 def detclip_tiny() -> Pretrain:
-    """As clip_tiny with patches of 8 pixels, DetCLIP's objective on one scene per four pairs."""
+    """As clip_tiny with patches of 8 pixels, DetCLIP's objective on one scene per two pairs."""
     return clip_tiny().but("objectives.region_concept={}", *TINY, f"model.regions={{reads: concepts, definitions: true, {HEAD_TINY}}}")

@@ -5,18 +5,19 @@ import dagster as dg
 from pipelines.partitions import WHOLE_GRID, crawl_batches, pretraining
 
 BATCHES = dg.AssetSelection.assets("crawl_batches")  # each source is a run of its own
+FINGERPRINTS = dg.AssetSelection.assets("fingerprints")  # of test sets that are there, for the filter of a later run
 SEARCHES = dg.AssetSelection.groups("searches")  # hours, on demand
 
 # Each step only waits for the process of its verb, which uses all cores itself: steps side by side would share two cores
 # and pay a second interpreter with the definitions each, so they run one after the other inside the run's own process.
 data_to_model = dg.define_asset_job(
-    "data_to_model", selection=dg.AssetSelection.all() - BATCHES - SEARCHES, executor_def=dg.in_process_executor,
+    "data_to_model", selection=dg.AssetSelection.all() - BATCHES - FINGERPRINTS - SEARCHES, executor_def=dg.in_process_executor,
     description="From crawled pages to registered, adapted and distilled models. What has not changed is reused.",
     tags={**WHOLE_GRID, "dagster/max_runtime": str(6 * 3600), "stage": "all"},
 )  # fmt: skip
 
 data_only = dg.define_asset_job(
-    "data", selection=dg.AssetSelection.groups("data") - BATCHES, executor_def=dg.in_process_executor,
+    "data", selection=dg.AssetSelection.groups("data") - BATCHES - FINGERPRINTS, executor_def=dg.in_process_executor,
     description="From crawled pages to the recorded snapshot and the test sets.", tags={"dagster/max_runtime": str(6 * 3600), "stage": "data"},
 )  # fmt: skip
 
@@ -24,6 +25,12 @@ crawl_batch = dg.define_asset_job(
     "crawl_batch", selection=BATCHES, partitions_def=crawl_batches, executor_def=dg.in_process_executor,
     description="Crawls one further source of params.yaml: a partition. The next run of candidate_pairs reads it beside the others.",
     tags={"dagster/max_runtime": str(24 * 3600), "stage": "batch"},
+)  # fmt: skip
+
+fingerprint = dg.define_asset_job(
+    "fingerprint", selection=FINGERPRINTS, executor_def=dg.in_process_executor,
+    description="Fingerprints of the test sets that are there, so that what is crawled from now on can be kept clear of them (decontaminate.prints).",
+    tags={"dagster/max_runtime": str(6 * 3600), "stage": "fingerprint"},
 )  # fmt: skip
 
 retrain = dg.define_asset_job(

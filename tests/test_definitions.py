@@ -26,6 +26,7 @@ EDGES = {
     "shards": {"captions", "filtered"},
     "snapshot": {"shards"},
     "eval_sets": {"shards"},
+    "fingerprints": {"embeddings", "eval_sets"},
     "report": {"snapshot"},
     "pretrained/lit_packaged": {"snapshot"},
     "pretrained/clip_tiny": {"snapshot"},
@@ -68,9 +69,10 @@ def test_every_asset_has_an_owner_a_group_and_a_sentence() -> None:
 def test_the_main_job_covers_every_asset_check_and_listed_cell_in_one_run() -> None:
     job = defs.resolve_job_def("data_to_model")
     steps = {key.split(".")[0] for key in job.graph.node_dict}
-    apart = {"crawl_batches", *(key.to_python_identifier() for key in GRAPH.get_all_asset_keys() if GRAPH.get(key).group_name == "searches")}
+    apart = {"crawl_batches", "fingerprints", *(key.to_python_identifier() for key in GRAPH.get_all_asset_keys() if GRAPH.get(key).group_name == "searches")}
     assert {key.to_python_identifier() for key in GRAPH.get_all_asset_keys()} - apart <= steps
-    assert not apart & steps, "further sources and searches are runs of their own"
+    assert not apart & steps, "further sources, fingerprints and searches are runs of their own"
+    assert set(defs.resolve_job_def("fingerprint").graph.node_dict) == {"fingerprints"}
     first, last = (job.tags[f"dagster/asset_partition_range_{end}"] for end in ("start", "end"))
     parts = job.partitions_def
     assert parts is not None
@@ -94,7 +96,7 @@ def test_a_backfill_over_recipes_is_one_run_for_each_and_searches_are_jobs_of_th
     assert set(defs.resolve_job_def("sweep").graph.node_dict) == {"sweep"}
 
 
-MADE_BY_ASSETS = set(VERBS) - {"fingerprint", "compare-models"}  # called by whoever has evaluation sets, or evaluations, of his own
+MADE_BY_ASSETS = set(VERBS) - {"compare-models"}  # called by whoever has evaluations of his own
 SEARCHES = {"compare-pretraining", "sweep"}  # hours, on demand: no part of `dvc repro`
 
 
@@ -108,7 +110,7 @@ def test_params_yaml_lists_known_recipes_whose_settings_resolve() -> None:
 
 def test_dvc_yaml_has_the_stages_of_the_assets_with_the_choices_of_params_yaml() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert set(stages) == MADE_BY_ASSETS - {"promote"} - SEARCHES
+    assert set(stages) == MADE_BY_ASSETS - {"promote", "fingerprint"} - SEARCHES  # fingerprints serve the filter of a later run
     assert stages["pretrain"]["foreach"] == MODELS
     assert stages["transfer"]["matrix"] == {"method": CHOSEN_METHODS, "dataset": DATASETS}
     assert set(stages["evaluate"]["foreach"]) == {key.path[1] for key in GRAPH.get_all_asset_keys() if key.path[0] == "evaluation"}

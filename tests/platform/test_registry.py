@@ -1,12 +1,15 @@
 """Registration and promotion against a real MLflow store, with evaluations whose outcome is known."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from vlm_core.data.lineage.catalog import open_catalog
+from vlm_core.data.lineage.catalog import append, open_catalog
+from vlm_core.data.lineage.takedown import take_down, withdraw
 from vlm_core.errors import ConfigError, MissingInput
 from vlm_core.evaluate.card import ProtocolCard
 from vlm_core.evaluate.config import Promote
@@ -110,6 +113,37 @@ def test_the_same_bytes_are_registered_once(tmp_path: Path, store: str) -> None:
     again = promote(tmp_path / "b", store, "first", 200)
     assert again.counts == {"version": 1, "new": 0, "worse": 0, "promoted": 1}
     assert len(Registry(store).versions("vlm-base")) == 1
+
+
+def taken_down_after_training(tmp_path: Path, weights: bytes) -> str:
+    """A sample in a training shard of the snapshot that the weights learnt is taken down; gives the takedown's id."""
+    catalog, model_id = tmp_path / "home" / "catalog", hashlib.sha256(weights).hexdigest()
+    rows: dict[str, dict[str, object]] = {
+        "shard_samples": {"shard_md5": "s", "uid": "1" * 32}, "shards": {"shard_md5": "s", "split": "train"}, "snapshots": {"snapshot_md5": "5" * 32 + ".dir"},
+        "snapshot_shards": {"snapshot_md5": "5" * 32 + ".dir", "shard_md5": "s"}, "models": {"model_id": model_id, "snapshot_md5": "5" * 32 + ".dir"},
+    }  # fmt: skip
+    for table, row in rows.items():
+        append(catalog, table, pa.Table.from_pylist([row]), f"made-{model_id[:8]}")
+    return str(take_down(tmp_path / "home", "uid", "1" * 32)["takedown"][0]["takedown_id"])
+
+
+def test_a_model_that_learnt_what_was_taken_down_is_registered_and_not_promoted_unless_asked_for_or_withdrawn(tmp_path: Path, store: str) -> None:
+    takedown = taken_down_after_training(tmp_path, b"first")
+    report = promote(tmp_path, store, "first", 200)
+    assert (report.counts["new"], report.counts["promoted"]) == (1, 0)
+    said = report.tables["registry"][0]
+    assert said["outcome"] == "refused"
+    assert f"1 samples of uid {'1' * 32} (direct, takedown {takedown[:12]})" in said["reason"]
+    assert holders(store) == {"challenger": "first"}
+
+    inputs = {"model": tmp_path / "made" / "first", "evaluation": tmp_path / "made" / "first-evaluation"}
+    report = run("promote", CONFIG.but("despite_takedowns=true"), inputs, tmp_path / "out" / "despite", MlflowTracker(store, "promote/despite"), force=True)
+    assert report.counts["promoted"] == 1
+    assert "Despite takedowns, as asked: it stands on 1 samples" in report.tables["registry"][0]["reason"]
+
+    withdraw(tmp_path / "home", takedown, "a mistake")
+    report = promote(tmp_path, store, "better", 240)
+    assert (report.counts["promoted"], holders(store)["champion"]) == (1, "better")
 
 
 def test_rollback_points_back_once_and_the_catalog_remembers_every_move(tmp_path: Path, store: str) -> None:

@@ -59,8 +59,9 @@ bench: setup ## the benchmarks; results go to benchmarks/results/
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file; done
 
 SAMPLES ?= 40000
+SET ?= seeds=3
 compare: setup ## every tiny recipe on the demo's snapshot at SAMPLES pairs seen and three seeds: hours; goes on where it was stopped
-	@$(BIN)/vlm compare-pretraining --params params.yaml --set samples=$(SAMPLES) --in shards=data/shards --in eval_sets=data/eval_sets --out data/comparison
+	@$(BIN)/vlm compare-pretraining --params params.yaml --set samples=$(SAMPLES) $(foreach change,$(SET),--set '$(change)') --in shards=data/shards --in eval_sets=data/eval_sets --out data/comparison
 	@mkdir -p docs/results && cp data/comparison/leaderboard.md docs/results/pretraining.md && cp data/comparison.run/pictures/leaderboard.png docs/results/
 
 corpus: setup ## make the embedded corpus again from its packages

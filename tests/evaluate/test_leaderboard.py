@@ -12,6 +12,7 @@ from vlm_core.evaluate.card import ProtocolCard
 from vlm_core.evaluate.config import CompareModels
 from vlm_core.evaluate.leaderboard import compare_models, estimate
 from vlm_core.evaluate.results import Results
+from vlm_core.evaluate.statistics import Interval
 from vlm_core.stage import Report
 
 CARD = ProtocolCard(task="matching", dataset="heldout", dataset_version="v", split="heldout", split_sha256="s", n=200, metrics={"auc": "x"})
@@ -86,6 +87,28 @@ def test_differences_are_paired_by_sample_and_by_seed_and_verdicts_follow_the_in
     assert "1 of 4 beat the base: better." in page
     assert "does not beat the base here" in page
     assert (tmp_path / "board" / "pictures" / "leaderboard.png").stat().st_size > 5_000
+
+
+def test_what_the_base_has_not_and_what_is_no_mean_over_samples_is_shown_without_a_difference(tmp_path: Path) -> None:
+    folders = {f"clip__{seed}": evaluation(tmp_path / f"clip{seed}", np.linspace(0, 1, N)) for seed in (0, 1)}
+    for seed, miou in ((0, 0.25), (1, 0.75)):
+        results = Results("0" * 64, resamples=1_000)
+        scenes = CARD.merged({"dataset": "scenes", "task": "segmentation"})
+        results.per_sample(CARD, "auc", [f"s{i}" for i in range(N)], np.linspace(0, 1, N))
+        results.per_sample(scenes, "scene_iou", ["a", "b", "c"], np.array([0.2, 0.4, 0.6]))
+        results.whole(scenes, "miou", Interval(miou, miou - 0.1, miou + 0.1), 3)
+        (tmp_path / f"dense{seed}").mkdir()
+        results.write(tmp_path / f"dense{seed}")
+        folders[f"dense__{seed}"] = tmp_path / f"dense{seed}"
+    report, _ = board(tmp_path, **folders)
+    rows = {row["suite"]: row for row in pq.read_table(tmp_path / "board" / "out" / "leaderboard.parquet").to_pylist() if row["model"] == "dense"}
+    assert {suite: row["verdict"] for suite, row in rows.items()} == {
+        "heldout/matching/auc": "cannot_tell", "scenes/segmentation/scene_iou": "no_base", "scenes/segmentation/miou": "not_paired",
+    }  # fmt: skip
+    whole = rows["scenes/segmentation/miou"]
+    assert (whole["value"], whole["seeds"], whole["difference"]) == (0.5, 2, None)
+    assert (whole["ci_low"], whole["ci_high"]) == pytest.approx((0.4, 0.6))
+    assert report.tables["scenes segmentation miou"][0]["model"] == "dense"
 
 
 def test_a_table_without_the_base_or_with_a_nameless_input_is_refused(tmp_path: Path) -> None:

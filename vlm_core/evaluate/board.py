@@ -17,7 +17,8 @@ SCHEMA = pa.schema([
 ])  # fmt: skip
 VERDICTS = {
     "base": "the base", "better": "**beats the base**", "worse": "is worse than the base", "cannot_tell": "does not beat the base here (the interval holds 0)",
-    "other_protocol": "another protocol card: not compared",
+    "other_protocol": "another protocol card: not compared", "no_base": "the base has nothing of this",
+    "not_paired": "not a mean over samples: not paired",
 }  # fmt: skip
 DETAILS = ("acc5", "recall_at_1", "recall_at_5")
 Row = Mapping[str, Any]

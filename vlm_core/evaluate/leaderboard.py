@@ -8,7 +8,7 @@ OUT/leaderboard.parquet  one row per suite and model        OUT/leaderboard.md  
 # S seeds, N samples, C groups of samples
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from vlm_core.evaluate.metrics import Array
 from vlm_core.evaluate.statistics import holm
 from vlm_core.stage import Report, Stage
 
+SUMMARIES = ("mean_recall", "mean_per_class_recall")  # of metrics that have rows of their own
 Runs = dict[str, dict[Key, Suite]]  # seed -> what that run measured
 
 
@@ -43,6 +44,7 @@ def compare_models(config: CompareModels, stage: Stage) -> Report:
     if config.base not in models:
         raise ConfigError(f"Found no evaluation of the base {config.base!r}, expected one; {did_you_mean(config.base, models)}")
     rows = rank(models, config.base, config.candidates)
+    rows += wholes(stage.inputs, config.base, {row["suite"] for row in rows})
     if not any(row["suite"] == config.primary for row in rows):
         raise ConfigError(
             f"Found no suite {config.primary!r} in these evaluations, expected the one that orders the table; {did_you_mean(config.primary, {row['suite'] for row in rows})}"
@@ -70,6 +72,27 @@ def _report(config: CompareModels, rows: list[dict[str, Any]], models: Mapping[s
         tables={suite.replace("/", " "): [board.plain(row) for row in rows if row["suite"] == suite] for suite in shown},
         pictures={"Differences from the base with 95 % intervals": "leaderboard.png"},
     )  # fmt: skip
+
+
+def wholes(inputs: Mapping[str, Path], base: str, paired: Collection[str]) -> list[dict[str, Any]]:
+    """Rows of metrics that are no mean over samples (mIoU, AP): means over seeds of values and of the ends of their intervals, without a difference."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for name, folder in inputs.items():
+        model = name.partition(".")[2].rpartition("@")[0]
+        for row in pq.read_table(folder / "metrics.parquet").to_pylist():
+            suite = f"{row['dataset']}/{row['task']}/{row['metric']}"
+            if suite not in paired and row["metric"] not in SUMMARIES:
+                found[suite, model].append(row)
+    return [
+        {**_empty(suite, model, rows[0]["card_id"], len(rows), rows[0]["n"]), "verdict": "base" if model == base else "not_paired",
+         **{name: float(np.mean([row[name] for row in rows])) for name in ("value", "ci_low", "ci_high")}}
+        for (suite, model), rows in sorted(found.items())
+    ]  # fmt: skip
+
+
+def _empty(suite: str, model: str, card_id: str, seeds: int, n: int) -> dict[str, Any]:
+    return {"suite": suite, "model": model, "card_id": card_id, "seeds": seeds, "n": n, "difference": None, "difference_low": None, "difference_high": None,
+            "by_seed": [], "p": None, "p_holm": None}  # fmt: skip
 
 
 def read_models(inputs: Mapping[str, Path]) -> dict[str, Runs]:
@@ -108,9 +131,8 @@ def _suite(key: Key, models: Mapping[str, Runs], base: str) -> list[dict[str, An
         if len(cards) > 1:
             raise Incompatible(f"Found {len(cards)} protocol cards for {'/'.join(key)} of {model} over its seeds, expected one; evaluate all its seeds alike.")
         own = _estimate(list(mine.values()))
-        row = {"suite": "/".join(key), "model": model, "card_id": cards.pop(), "seeds": len(mine), "n": len(next(iter(mine.values())).value),
-               "value": own.value, "ci_low": own.low, "ci_high": own.high, "difference": None, "difference_low": None, "difference_high": None,
-               "by_seed": [], "p": None, "p_holm": None, "verdict": "base" if model == base else "other_protocol"}  # fmt: skip
+        row = _empty("/".join(key), model, cards.pop(), len(mine), len(next(iter(mine.values())).value))
+        row |= {"value": own.value, "ci_low": own.low, "ci_high": own.high, "verdict": "base" if model == base else "other_protocol" if against else "no_base"}
         rows.append({**row, **(_difference(mine, against) if model != base else {})})
     return rows
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args
 from vlm_core.config import Config, kinds
 from vlm_core.distill.config import Terms
 from vlm_core.errors import UnknownKind, did_you_mean
-from vlm_core.models.config import ImageTower, TextTower
+from vlm_core.models.config import Fusion, ImageTower, TextTower, VisualTokens
 from vlm_core.objectives.config import Objectives
 from vlm_core.stage import PACKAGE
 from vlm_core.transfer.config import Method
@@ -38,7 +38,7 @@ def _optional(schema: type[Config]) -> dict[str, type[Config]]:
 def families() -> dict[str, tuple[Path, Mapping[str, type[Config]], str, str]]:
     """Family -> (folder of its method files, menu, setting and needs where the file does not say)."""
     return {
-        "towers": (PACKAGE / "models", {**kinds(ImageTower), **kinds(TextTower)}, "pre-training", "pairs"),
+        "towers": (PACKAGE / "models", {**kinds(ImageTower), **kinds(TextTower), **kinds(Fusion), **kinds(VisualTokens)}, "pre-training", "pairs"),
         "objectives": (PACKAGE / "objectives", _optional(Objectives), "pre-training", "pairs"),
         "transfer": (PACKAGE / "transfer", kinds(Method), "few-shot", "cached features"),
         "distill": (PACKAGE / "distill", _optional(Terms), "distillation", "pairs, a teacher"),

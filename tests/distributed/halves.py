@@ -32,6 +32,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "unicl": {"image_text_label": {"chunk_size": 3}},
     "slip": {"image_text_contrastive": {}, "image_contrastive": {**SMALL["image_contrastive"], "chunk_size": 3}},
     "moco": {"image_text_contrastive": {}, "moco": SMALL["moco"]},
+    "fiber's queue": {"queued_contrastive": {"queue": 12}},
+    "nlip": {"noise_adaptive": {"window": 16, "refit_every": 1, "chunk_size": 3}},
+    "coca": {"captioning": {}},
+    "pali": {"prefix_generation": {}},
+    "flava": {"masked_cross_modal": {}, "fused_masked_language": {}, "masked_language": {}},
 }
 
 
@@ -57,8 +62,16 @@ def batches() -> list[dict[str, Any]]:
     for step in range(2):
         given = batch(PAIRS, torch.float64)
         texts = [[5 + step, 10 + row, *[30, 31] * (row >= PAIRS // 2)] for row in range(PAIRS)]
-        steps.append({**given, "images": given["images"].roll(step, 0), "ids": ids(texts)})
+        steps.append({**given, **masked(ids(texts), PAIRS), "images": given["images"].roll(step, 0), "ids": ids(texts)})
     return steps
+
+
+def masked(words: Tensor, pairs: int) -> dict[str, Tensor]:
+    """Words and patches hidden by place, not by chance: the last pairs hide most."""
+    hidden = (words < 38) & (words > 0) & (torch.arange(len(words))[:, None] + torch.arange(words.shape[1]) > 5)
+    names = ("fused_ids", "fused_labels"), ("hidden_words", "hidden_word_labels"), ("masked_ids", "masked_labels")
+    named = {name: value for both in names for name, value in zip(both, (words.where(~hidden, 38), words.where(hidden, -100)), strict=True)}
+    return {**named, "hidden_patches": torch.arange(16).expand(pairs, -1) < torch.arange(pairs)[:, None]}
 
 
 def part(given: dict[str, Any], rows: slice) -> dict[str, Any]:

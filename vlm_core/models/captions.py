@@ -37,8 +37,7 @@ def _pictures(vlm: Vlm, images: Sequence[Image.Image]) -> Tensor:
 def caption_log_likelihood(vlm: Vlm, images: Sequence[Image.Image], texts: Sequence[str], prompt: str = "", batch: int = 64) -> Tensor:
     """Mean log p of the tokens of every text, its end included, given every picture (I, T), float32, on the CPU.
 
-    Args:
-        prompt: task prompt in front of the texts, as the model was trained with; its tokens are given and not scored.
+    `prompt` is the task prompt in front of the texts, as the model was trained with; its tokens are given and not scored.
     """
     _need(vlm, "decoder", "captioning or prefix_generation")
     ids_TL = trim(vlm.tokenize([f"{prompt} {text}".strip() for text in texts])).to(vlm.device)
@@ -70,11 +69,7 @@ def _likelihood(towers: TwoTower, seen_KE: Tensor, ids_TL: Tensor, states_TLE: T
 
 @torch.inference_mode()
 def captions_of(vlm: Vlm, images: Sequence[Image.Image], prompt: str = "", most: int = 30) -> list[str]:
-    """A caption of each picture, the likeliest token each time, until the end token or `most` tokens.
-
-    Args:
-        prompt: task prompt, as the model was trained with.
-    """
+    """A caption of each picture, the likeliest token each time, until the end token or `most` tokens, behind the task prompt that it was trained with."""
     _need(vlm, "decoder", "captioning or prefix_generation")
     text, decoder = cast(Any, vlm.towers.text), cast(Any, vlm.towers.decoder)
     config = vlm.towers.config.text

@@ -23,7 +23,7 @@ class FusedMaskedLanguage(Objective):
         super().__init__()
         self.config = config
         self.special: Special = towers.text.special  # type: ignore[assignment]
-        self.head = MaskedHead(present(towers.fusion).text_width, self.special.count)
+        self.head = MaskedHead(present(towers.fusion).text_width, self.special.vocabulary)
 
     def ask(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         if "fused_ids" in batch:

@@ -28,7 +28,7 @@ class MaskedCrossModal(Objective):
         self.rows: int = towers.config.image.image_size // towers.config.image.patch_size  # type: ignore[union-attr]  # visual_tokens: a grid of patches
         self.mask_E = nn.Parameter(torch.randn(towers.image_width) * towers.image_width**-0.5)
         self.of_patches = MaskedHead(fusion.image_width, present(towers.visual_tokens).vocab_size)
-        self.of_words = MaskedHead(fusion.text_width, self.special.count)
+        self.of_words = MaskedHead(fusion.text_width, self.special.vocabulary)
 
     def ask(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         if "hidden_words" in batch:

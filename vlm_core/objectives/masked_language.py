@@ -23,7 +23,7 @@ class MaskedLanguage(Objective):
         super().__init__()
         self.config = config
         self.special: Special = towers.text.special  # type: ignore[assignment]
-        self.head = MaskedHead(towers.text_width, self.special.count)
+        self.head = MaskedHead(towers.text_width, self.special.vocabulary)
 
     def ask(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         masked_BL, labels_BL = hide_words(batch["ids"], self.special, self.config.share)

@@ -38,14 +38,14 @@ def fit_mixture(losses_W: Tensor) -> Mixture:
     """Maximum likelihood by expectation and maximisation in float64, from the means of the lower and the upper half."""
     x_W = losses_W.double()
     ordered = x_W.sort().values
-    half, floor = len(x_W) // 2, x_W.var() * 1e-3 + 1e-12
+    half, floor = len(x_W) // 2, float(x_W.var()) * 1e-6 + 1e-12
     now = Mixture(torch.stack([ordered[:half].mean(), ordered[half:].mean()]), x_W.std().clamp(min=1e-6).repeat(2), x_W.new_full((2,), 0.5))
     for _ in range(ROUNDS):
         part_WG = posterior(x_W, now)
         mass_G = part_WG.sum(0).clamp(min=1e-9)
         mean_G = (part_WG * x_W[:, None]).sum(0) / mass_G
         variance_G = (part_WG * (x_W[:, None] - mean_G) ** 2).sum(0) / mass_G
-        then, now = now, Mixture(mean_G, (variance_G + floor).sqrt(), mass_G / len(x_W))
+        then, now = now, Mixture(mean_G, variance_G.clamp(min=floor).sqrt(), mass_G / len(x_W))
         if float((then.mean_G - now.mean_G).abs().max()) < 1e-9:
             break
     order = now.mean_G.argsort()

@@ -26,11 +26,7 @@ def itc_queue_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(loss, image-to-text and text-to-image similarities (B, N + K)): InfoNCE of rows against the batch and queues, which get no gradient.
 
-    Args:
-        image_BD: rows of unit norm, as all others.
-        image_KD: of the queue.
-        scale: one over the temperature.
-        image_ND: the batch of all ranks; row i belongs to column offset + i. The rows themselves if not given.
+    All rows have unit norm; K are those of the queue, N those of all ranks, of which row i belongs to column offset + i (the rows themselves if not given).
 
     Source: FIBER, arXiv 2206.07643. Checked by golden `pretraining/itc_queue_hard_negatives`.
     """

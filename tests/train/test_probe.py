@@ -40,6 +40,7 @@ def test_compiled_blocks_are_kept_only_where_they_agree_and_are_faster(tmp_path:
 def test_where_the_compiler_fails_nothing_is_compiled_and_one_line_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._inductor import config
 
+    torch._dynamo.reset()  # what an earlier test compiled
     monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(config, "force_disable_caches", True)
     body, before = body_with_queue(), torch.get_rng_state()

@@ -21,7 +21,7 @@ def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
 def checkpoint_blocks(module: nn.Module) -> None:
     """Activations inside blocks are not kept but made again in backward: same gradients, less memory, a third more work."""
     for block in blocks_of(module):
-        block.forward = partial(_again, block.forward)  # type: ignore[method-assign]
+        block.forward = partial(_again, block.forward)
 
 
 def _again(forward: Any, *inputs: Any, **named: Any) -> Any:

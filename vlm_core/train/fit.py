@@ -208,7 +208,8 @@ class Records(Callback):
         check_finite({name: torch.tensor(value) for name, value in row.items()}, step - 1, trainer)
         now, (then, before), waited = time.perf_counter(), self._since, self._waited
         self._since, self._waited = (now, step), 0.0
-        row |= {"lr": max(loop.lr_schedulers().get_last_lr()), "grad_norm": float(loop.grad_norm), **loop.norms}  # type: ignore[union-attr]
+        rates: Any = loop.lr_schedulers()
+        row |= {"lr": float(max(rates.get_last_lr())), "grad_norm": float(loop.grad_norm), **loop.norms}
         row |= {"pairs_per_s": (step - before) * self.batch_size / (now - then), "data_wait": waited / (now - then)}
         row |= {"scale": float(loop.model.towers.scale.detach())}
         if loop.flops is not None and (peak := watch.peak_of(loop.device)):

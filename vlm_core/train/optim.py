@@ -40,7 +40,8 @@ def groups(module: nn.Module, config: Optim) -> list[dict[str, Any]]:
 def layer_shares(module: nn.Module, decay: float) -> dict[nn.Parameter, float]:
     """Rate of a tower's parameter / highest rate: decay^k in the k-th block from above, one power more below the blocks, 1 above them (BEiT, arXiv 2106.08254)."""
     shares: dict[nn.Parameter, float] = {}
-    for tower in (getattr(module, "towers", module).image, getattr(module, "towers", module).text):
+    towers: Any = getattr(module, "towers", module)
+    for tower in (towers.image, towers.text):
         blocks = list(blocks_of(tower))
         for height, block in enumerate(reversed(blocks), 1):
             shares |= {value: decay**height for value in block.parameters()}

@@ -94,7 +94,7 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
 
     loader = locked_loader(config, plan, towers, folder, report) if locked.is_locked(towers.image) else plan
     loop = Loop(body, config.optim, config.fit, steps, config.seed, prepare)
-    looking = callbacks(config, kit, towers, Path(settings["shards"]), folder, report, lambda: grad_cache.first_part(prepare(next(iter(reading()))), config.fit.micro_batch))
+    looking = callbacks(config, kit, towers, Path(settings["shards"]), folder, report, lambda: grad_cache.first_part(prepare(dict(next(iter(reading())))), config.fit.micro_batch))
     final = fit(loop, loader, config.fit, folder, config.loader.batch_size, report, looking)
     if rank == 0:
         write_json(folder / MIXTURE, dict(plan.mixture))

@@ -6,6 +6,7 @@ class, so every pixel's class is known. Every patch takes the class whose prompt
 # N images, H, W pixels, S side of a scene, C classes, P patches, D joint width
 
 import colorsys
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,11 +155,15 @@ def evaluate_segmentation(encoder: Encoder, data: EvalSet, version: str, scenes:
     flat_NSS = np.broadcast_to(whole_N[:, None, None], said_NSS.shape)
     for name, found_NSS in (("miou", said_NSS), ("whole_picture_miou", flat_NSS)):
         matrix_NCC = np.stack([confusion_matrix(truth, found, classes) for truth, found in zip(made.truth_NSS, found_NSS, strict=True)])
-        interval = bootstrap_metric(lambda chosen, matrix_NCC=matrix_NCC: segmentation_scores(matrix_NCC[chosen].sum(0)).miou, scenes, 1_000, results.seed)
+        interval = bootstrap_metric(partial(_miou, matrix_NCC), scenes, 1_000, results.seed)
         results.whole(card, name, interval, scenes)
         if name == "miou":
             results.per_sample(card, "scene_iou", made.keys, np.array([segmentation_scores(matrix_CC).miou for matrix_CC in matrix_NCC]))
     _draw_masks(made, said_NSS, data.classnames, sheet)
+
+
+def _miou(matrix_NCC: Ints, chosen: Ints) -> float:
+    return segmentation_scores(matrix_NCC[chosen].sum(0)).miou
 
 
 def _draw_masks(made: Segmented, said_NSS: Ints, names: list[str], sheet: Path) -> None:

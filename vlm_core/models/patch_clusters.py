@@ -6,8 +6,6 @@ As there a patch is looked at in 8 x 8 pixels (a picture of 224 pixels at 112), 
 
 # B images, R rows of the patch grid, P patches, S values of a patch, V clusters, N patches that are clustered
 
-from typing import cast
-
 import faiss
 import numpy as np
 import torch
@@ -72,7 +70,7 @@ class PatchClusters(nn.Module):
         settings = {"niter": ROUNDS, "seed": seed % 2**31, "min_points_per_centroid": 1, "max_points_per_centroid": len(patches_NS)}
         found = faiss.Kmeans(patches_NS.shape[1], self.vocab_size, **settings)
         found.train(patches_NS, init_centroids=first_VS)
-        self.centres_VS.copy_(torch.from_numpy(cast(np.ndarray, found.centroids)))
+        self.centres_VS.copy_(torch.from_numpy(found.centroids))
 
 
 def build(config: menu.PatchClusters, *, rows: int, patch_px: int, fresh: bool = True) -> nn.Module:

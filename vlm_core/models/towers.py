@@ -123,7 +123,7 @@ class TwoTower(nn.Module):
         self.fusion: Fusion | None = None if config.fusion is None else build_part(config.fusion, image=self.image, text=self.text)
         self.decoder = None
         if config.decoder is not None:
-            self.decoder = CaptionDecoder(config.decoder, image_width=self.image_width, width=self.text_width, vocabulary=self.text.vocab_size)  # type: ignore[arg-type]
+            self.decoder = CaptionDecoder(config.decoder, image_width=self.image_width, width=self.text_width, vocabulary=self.text.vocab_size)
         self.regions = None
         if config.regions is not None:
             self.regions = Regions(config.regions, self.image_width, self.text_width, self.joint_width, config.image.image_size)
@@ -164,14 +164,19 @@ class TwoTower(nn.Module):
             needs: names of `objectives/config.py`.
         """
         image, text, dense = cast(Any, self.image), cast(Any, self.text), "dense" in needs
+        begun_BPE: Tensor | None = None
+        begun_BLE: Tensor | None = None
+        all_BPE: Tensor | None
+        tokens_BLE: Tensor | None
         if "fusion" in needs and self.fusion is not None:
             begun_BPE, begun_BLE = self.begin(batch["images"], batch["ids"])
             all_BPE, tokens_BLE = self.fusion.end_image(image, begun_BPE), self.fusion.end_text(text, begun_BLE)
         else:
-            begun_BPE = begun_BLE = None
             all_BPE = image.tokens(batch["images"]) if (dense or "patches" in needs) and "grouping" not in needs else None
             tokens_BLE = text.states(text.embed(batch["ids"]), batch["ids"]) if dense or "tokens" in needs else None
-        all_BPE, groups_BCP = image.grouped(batch["images"]) if "grouping" in needs else (all_BPE, None)
+        groups_BCP: Tensor | None = None
+        if "grouping" in needs:
+            all_BPE, groups_BCP = image.grouped(batch["images"])
         image_BF = self._features(batch) if all_BPE is None else image.pool(all_BPE)
         raw_BD = self._texts(batch, "text_features", "ids") if tokens_BLE is None else text.head(text.pool(tokens_BLE, batch["ids"]))
         caption_BD = unit(self._texts(batch, "caption_features", "caption_ids")) if {"caption_features", "caption_ids"} & batch.keys() else None

@@ -7,6 +7,7 @@ difference always join, which is done at once: a corpus of clip art is mostly su
 # H, W height and width, N pixels, M edges, R rows of the patch grid
 
 from random import Random
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +53,7 @@ def _edges(pixels_HW3: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[
     """(pixel, neighbour, distance of their colours) of all eight directions, each once."""
     height, width = pixels_HW3.shape[:2]
     number = np.arange(height * width).reshape(height, width)
-    pairs = [
+    pairs: list[tuple[Any, Any]] = [
         (np.s_[:, 1:], np.s_[:, :-1]), (np.s_[1:], np.s_[:-1]), (np.s_[1:, 1:], np.s_[:-1, :-1]), (np.s_[1:, :-1], np.s_[:-1, 1:]),
     ]  # fmt: skip
     costs = [np.sqrt(np.square(pixels_HW3[one] - pixels_HW3[other]).sum(-1)).ravel() for one, other in pairs]

@@ -220,6 +220,8 @@ def _batch(config: Pretrain, towers: TwoTower, count: int) -> dict[str, Any]:
             made[name.replace("ids", "features") if name != "ids" else "text_features"] = torch.rand(count, towers.text_width)
         else:
             made[name] = torch.ones(count, length, dtype=torch.long)
+    if not locked.is_locked(towers.image):
+        made["superpixels"] = torch.arange(_patches(config)).expand(count, -1)
     return {**made, "labels": torch.arange(count), **_further_inputs(config, count)}
 
 

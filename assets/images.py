@@ -22,4 +22,6 @@ def images(context: dg.AssetExecutionContext, launcher: Launcher, config: DOWNLO
 def embeddings(context: dg.AssetExecutionContext, launcher: Launcher, config: EMBED.form) -> dg.MaterializeResult:
     """Unit vectors of pictures and captions by the scorer, in clip-retrieval's layout, with the index that search answers from."""
     inputs = {"images": launcher.data("images"), "pairs": launcher.data("candidate_pairs")}
+    if EMBED.read(config).scorer.kind == "model":  # a network of ours: test pictures are compared with the snapshot that it was trained on
+        inputs |= {"trained_on": launcher.data("shards"), "eval_sets": launcher.data("eval_sets")}
     return perform(context, launcher, EMBED, config, inputs, launcher.data("embeddings"))

@@ -145,7 +145,8 @@ class Fingerprint(Config):
     """Fingerprints of evaluation sets, for the rule `decontaminate` of the filter."""
 
     splits: list[str] = Field(default=["val", "test"], min_length=1, description="splits of datasets made by 'vlm eval-sets' whose pictures are looked for")
-    recall: float = Field(0.99, gt=0, le=1, description="share of augmented copies that hashes and vectors together must find")
+    recall: float = Field(0.99, gt=0, le=1, description="share of augmented copies that hashes and vectors together shall find")
+    false_alarms: float = Field(0.02, ge=0, lt=1, description="share of other pictures that vectors may take for copies at most; where both cannot be had, recall gives way")
     calibrate_on: int = Field(400, ge=4, description="pictures whose copies calibrate (one half) and measure (the other)")
     pdq_bits: int = Field(31, ge=0, le=64, description="differing bits of 256 up to which PDQ hashes match, as in the rule")
     phash_bits: int = Field(2, ge=0, le=16, description="differing bits of 64 up to which pHashes match, as in the rule")

@@ -1,6 +1,7 @@
 """The verb `fingerprint`: evaluation sets -> prints.parquet, with the cosine from which on a picture counts as a copy, calibrated on augmented copies.
 
-Copies of every second picture calibrate, those of the others measure: the recall in the report was not fitted. The pool's vectors of the offline scorer are
+Copies of every second picture calibrate, those of the others measure: the recall in the report was not fitted. How often a copy is as near to another picture
+of the sets bounds the cosine from below: a scorer that cannot tell crops from strangers would otherwise drop nearly everything. The pool's vectors of the offline scorer are
 cross-fitted, so a copy is encoded as a sample of either half would be, the evaluation picture as a question.
 """
 
@@ -48,12 +49,16 @@ def fingerprint(config: Fingerprint, stage: Stage) -> Report:
         raise NothingLeft(f"Found {len(rows)} pictures in {stage.input('eval_sets')}, expected at least two to calibrate with; give more of them.")
     fit = found["fit"]
     least = calibrate(found["cosine"][fit], found["hashed"][fit], config.recall)
+    least = max(least, float(np.quantile(found["stranger"][fit], 1 - config.false_alarms)) if len(fit) else least)
     name = stage.input("embeddings") / "scorer.json"
     write_prints(stage.out / "prints.parquet", rows, scorer_name(name), least)
     table = recall_table(found, least)
     return Report(
         counts={"in": len(rows), "pictures": len(rows), "copies": len(fit)},
-        metrics={"min_cosine": least, "recall": table[-1]["recall"], "recall_by_hashes": table[-1]["by hashes"]},
+        metrics={
+            "min_cosine": least, "recall": table[-1]["recall"], "recall_by_hashes": table[-1]["by hashes"],
+            "false_alarms": round(float((found["stranger"][~fit] >= least).mean()), 4),
+        },  # fmt: skip
         tables={"recall on copies that were not fitted": table},
     )
 
@@ -65,9 +70,13 @@ def scorer_name(card: Path) -> str:
 
 
 def copies(config: Fingerprint, scorer: Scorer, pictures: Sequence[EvalPicture], rows: list[dict[str, Any]], stage: Stage) -> Arrays:
-    """Every kind of copy of some pictures: is it found by a hash, its cosine with its original, and whether it calibrates or measures."""
+    """Every kind of copy of some pictures: is it found by a hash, its cosine with its original and with the nearest other picture (of other bytes), and whether it
+    calibrates or measures.
+    """
     chosen = sorted(range(len(rows)), key=lambda row: hashlib.sha256(f"{rows[row]['set']}/{rows[row]['key']}".encode()).digest())[: config.calibrate_on]
-    out: dict[str, list[Any]] = {"kind": [], "hashed": [], "cosine": [], "fit": []}
+    out: dict[str, list[Any]] = {"kind": [], "hashed": [], "cosine": [], "stranger": [], "fit": []}
+    known = {row["sha256"]: row["vector"] for row in rows}
+    names, all_ND = np.array(list(known)), np.stack(list(known.values())) if known else np.zeros((0, 0), np.float32)
     for done, kind in enumerate(COPIES, 1):
         made = [COPIES[kind](pictures[row].image) for row in chosen]
         vectors = as_samples(scorer, made)
@@ -75,6 +84,7 @@ def copies(config: Fingerprint, scorer: Scorer, pictures: Sequence[EvalPicture],
             out["kind"].append(kind)
             out["hashed"].append(_near(config, made[place], rows[row]))
             out["cosine"].append(float(vectors[place] @ rows[row]["vector"]))
+            out["stranger"].append(float(np.max((all_ND @ vectors[place])[names != rows[row]["sha256"]], initial=-1)))
             out["fit"].append(place % 4 < 2)  # halves; either half holds both folds of `as_samples`
         stage.progress("kinds of copies", done, len(COPIES))
     return {name: np.array(values) for name, values in out.items()}

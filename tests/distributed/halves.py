@@ -36,6 +36,7 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "nlip": {"noise_adaptive": {"window": 16, "refit_every": 1, "chunk_size": 3}},
     "coca": {"captioning": {}},
     "pali": {"prefix_generation": {}},
+    "beit": {"masked_image": {}},
     "flava": {"masked_cross_modal": {}, "fused_masked_language": {}, "masked_language": {}},
 }
 
@@ -71,7 +72,8 @@ def masked(words: Tensor, pairs: int) -> dict[str, Tensor]:
     hidden = (words < 38) & (words > 0) & (torch.arange(len(words))[:, None] + torch.arange(words.shape[1]) > 5)
     names = ("fused_ids", "fused_labels"), ("hidden_words", "hidden_word_labels"), ("masked_ids", "masked_labels")
     named = {name: value for both in names for name, value in zip(both, (words.where(~hidden, 38), words.where(hidden, -100)), strict=True)}
-    return {**named, "hidden_patches": torch.arange(16).expand(pairs, -1) < torch.arange(pairs)[:, None]}
+    hidden_BP = torch.arange(16).expand(pairs, -1) < torch.arange(pairs)[:, None]
+    return {**named, "hidden_patches": hidden_BP, "masked_patches": hidden_BP}
 
 
 def part(given: dict[str, Any], rows: slice) -> dict[str, Any]:

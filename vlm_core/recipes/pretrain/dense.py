@@ -12,7 +12,7 @@ def beit_clip() -> Pretrain:
 def beit_clip_tiny() -> Pretrain:
     """As clip_tiny, with masked image modelling over 512 patch clusters; patches of 8 pixels, since rectangles in a grid of 4 x 4 leave little to guess from."""
     return clip_tiny().but(
-        "objectives.masked_image={}", "model.visual_tokens={kind: patch_clusters, vocabulary: 512, patches: 40000}", "model.image.patch_size=8", "fit.epochs=4",
+        "objectives.masked_image={}", "model.visual_tokens={kind: patch_clusters, vocabulary: 512, patches: 40000}", "model.image.patch_size=8", "fit.epochs=8",
     )  # fmt: skip
 
 
@@ -29,5 +29,5 @@ def segclip_tiny() -> Pretrain:
     """As clip_tiny, with a tower of four blocks whose last sees eight centres, on patches of 8 pixels."""
     return clip_tiny().but(
         "model.image={kind: vit_grouping, image_size: 64, patch_size: 8, width: 128, layers: 4, last: 1, heads: 4}", "objectives.patch_grouping={}",
-        "objectives.masked_autoencoder={width: 64, layers: 2, heads: 4}", "fit.epochs=4",
+        "objectives.masked_autoencoder={width: 64, layers: 2, heads: 4}", "fit.epochs=6",
     )  # fmt: skip

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlm_core.data.sample import CAPTIONS, DECISIONS, DOWNLOADS, PAIRS
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Answer = dict[str, list[Row]]  # title -> table
+ROW_GROUP = 131_072  # rows
 _TEXT, _TIME = pa.string(), pa.timestamp("us", tz="UTC")
 
 
@@ -125,7 +127,7 @@ def append(root: Path, table: str, rows: pa.Table | pa.RecordBatchReader, run_id
     key, names = TABLES[table].names[0], rows.schema.names
     if key not in names:
         raise SchemaMismatch(f"Found no column {key!r} in rows for the catalog table {table!r} ({', '.join(names)}), expected it; add it.")
-    parts = [rows] if isinstance(rows, pa.Table) else (pa.Table.from_batches([batch]) for batch in rows)
+    parts = [_by_uid(rows)] if isinstance(rows, pa.Table) else (pa.Table.from_batches([batch]) for batch in rows)
     schema = rows.schema if "run_id" in names else rows.schema.append(pa.field("run_id", _TEXT))
     folder = root / table
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,11 +137,16 @@ def append(root: Path, table: str, rows: pa.Table | pa.RecordBatchReader, run_id
     with tmp.open("wb") as stream:
         with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
             for some in parts:
-                writer.write_table(some if "run_id" in names else some.append_column("run_id", pa.repeat(run_id, len(some))))
+                writer.write_table(some if "run_id" in names else some.append_column("run_id", pa.repeat(run_id, len(some))), ROW_GROUP)
         stream.flush()
         os.fsync(stream.fileno())
     tmp.rename(path)
     return path
+
+
+def _by_uid(rows: pa.Table) -> pa.Table:
+    """In the order of their uids: a question about one of them then opens one row group of a fragment, by the least and the largest uid of each."""
+    return rows.take(pc.sort_indices(rows, sort_keys=[("uid", "ascending")])) if "uid" in rows.column_names else rows
 
 
 def open_catalog(root: Path) -> "duckdb.DuckDBPyConnection":

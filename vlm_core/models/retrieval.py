@@ -73,9 +73,9 @@ class Retrieval(nn.Module):
         mean, std = (images_B3HW.new_tensor(values).view(3, 1, 1) for values in (self.pixels.mean, self.pixels.std))
         side = self.config.image_size
         shown_B3SS = F.interpolate((images_B3HW * std + mean).clamp(0, 1) * 255, (side, side), mode="bicubic", antialias=True).clamp(0, 255)
-        if self._encoder is None:
-            object.__setattr__(self, "_encoder", Trunk(packaged.efficientnet_lite0(), None, "auto"))  # no part of this module: it is neither trained nor saved
-        return F.normalize(self._encoder.to(shown_B3SS.device)(packaged.pixels(shown_B3SS)), dim=-1)
+        encoder = self._encoder or Trunk(packaged.efficientnet_lite0(), None, "auto")
+        object.__setattr__(self, "_encoder", encoder)  # no part of this module: it is neither trained nor saved
+        return F.normalize(encoder.to(shown_B3SS.device)(packaged.pixels(shown_B3SS)), dim=-1)
 
     def look_up(self, images_B3HW: Tensor) -> Tensor:
         """Rows (B, K) of the references that resemble the pictures most, best first."""

@@ -211,7 +211,7 @@ def test_a_learnt_tokenizer_keeps_its_promises(name: str, tmp_path: Path) -> Non
     assert set(ids_BL[:, 0].tolist()) == {special.ids[1]}
     assert ids_BL[2, -1] == special.end  # a text that is too long keeps its end
     assert [row.tolist().count(special.end) for row in ids_BL] == [1] * 5  # one that spells the end token has no further end
-    assert int(ids_BL.max()) < special.count
+    assert int(ids_BL.max()) < special.vocabulary
     assert not (ids_BL[:, 1:-1] == special.mask).any()
 
 

@@ -42,7 +42,7 @@ class TimmTrunk(Headed):
 
 def build(config: menu.TimmTrunk, *, width: int, activation: menu.Activation, fresh: bool = True) -> nn.Module:
     """Args: width: of the joint embedding; activation: not used, trunks keep their own; fresh: read config.weights."""
-    sized = {"img_size": config.image_size} if config.name.startswith(("swin", "coatnet")) else {}  # the others take any size
+    sized: dict[str, Any] = {"img_size": config.image_size} if config.name.startswith(("swin", "coatnet")) else {}  # the others take any size
     trunk: Any = create_model(config.name, pretrained=False, num_classes=0, **sized)
     if config.name.startswith("vgg"):
         trunk.pre_logits = nn.Identity()  # two layers of ImageNet's classifier, 120 M weights

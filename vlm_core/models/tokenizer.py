@@ -106,7 +106,7 @@ class Special(NamedTuple):
     ids: tuple[int, ...]  # are no words: padding, start, end
     mask: int  # stands in the place of a hidden word
     words: tuple[int, int]  # ids from the first up to before the second are words
-    count: int  # of all ids
+    vocabulary: int  # number of all ids
 
     @property
     def end(self) -> int:
@@ -192,9 +192,9 @@ def learn(kind: str, size: int, captions: Iterable[str]) -> str:
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from tokenizers import Tokenizer as Encoder
 
-    clean = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()])  # type: ignore[no-untyped-call]
+    clean = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()])
     if kind == "bpe":
-        encoder = Encoder(models.BPE())  # type: ignore[no-untyped-call]
+        encoder = Encoder(models.BPE())
         encoder.normalizer, encoder.pre_tokenizer = clean, pre_tokenizers.ByteLevel(add_prefix_space=True)
         encoder.decoder = decoders.ByteLevel()
         letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -202,7 +202,7 @@ def learn(kind: str, size: int, captions: Iterable[str]) -> str:
     else:
         cut = pre_tokenizers.BertPreTokenizer()
         pieces = _word_pieces(captions, clean, cut, size)
-        encoder = Encoder(models.WordPiece(pieces, unk_token="<unknown>", max_input_chars_per_word=100))  # type: ignore[no-untyped-call]
+        encoder = Encoder(models.WordPiece(pieces, unk_token="<unknown>", max_input_chars_per_word=100))
         encoder.normalizer, encoder.pre_tokenizer, encoder.decoder = clean, cut, decoders.WordPiece()
         encoder.add_special_tokens(SPECIALS)
     around = [("<start>", 1), ("<end>", 2)]
@@ -224,7 +224,7 @@ def _word_pieces(captions: Iterable[str], clean: Any, cut: Any, size: int) -> di
     kept = sorted(sorted(often, key=lambda letter: (-often[letter], letter))[: (size - len(SPECIALS)) // 3])  # rare ones become <unknown>
     known = set(kept)
     first = [*SPECIALS, *kept, *(f"##{letter}" for letter in kept)]
-    learner: Any = Encoder(models.WordPiece(unk_token="<unknown>"))  # type: ignore[no-untyped-call]
+    learner: Any = Encoder(models.WordPiece(unk_token="<unknown>"))
     learner.train_from_iterator(_repeated(words, known), trainers.WordPieceTrainer(vocab_size=size, special_tokens=first, show_progress=False))
     found: dict[str, int] = learner.get_vocab()
     return found

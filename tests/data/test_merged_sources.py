@@ -17,13 +17,14 @@ from vlm_core.data.shards.shards import read_samples
 from vlm_core.run import run
 
 PAGE = b'<html lang="de"><body><figure><img src="/cat.png" alt="a small cat asleep on a sofa"><figcaption>eine kleine Katze</figcaption></figure></body></html>'
-ONE = [("http://a.test/cat.png", "a small cat asleep on a sofa"), ("http://a.test/dog.png", "a brown dog")]
-TWO = [("http://a.test/cat.png", "a small cat asleep on a sofa"), ("http://b.test/copy.png", "our cat"), ("http://a.test/bird.png", "two birds sing")]
+CAT = "a small cat asleep on a sofa"
+ONE = [("http://a.test/cat.png", CAT, "CC0"), ("http://a.test/dog.png", "a brown dog", "CC0")]  # known rights: of copies this one stays
+TWO = [("http://a.test/cat.png", CAT, ""), ("http://b.test/copy.png", "our cat", ""), ("http://a.test/bird.png", "two birds sing", "")]
 
 
-def write_table(file: Path, rows: list[tuple[str, str]]) -> Path:
+def write_table(file: Path, rows: list[tuple[str, str, str]]) -> Path:
     with file.open("w", newline="") as stream:
-        csv.writer(stream).writerows([("url", "caption"), *rows])
+        csv.writer(stream).writerows([("url", "caption", "licence"), *rows])
     return file
 
 
@@ -59,8 +60,8 @@ def test_one_sample_holds_the_captions_of_two_tables_and_a_page_and_of_its_exact
     assert len(records) == 3  # the copy went, its caption stayed
     (cat,) = (record for caption, record in records.items() if "cat" in caption)
     assert {(caption["text"], caption["lang"]) for caption in cat["captions"]} >= {("eine kleine Katze", "de")}
-    assert {caption["text"] for caption in cat["captions"]} == {"a small cat asleep on a sofa", "eine kleine Katze", "our cat"}
+    assert {caption["text"] for caption in cat["captions"]} == {CAT, "eine kleine Katze", "our cat"}
     assert len(cat["captions"]) == 3  # no text twice, however many sources say it
-    pair = next(row for row in pq.read_table(at["pairs"] / "pairs.parquet").to_pylist() if row["caption"] == "a small cat asleep on a sofa")
+    pair = next(row for row in pq.read_table(at["pairs"] / "pairs.parquet").to_pylist() if row["caption"] == CAT)
     assert {page["source"].split(":")[0].split("/")[-1] for page in pair["pages"]} == {"table", "page"}
     assert len(pair["pages"]) == 3  # every place that shows it

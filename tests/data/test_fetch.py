@@ -106,7 +106,8 @@ def get(tmp_path):
     def fetch(site, path, fetch=QUICK, **network):
         fetcher = Fetcher(site.network("a.test", "b.test", **network), fetch)
         fetchers.append(fetcher)
-        result = fetcher.fetch(path if ":" in path else f"http://a.test{path}", tmp_path / "picture")
+        (tmp_path / "picture").unlink(missing_ok=True)
+        result = fetcher.fetch(path if ":" in path else f"http://a.test{path}", (tmp_path / "picture").write_bytes)
         assert (tmp_path / "picture").exists() == (result.status == "ok")
         assert {file.name for file in tmp_path.iterdir()} <= {"picture"}, "a part was left behind"
         return result
@@ -223,7 +224,7 @@ def test_connections_are_kept_and_one_that_the_server_closed_is_replaced(get, tm
 
     with web({"/p": remember, "/last": last}) as site:
         fetcher = Fetcher(site.network(), QUICK)
-        outcomes = [fetcher.fetch(f"http://a.test{path}", tmp_path / "x").status for path in ("/p", "/p", "/last", "/p", "/p")]
+        outcomes = [fetcher.fetch(f"http://a.test{path}", (tmp_path / "x").write_bytes).status for path in ("/p", "/p", "/last", "/p", "/p")]
         fetcher.close()
     assert outcomes == ["ok"] * 5
     assert len(places) == 2
@@ -256,7 +257,7 @@ def test_robots_txt_is_asked_for_once_per_origin_also_by_many_threads_and_by_the
     with web({"/robots.txt": robots("User-agent: *\nDisallow: /x"), **{f"/{n}": body(png()) for n in range(8)}}) as site:
         for _ in range(2):
             fetcher = Fetcher(site.network(), QUICK, memory=tmp_path)
-            threads = [threading.Thread(target=fetcher.fetch, args=(f"http://a.test/{n}", tmp_path / f"{n}")) for n in range(8)]
+            threads = [threading.Thread(target=fetcher.fetch, args=(f"http://a.test/{n}", (tmp_path / f"{n}").write_bytes)) for n in range(8)]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -314,7 +315,7 @@ def test_retry_after_is_obeyed_and_a_long_one_ends_the_visit_at_once(tmp_path):
 
     with web({"/p": busy_once, "/q": body(b"", status=429, Retry_After="3600")}) as site:
         fetcher = Fetcher(site.network(), QUICK)
-        fetch = partial(fetcher.fetch, into=tmp_path / "x")
+        fetch = partial(fetcher.fetch, keep=(tmp_path / "x").write_bytes)
         first = fetch("http://a.test/p")
         assert (first.status, first.pause_s) == ("http_429", 1.0)
         assert fetch("http://a.test/p").status == "ok"
@@ -433,7 +434,7 @@ def test_a_full_disk_is_not_blamed_on_the_server(tmp_path):
     with web({"/p": body(png())}) as site:
         fetcher = Fetcher(site.network(), QUICK)
         with pytest.raises(FileNotFoundError):
-            fetcher.fetch("http://a.test/p", tmp_path / "no-such-folder" / "x")
+            fetcher.fetch("http://a.test/p", (tmp_path / "no-such-folder" / "x").write_bytes)
         fetcher.close()
 
 

@@ -192,8 +192,9 @@ def test_every_channel_denies_by_default_with_its_evidence_and_alone_stops_to_bi
 
         def fetch(path, **profile):
             fetcher = Fetcher(site.network(optouts=profile), QUICK)
+            (tmp_path / "x").unlink(missing_ok=True)
             try:
-                return fetcher.fetch(f"http://a.test{path}", tmp_path / "x")
+                return fetcher.fetch(f"http://a.test{path}", (tmp_path / "x").write_bytes)
             finally:
                 fetcher.close()
 

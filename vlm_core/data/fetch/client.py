@@ -8,16 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm_core.data.filter import perceptual
-from vlm_core.data.web.address import FetchFailed
 from vlm_core.data.crawl.config import Download
 from vlm_core.data.fetch.fetch import Fetched, Fetcher
 from vlm_core.data.fetch.hash_lists import HashLists
 from vlm_core.data.fetch.ledger import Ledger
 from vlm_core.data.fetch.outage import Outage, of_our_side
 from vlm_core.data.fetch.picture import Limits, decode
-from vlm_core.data.web.politeness import Later, Sites, domain_of
 from vlm_core.data.fetch.schedule import host_of
+from vlm_core.data.fetch.spool import Place
+from vlm_core.data.filter import perceptual
+from vlm_core.data.web.address import FetchFailed
+from vlm_core.data.web.politeness import Later, Sites, domain_of
 
 
 class Job:
@@ -43,20 +44,21 @@ class Client:
         self.outage, self.decoding, self.unfinished = Outage(), threading.Lock(), self.ledger.unfinished()
         self.fetcher = Fetcher(config.network, config.fetch, self.ledger.origins, self.blocked if self.lists else None, Sites(self.ledger.root / "sites"))
 
-    def fetch(self, url: str) -> Fetched:
-        """Ask for an address, or give what an earlier process learnt. Raises Later."""
-        record = self.ledger.known(url) if self.unfinished else None
-        if record is not None:
-            return record
+    def fetch(self, url: str) -> tuple[Fetched, Place | None]:
+        """Ask for an address, or give what an earlier process learnt, and where its bytes lie. Raises Later."""
+        if url in self.unfinished:
+            return self.unfinished[url]
         if self.ledger.stopped():
             raise Later(url)
-        record = self.fetcher.fetch(url, self.ledger.body(url))
+        places = list[Place]()
+        record = self.fetcher.fetch(url, lambda data: places.append(self.ledger.keep(data)))
+        place = places[0] if places else None
         if why := self.outage.sees(domain_of(host_of(record.url)), record.status, record.detail):
             self.ledger.stop(why)
         if of_our_side(record.status, record.detail) and self.ledger.stopped():
             raise Later(url)
-        self.ledger.finish(record, record.json())
-        return record
+        self.ledger.finish(record, place)
+        return record, place
 
     def blocked(self, url: str, body: io.BytesIO) -> str | None:
         """The name of the list that a picture is on. Nothing of it has been written to disk yet."""

@@ -21,22 +21,21 @@ import pyarrow.parquet as pq
 
 from vlm_core import ranges
 from vlm_core.config import canonical_json
-from vlm_core.data.crawl import demo_web
-from vlm_core.data.fetch import ranges as fetch_ranges
-from vlm_core.data.fetch import local
-from vlm_core.data.lineage import scan
-from vlm_core.data.lineage import tombstones
-from vlm_core.data.fetch.by_address import Stored
 from vlm_core.data.child import run_module
+from vlm_core.data.crawl import demo_web
 from vlm_core.data.crawl.config import Download
-from vlm_core.data.fetch.report import make_report
+from vlm_core.data.crawl.places import find
+from vlm_core.data.fetch import local
+from vlm_core.data.fetch import ranges as fetch_ranges
+from vlm_core.data.fetch.by_address import Stored
 from vlm_core.data.fetch.hash_lists import HashLists
 from vlm_core.data.fetch.ledger import Ledger
-from vlm_core.data.crawl.places import find
-from vlm_core.data.sample import DOWNLOADS
+from vlm_core.data.fetch.report import make_report
 from vlm_core.data.fetch.schedule import passing
-from vlm_core.data.shards.tar import TarWriter
 from vlm_core.data.fetch.verify import check_hash, mark_placeholders
+from vlm_core.data.lineage import scan, tombstones
+from vlm_core.data.sample import DOWNLOADS
+from vlm_core.data.shards.tar import TarWriter
 from vlm_core.errors import ConfigError, LaunchError, MissingInput, NothingLeft, SchemaMismatch, ServiceError
 from vlm_core.stage import Report, Stage, home, write_json
 

@@ -16,20 +16,21 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
 
+from vlm_core.data.crawl.config import Fetch, Network
+from vlm_core.data.fetch.picture import Limits as PictureLimits
+from vlm_core.data.fetch.picture import probe
 from vlm_core.data.web import rights
 from vlm_core.data.web.address import FetchFailed, Guard, Target
 from vlm_core.data.web.c2pa import c2pa_decision
 from vlm_core.data.web.connection import Connections, Limits, Reply
-from vlm_core.data.crawl.config import Fetch, Network
 from vlm_core.data.web.origins import Origins
-from vlm_core.data.fetch.picture import Limits as PictureLimits
-from vlm_core.data.fetch.picture import probe
 from vlm_core.data.web.politeness import Politeness, Sites, retry_after_s
 from vlm_core.data.web.rights import ALLOWED, Rights
 
 REDIRECTS, HOPS = {301, 302, 303, 307, 308}, 5
 SMALL, LARGE_MB = 2**20, 64  # bodies up to SMALL bytes wait for no room; larger ones share LARGE_MB of a process
 Blocked = Callable[[str, io.BytesIO], str | None]  # (address, its bytes)
+Keep = Callable[[memoryview], object]
 
 
 @dataclass(frozen=True)
@@ -103,13 +104,12 @@ class Fetcher:
         self._room = threading.BoundedSemaphore(max(1, LARGE_MB * 2**20 // fetch.max_bytes))
         self._origins = Origins(self, memory)
 
-    def fetch(self, url: str, into: Path) -> Fetched:
-        """Ask once for a picture. The file exists afterwards if and only if the status is ok. Raises Later when nothing was asked."""
-        into.unlink(missing_ok=True)
+    def fetch(self, url: str, keep: Keep) -> Fetched:
+        """Ask once for a picture. Its bytes are given to `keep` if and only if the status is ok. Raises Later when nothing was asked."""
         visit, begin = _Visit(url, self.limits()), time.monotonic()
         try:
             with visit.room:
-                result = self._follow(visit, into)
+                result = self._follow(visit, keep)
         except FetchFailed as failed:
             denied = failed if isinstance(failed, _Denied) else None
             rule, said = (denied.decision.rule, denied.decision.evidence) if denied else ("", visit.said)
@@ -119,7 +119,7 @@ class Fetcher:
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         return replace(result, pause_s=visit.pause_s, ms=round(1000 * (time.monotonic() - begin)), fetched_at=at)
 
-    def _follow(self, visit: _Visit, into: Path) -> Fetched:
+    def _follow(self, visit: _Visit, keep: Keep) -> Fetched:
         hops = visit.hops
         while True:
             target = self.guard.check(hops[-1], self.network.dns_timeout_s)
@@ -129,7 +129,7 @@ class Fetcher:
             with self.politeness.turn(target.host, self.patience_s):
                 answer = self._ask(target, visit)
             if not isinstance(answer, str):
-                return self._accept(visit, target, answer, into)
+                return self._accept(visit, target, answer, keep)
             if len(hops) > HOPS or answer in hops:
                 raise FetchFailed("redirect_loop", f"{len(hops)} redirects")
             hops.append(answer)
@@ -168,7 +168,7 @@ class Fetcher:
                 small = False
         return body
 
-    def _accept(self, visit: _Visit, target: Target, body: io.BytesIO, into: Path) -> Fetched:
+    def _accept(self, visit: _Visit, target: Target, body: io.BytesIO, keep: Keep) -> Fetched:
         listed = self.blocked(visit.hops[0], body) if self.blocked else None
         if listed is not None:
             raise FetchFailed("blocked_hash", f"its bytes are on the list {listed!r}", 200)
@@ -181,7 +181,7 @@ class Fetcher:
         if not decision.allowed:
             raise _Denied("optout_header", decision)
         data, final = body.getbuffer(), target.url if len(visit.hops) > 1 else ""
-        into.write_bytes(data)
+        keep(data)
         digest = hashlib.sha256(data).hexdigest()
         return Fetched(visit.hops[0], "ok", "", final, 200, len(data), digest, header.mime, header.width, header.height, rights_evidence=visit.said)
 

@@ -28,16 +28,18 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import simplejpeg
 from numpy.typing import NDArray
 
-from vlm_core.data.filter import perceptual
-from vlm_core.data.web.address import FetchFailed
 from vlm_core.data.child import CRASHED
 from vlm_core.data.fetch.client import Job, client_of
 from vlm_core.data.fetch.fetch import Fetched
 from vlm_core.data.fetch.picture import Header, Limits, decode, plain_jpeg
-from vlm_core.data.web.politeness import Later
 from vlm_core.data.fetch.schedule import passing
+from vlm_core.data.fetch.spool import Place
+from vlm_core.data.filter import perceptual
+from vlm_core.data.web.address import FetchFailed
+from vlm_core.data.web.politeness import Later
 from vlm_core.stage import die_with_parent, own_peak_mb
 
 
@@ -65,16 +67,16 @@ FLAT = 1.0  # standard deviation of every channel below which a picture shows no
 
 
 class Stream(io.RawIOBase):
-    """The fetched file as img2dataset wants it; opened only when its turn to be decoded comes, so that waiting pictures take no memory."""
+    """The fetched file as img2dataset wants it; read only when its turn to be decoded comes, so that waiting pictures take no memory."""
 
-    def __init__(self, path: Path, record: Fetched) -> None:
-        self.path, self.record = path, record
+    def __init__(self, place: Place, record: Fetched) -> None:
+        self.place, self.record = place, record
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return 0
 
     def read(self, size: int = -1) -> bytes:
-        return self.path.read_bytes()
+        return self.place.read()
 
 
 class _Cv2:
@@ -112,8 +114,7 @@ class Upright(img2dataset.resizer.Resizer):
             return self.resize(img_stream)
         url = img_stream.record.url
         self.job.ledger.mark(url)
-        with img_stream.path.open("rb") as file:
-            result = self.resize(file)
+        result = self.resize(io.BytesIO(img_stream.place.read()))
         self.records[url] = _record(img_stream.record, *result)
         self.job.ledger.mark("")
         return result
@@ -138,7 +139,12 @@ def _pixels(stream: BinaryIO, limits: Limits, side: int) -> tuple[NDArray[Any], 
     if (plain := plain_jpeg(stream, limits, side)) is not None:
         header, reduction = plain
         stream.seek(0)
-        found = cv2.imdecode(np.frombuffer(stream.read(), np.uint8), _REDUCED.get(reduction, cv2.IMREAD_UNCHANGED))
+        data = stream.read()
+        if reduction == 1:
+            with contextlib.suppress(ValueError):  # not quite in order: OpenCV may take it all the same
+                if simplejpeg.decode_jpeg_header(data)[2] != "Gray":
+                    return simplejpeg.decode_jpeg(data, colorspace="BGR"), header  # the same pixels as OpenCV's, sooner
+        found = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED.get(reduction, cv2.IMREAD_UNCHANGED))
         if found is not None and found.ndim in {2, 3}:
             return found, header
     image, header = decode(stream, limits, side)
@@ -168,6 +174,7 @@ class Shards(img2dataset.downloader.Downloader):
     def download_shard(self, row: tuple[int, str]) -> None:
         warnings.simplefilter("ignore")
         client, ledger, resizer = client_of(self.job), self.job.ledger, self.resizer
+        client.unfinished = client.unfinished if self.job.first else {}  # all of it was given back in the first pass
         client.fetcher.patience_s = self.job.config.network.patience_s if self.job.first else float("inf")
         records: dict[str, dict[str, Any]] = {}
         resizer.job, resizer.records = self.job, records
@@ -175,13 +182,13 @@ class Shards(img2dataset.downloader.Downloader):
         def fetch(row: tuple[int, str], **_: Any) -> tuple[int, Stream | None, str | None]:
             key, url = row
             try:
-                record = client.fetch(url)
+                record, place = client.fetch(url)
             except Later:
                 return key, None, "later"
-            if record.status != "ok":
+            if place is None:
                 records[url] = record.json()
                 return key, None, record.status
-            return key, Stream(ledger.body(url), record), None
+            return key, Stream(place, record), None
 
         img2dataset.downloader.download_image_with_retry = fetch
         super().download_shard(row)

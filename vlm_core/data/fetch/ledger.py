@@ -2,7 +2,7 @@
 
 addresses.parquet   url, status, runs, due_at, record (JSON): the state after the last run that ended
 passes/NN/          todo.parquet, img2dataset's tars and tables, and NNNNN.jsonl: what became of the addresses of a finished shard
-urls/ab/<name>.json what became of an address whose shard is not finished; beside it <name>.body, the bytes as fetched
+urls/               of each process: the addresses whose shard is not finished, with their bytes (`spool`); strikes of pictures that a process died of
 origins/            robots.txt, tdmrep.json and ai.txt of each origin
 sites               the token buckets of this run (`politeness.Sites`)
 decoding/, memory/  of each process: the picture that it decodes, its largest resident size
@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_core.data.fetch.fetch import Fetched
-from vlm_core.data.web.politeness import Sites, domain_of
 from vlm_core.data.fetch.schedule import due_at, host_of, mixed, name_of
+from vlm_core.data.fetch.spool import Place, Spool, answers
+from vlm_core.data.web.politeness import Sites, domain_of
 
 STRIKES = 2  # processes that one picture may take down
 _FIELDS = {field.name for field in dataclasses.fields(Fetched)}
@@ -40,12 +41,14 @@ class Ledger:
         self.marks, self.memory, self.stop_file, self.addresses = root / "decoding", root / "memory", root / "stopped", root / "addresses.parquet"
         self.todo = root / "todo.parquet"
         self._mark = -1  # file of this process
+        self._spool: Spool | None = None
+        self._lock = threading.Lock()
 
     def prepare(self) -> None:
-        """Make the folders; forget what belonged to the processes of a former run."""
+        """Make the folders; forget what belonged to the processes of a former run, but not the addresses that they had answers for and wrote no shard of."""
         for folder in (self.marks, self.memory):
             shutil.rmtree(folder, ignore_errors=True)
-        for folder in (self.passes, self.origins, self.marks, self.memory, *(self.urls / f"{n:02x}" for n in range(256))):
+        for folder in (self.passes, self.urls, self.origins, self.marks, self.memory):
             folder.mkdir(parents=True, exist_ok=True)
         self.stop_file.unlink(missing_ok=True)
 
@@ -79,32 +82,27 @@ class Ledger:
 
     # ------------------------------------------------------------ addresses of unfinished shards
 
-    def body(self, url: str) -> Path:
-        name = name_of(url)
-        return self.urls / name[:2] / f"{name}.body"
+    def unfinished(self) -> dict[str, tuple[Fetched, Place | None]]:
+        """What earlier processes learnt and wrote no shard of."""
+        if not any(self.urls.glob("*.jsonl")):
+            return {}
+        told = {event["url"]: event["fetched_at"] for event in self.events()}
+        found = {url: answer for url, answer in answers(self.urls).items() if answer.record["fetched_at"] > told.get(url, "")}
+        return {url: (_fetched(answer.record), answer.place) for url, answer in found.items() if answer.place or answer.record["status"] != "ok"}
 
-    def unfinished(self) -> bool:
-        """Whether an earlier process left anything."""
-        return any(self.urls.glob("*/*.json"))
+    def keep(self, data: bytes | memoryview) -> Place:
+        """Write the bytes of an address down."""
+        return self._own().keep(data)
 
-    def known(self, url: str) -> Fetched | None:
-        """The fetch that an earlier process finished, if its bytes are still there."""
-        body = self.body(url)
-        try:
-            record = json.loads(body.with_suffix(".json").read_bytes())
-        except FileNotFoundError:
-            return None
-        if record["status"] == "ok" and not body.exists():
-            return None
-        return Fetched(**{name: value for name, value in record.items() if name in _FIELDS})
+    def finish(self, fetched: Fetched, place: Place | None = None) -> None:
+        """Remember what became of an address, and where its bytes are."""
+        self._own().note(fetched.json(), place)
 
-    def finish(self, fetched: Fetched, record: Row) -> None:
-        """Remember what became of an address."""
-        file = os.fspath(self.body(fetched.url)).removesuffix("body")
-        part = f"{file}{os.getpid()}.{threading.get_ident()}.part"
-        with open(part, "wb", buffering=0) as stream:  # noqa: PTH123  this runs for every address, and Path costs as much as the writing
-            stream.write(json.dumps(record).encode())
-        os.rename(part, f"{file}json")  # noqa: PTH104
+    def _own(self) -> Spool:
+        with self._lock:
+            if self._spool is None:
+                self._spool = Spool(self.urls)
+            return self._spool
 
     def shard_done(self, folder: Path, shard: int, records: Mapping[str, Row]) -> None:
         """Its pictures are in its tar now: write down its records, drop the bytes as fetched."""
@@ -112,10 +110,8 @@ class Ledger:
         part = journal.with_suffix(".part")
         part.write_text("".join(json.dumps(record) + "\n" for record in records.values()))
         part.rename(journal)
-        for url in records:
-            body = self.body(url)
-            for suffix in (".body", ".json", ".strikes"):
-                body.with_suffix(suffix).unlink(missing_ok=True)
+        if self._spool is not None:
+            self._spool.clear()
 
     # ------------------------------------------------------------ the state of all addresses
 
@@ -153,6 +149,7 @@ class Ledger:
         part = self.addresses.with_suffix(".part")
         pq.write_table(pa.Table.from_pylist(rows, schema=ADDRESSES), part, compression="zstd")
         part.rename(self.addresses)
+        shutil.rmtree(self.urls)  # every address has its answer
 
     def due(self, urls: Iterable[str], state: Mapping[str, Row], stored: Iterable[str], now: datetime, retry: Mapping[str, float], give_up: int) -> list[str]:
         """Addresses never asked, whose picture is gone, or that failed in a way that may have passed by now."""
@@ -197,17 +194,19 @@ class Ledger:
             url = data[4 : 4 + int.from_bytes(data[:4], "big")].decode()
             if not url:
                 continue
-            strikes = self.body(url).with_suffix(".strikes")
+            strikes = self.urls / f"{name_of(url)}.strikes"
             count = int(strikes.read_text()) + 1 if strikes.exists() else 1
             strikes.write_text(str(count))
             if count >= STRIKES:
-                fetched = self.known(url) or Fetched(url, "ok", fetched_at=datetime.now(UTC).isoformat(timespec="milliseconds"))
-                gone = dataclasses.replace(fetched, status="decode_error", detail="the decoder died")
-                self.finish(gone, gone.json())
-                self.body(url).unlink(missing_ok=True)
+                fetched, _ = self.unfinished().get(url, (Fetched(url, "ok", fetched_at=datetime.now(UTC).isoformat(timespec="milliseconds")), None))
+                self.finish(dataclasses.replace(fetched, status="decode_error", detail="the decoder died"))
         shutil.rmtree(self.marks)
         self.marks.mkdir()
         self._mark = -1
+
+
+def _fetched(record: Row) -> Fetched:
+    return Fetched(**{name: value for name, value in record.items() if name in _FIELDS})
 
 
 def _still_asked(old: Row, event: Row) -> float:

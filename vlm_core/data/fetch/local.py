@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 
-from vlm_core.data.web.address import FetchFailed
 from vlm_core.data.crawl.config import Fetch
-from vlm_core.data.fetch.fetch import Fetched
-from vlm_core.data.fetch.ledger import Ledger
 from vlm_core.data.crawl.local_source import LIST, ROWS
 from vlm_core.data.crawl.pairs import LOCAL
+from vlm_core.data.fetch.fetch import Fetched
+from vlm_core.data.fetch.ledger import Ledger
 from vlm_core.data.fetch.picture import Limits, probe
 from vlm_core.data.shards.tar import members, read_member
+from vlm_core.data.web.address import FetchFailed
 from vlm_core.errors import BadManifest, MissingInput
 
 Row = dict[str, Any]
@@ -65,12 +65,13 @@ def ingest(copies: Mapping[str, Copy], todo: Iterable[str], ledger: Ledger, fetc
 
     Raises BadManifest when a copy is not what its list says.
     """
+    known = ledger.unfinished()
     wanted = sorted(todo, key=lambda url: copies[url].tar)
     for tar, urls in groupby(wanted, key=lambda url: copies[url].tar):
         places = {member.name: member for member in members(tar)}
         with tar.open("rb") as stream:
             for url in urls:
-                if ledger.known(url) is None:
+                if url not in known:
                     member = places.get(copies[url].sha256)
                     _answer(url, read_member(stream, member) if member else b"", copies[url], ledger, fetch)
 
@@ -86,7 +87,7 @@ def _answer(url: str, data: bytes, copy: Copy, ledger: Ledger, fetch: Fetch) -> 
             raise FetchFailed("too_large", f"{len(data):,} bytes, at most {fetch.max_bytes:,} allowed")
         header = probe(io.BytesIO(data), Limits(fetch.max_pixels, fetch.max_decoded_mb, fetch.min_side, fetch.max_aspect))
         fetched = Fetched(url, "ok", mime=header.mime, width=header.width, height=header.height, **known)
-        ledger.body(url).write_bytes(data)
+        place = ledger.keep(data)
     except FetchFailed as failed:
-        fetched = Fetched(url, failed.status, failed.detail, **known)
-    ledger.finish(fetched, fetched.json())
+        fetched, place = Fetched(url, failed.status, failed.detail, **known), None
+    ledger.finish(fetched, place)

@@ -12,8 +12,8 @@ from typing import Any
 from vlm_core import ranges
 from vlm_core.data.crawl.config import Download
 from vlm_core.data.fetch.ledger import Ledger
-from vlm_core.data.web.politeness import domain_of
 from vlm_core.data.fetch.schedule import host_of
+from vlm_core.data.web.politeness import domain_of
 from vlm_core.stage import Stage, write_json
 from vlm_core.track import NullTracker
 

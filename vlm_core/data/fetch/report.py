@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 from vlm_core.data.charts import bar_chart
-from vlm_core.data.pictures import contact_sheet
-from vlm_core.data.web.politeness import domain_of
-from vlm_core.data.sample import DOWNLOADS, STATUSES
 from vlm_core.data.fetch.schedule import host_of, name_of
+from vlm_core.data.pictures import contact_sheet
+from vlm_core.data.sample import DOWNLOADS, STATUSES
 from vlm_core.data.shards.tar import members, read_member
+from vlm_core.data.web.politeness import domain_of
 from vlm_core.stage import Report, Stage
 
 SHEET, SITES = 64, 200

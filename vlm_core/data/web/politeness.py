@@ -6,6 +6,7 @@ Source: `methods/data.md` 2.
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import random
 import threading
@@ -19,8 +20,8 @@ from typing import Any
 import numpy as np
 import tldextract
 
-from vlm_core.data.web.address import FetchFailed
 from vlm_core.data.sample import STATUSES
+from vlm_core.data.web.address import FetchFailed
 
 DEAD_AFTER, DEAD_FOR_S, SLOWEST = 5, 60.0, 64.0
 _DOMAINS = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)  # the list inside the package; nothing is fetched
@@ -35,6 +36,7 @@ class Later(Exception):
     """Its site has no turn for this address now: nothing was asked, ask again in a later pass."""
 
 
+@functools.lru_cache(65_536)
 def domain_of(host: str) -> str:
     """The registrable domain: what one owner answers for."""
     return _DOMAINS.extract_str(host).top_domain_under_public_suffix or host

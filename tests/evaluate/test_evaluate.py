@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 
 from tests.data.small_world import make_shards
-from tests.train.transfer_world import labelled_set, stage_for, tiny_model
+from tests.train.transfer_world import TINY, labelled_set, stage_for, tiny_model
 from vlm_core.data.eval_sets.eval_sets import read_dataset
 from vlm_core.data.shards.shards import read_samples
 from vlm_core.errors import DataError, MissingInput
@@ -18,9 +18,11 @@ from vlm_core.evaluate.compare import compare
 from vlm_core.evaluate.config import Evaluate
 from vlm_core.evaluate.evaluate import evaluate
 from vlm_core.evaluate.heldout import read_heldout
+from vlm_core.models.captions import caption_log_likelihood
 from vlm_core.models.features import features
 from vlm_core.models.features_config import Features
-from vlm_core.models.pretrained import load
+from vlm_core.models.pretrained import load, pixels_of, save
+from vlm_core.models.towers import TwoTower
 from vlm_core.stage import Report
 
 CONFIG = Evaluate(resamples=1_000, probe_c=[0.1, 10.0])
@@ -121,3 +123,16 @@ def test_pictures_that_the_features_hold_are_not_encoded_again(world: Path, tmp_
     assert metric(tmp_path / "e", "zero_shot_single", "acc1") == 1.0 > metric(world / "a", "zero_shot_single", "acc1")
     evaluate(CONFIG, stage_for(tmp_path / "o", "evaluate", **{**inputs, "model": world / "other"}))
     assert metric(tmp_path / "o", "zero_shot_single", "acc1") == metric(world / "b", "zero_shot_single", "acc1")
+
+
+def test_a_model_with_a_decoder_classifies_by_what_it_would_say(world: Path, tmp_path: Path) -> None:
+    towers = TwoTower(TINY.but("decoder={layers: 1, heads: 2}"))
+    (tmp_path / "writer").mkdir()
+    save(tmp_path / "writer", towers, pixels_of(TINY.image), {"recipe": "tiny", "seed": 0})
+    stage = stage_for(tmp_path / "c", "evaluate", model=tmp_path / "writer", shards=world / "shards" / "out", eval_sets=world / "eval_sets")
+    evaluate(CONFIG.merged({"caption_likelihood": True, "probe": False}), stage)
+    data = read_dataset(world / "eval_sets" / "colours")
+    said = [data.templates[0].format(name.replace("_", " ")) for name in data.classnames]
+    scores = caption_log_likelihood(load(tmp_path / "writer"), list(data.images(data.rows("test"))), said)
+    expected = float((scores.argmax(1).numpy() == data.labels[data.rows("test")]).mean())
+    assert metric(tmp_path / "c", "caption_likelihood", "acc1") == pytest.approx(expected)

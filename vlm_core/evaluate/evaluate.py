@@ -24,8 +24,10 @@ from vlm_core.evaluate.results import Results, flat_metrics
 from vlm_core.evaluate.retrieval import retrieval_ranks
 from vlm_core.evaluate.segmentation import can_segment, evaluate_segmentation
 from vlm_core.evaluate.statistics import Interval, bootstrap_metric
+from vlm_core.models.captions import caption_log_likelihood
 from vlm_core.models.features import Encoder, choose_datasets, encode_split, model_card_fields
 from vlm_core.models.pretrained import Vlm, load
+from vlm_core.models.prompts import fill
 from vlm_core.stage import Report, Stage
 
 GROUNDING, SEGMENTATION = "grounding.png", "segmentation.png"
@@ -112,6 +114,15 @@ def _labelled(config: Evaluate, data: EvalSet, version: str, encoder: Encoder, r
         )
         weights_DC = encoder.classifier(data.classnames, templates).T.numpy()
         _classification(card, data, test, labels, metrics.classify(image_ND, weights_DC), results)
+    if config.caption_likelihood and encoder.vlm.towers.decoder is not None:
+        prompt = str((encoder.vlm.config.get("training", {}).get("objectives", {}).get("prefix_generation") or {}).get("prompt", ""))
+        measured = {"acc": "top-1 and, from 5 classes on, top-5; a tie is wrong", "score": "mean log p of the tokens of the first template", "prompt": prompt}
+        card = ProtocolCard.from_config(
+            *common, {"task": "caption_likelihood", "templates_sha256": digest_of(data.templates[:1]), "template_count": 1, "metrics": measured}
+        )
+        said = fill(data.templates[:1], data.classnames)
+        logits_NC = caption_log_likelihood(encoder.vlm, list(data.images(test)), said, prompt, config.batch).numpy()
+        _classification(card, data, test, labels, logits_NC, results)
     if config.probe and len(data.rows("train")) and len(data.rows("val")):
         found = _probe(config, data, encoder)
         card = ProtocolCard.from_config(

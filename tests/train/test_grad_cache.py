@@ -24,6 +24,9 @@ COMPOSED: dict[str, dict[str, Any]] = {
     "alip": {"weighted_captions": {}},
     "zerovl": {"mixup": {}},
     "unicl": {"image_text_label": {}},
+    "coca": {"captioning": {}, "image_text_contrastive": {}},
+    "ra-clip": {"retrieval_augmented": {}},
+    "fiber's queue": {"queued_contrastive": SMALL["queued_contrastive"]},
 }
 
 

@@ -51,7 +51,7 @@ def batches_of(side: str, config: Any, shards: Path, count: int) -> Iterator[tup
     """(normalised pictures, ids), from memory or from the side's own loader."""
     import torch
 
-    from vlm_core.models.pretrained import pixels_of
+    from vlm_core.models.pixels import pixels_of
     from vlm_core.models.tokenizer import build, trim
 
     tokenize, pixels = build(config.model.text), pixels_of(config.model.image)

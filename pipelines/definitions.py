@@ -3,7 +3,22 @@
 import dagster as dg
 
 from assets import (
-    captions, checks, comparison, distilled, eval_sets, evaluation, features, filtered, images, pretrained, registry, report, shards, sources, sweep, transferred,
+    captions,
+    checks,
+    comparison,
+    distilled,
+    eval_sets,
+    evaluation,
+    features,
+    filtered,
+    images,
+    pretrained,
+    registry,
+    report,
+    shards,
+    sources,
+    sweep,
+    transferred,
 )  # fmt: skip
 from pipelines import jobs, schedules, sensors
 from pipelines.resources import deployment

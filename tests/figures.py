@@ -45,7 +45,9 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 def figures(reports: Sequence[pytest.TestReport]) -> str:
     """One line over the reports of a run, or nothing if none of them is about a fault or an abuse."""
-    asked = [report for report in reports if any(kind in dict(getattr(report, "user_properties", ())) for kind in KINDS) and (report.when == "call" or report.failed)]
+    asked = [
+        report for report in reports if any(kind in dict(getattr(report, "user_properties", ())) for kind in KINDS) and (report.when == "call" or report.failed)
+    ]
     if not asked:
         return ""
     parts = [f"{word} {_share(asked, kind)}" for kind, word in (("fault", "faults survived"), ("abuse", "bad inputs refused"))]

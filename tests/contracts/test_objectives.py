@@ -15,7 +15,16 @@ from vlm_core.objectives import config as menu
 KINDS = tuple(menu.Objectives.model_fields)
 SCHEMAS = {kind: getattr(settings_of(kind), kind) for kind in KINDS}
 CHUNKED = [kind for kind in KINDS if "chunk_size" in type(SCHEMAS[kind]).model_fields]
-DRAWS = ("cross_modal_mixup", "masked_language", "masked_autoencoder", "image_text_matching", "fused_masked_language", "masked_cross_modal", "masked_image", "patch_grouping")  # each pair gets random numbers by its place in the batch
+DRAWS = (
+    "cross_modal_mixup",
+    "masked_language",
+    "masked_autoencoder",
+    "image_text_matching",
+    "fused_masked_language",
+    "masked_cross_modal",
+    "masked_image",
+    "patch_grouping",
+)  # each pair gets random numbers by its place in the batch
 REGIONS = ("region_word", "region_concept")
 NUMBERED = (*DRAWS, "region_concept")  # and concepts are known by their row in the batch
 IMAGES_ONLY = ("nearest_neighbour", "image_contrastive", "moco", "simsiam", "masked_autoencoder", "masked_image", "patch_grouping")

@@ -21,7 +21,8 @@ from vlm_core.evaluate.heldout import read_heldout
 from vlm_core.models.captions import caption_log_likelihood
 from vlm_core.models.features import features
 from vlm_core.models.features_config import Features
-from vlm_core.models.pretrained import load, pixels_of, save
+from vlm_core.models.pixels import pixels_of
+from vlm_core.models.pretrained import load, save
 from vlm_core.models.towers import TwoTower
 from vlm_core.stage import Report
 

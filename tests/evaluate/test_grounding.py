@@ -16,6 +16,7 @@ from vlm_core.evaluate.grounding import Question, by_chance, hits, judge, pooled
 from vlm_core.evaluate.heldout import read_heldout
 from vlm_core.models import config as menu
 from vlm_core.models import pretrained
+from vlm_core.models.pixels import pixels_of
 from vlm_core.models.regions import Found
 from vlm_core.models.towers import TwoTower
 
@@ -87,7 +88,7 @@ def test_the_evaluator_measures_models_with_regions_and_says_so_where_there_are_
     for name, config in (("with", settings), ("without", settings.but("regions=null"))):
         (tmp_path / name).mkdir()
         torch.manual_seed(0)
-        pretrained.save(tmp_path / name, TwoTower(config), pretrained.pixels_of(config.image), {})
+        pretrained.save(tmp_path / name, TwoTower(config), pixels_of(config.image), {})
         stage = stage_for(tmp_path / f"{name}-out", "evaluate", model=tmp_path / name, shards=shards, eval_sets=tmp_path / "eval_sets")
         report = evaluate(CONFIG.but("scenes=10", "probe=false"), stage)
         rows = pq.read_table(stage.out / "metrics.parquet").to_pylist()

@@ -14,7 +14,8 @@ from vlm_core.evaluate.config import Evaluate
 from vlm_core.evaluate.evaluate import evaluate
 from vlm_core.evaluate.segmentation import GROUND, SIDE, confusion_matrix, segment, segmentation_scores, segmented_scenes
 from vlm_core.models import config as menu
-from vlm_core.models.pretrained import Vlm, load, pixels_of, save
+from vlm_core.models.pixels import pixels_of
+from vlm_core.models.pretrained import Vlm, load, save
 from vlm_core.models.towers import TwoTower
 
 

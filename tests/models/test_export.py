@@ -15,6 +15,7 @@ from vlm_core.errors import CheckpointError, Incompatible, MissingInput
 from vlm_core.models import config as menu
 from vlm_core.models import pretrained
 from vlm_core.models.export import adopt, export, main_adopt, model_config, read_model_config
+from vlm_core.models.pixels import pixels_of
 from vlm_core.models.towers import TwoTower
 
 TEXT = menu.ClipTransformer(context_length=16, width=32, layers=2, heads=2)
@@ -47,7 +48,7 @@ def shaken(config: menu.TwoTower) -> TwoTower:
 def test_stock_open_clip_gives_the_embeddings_of_the_model_folder(kind: str, tmp_path: Path) -> None:
     towers = shaken(MODELS[kind])
     (tmp_path / "model").mkdir()
-    pretrained.save(tmp_path / "model", towers, pretrained.pixels_of(MODELS[kind].image), {"recipe": "test", "parents": []})
+    pretrained.save(tmp_path / "model", towers, pixels_of(MODELS[kind].image), {"recipe": "test", "parents": []})
     weights = export(tmp_path / "model", tmp_path / "export", f"vlm-test-{kind}")
     open_clip.add_model_config(tmp_path / "export" / f"vlm-test-{kind}.json")
     theirs, _, preprocess = open_clip.create_model_and_transforms(f"vlm-test-{kind}", pretrained=str(weights))

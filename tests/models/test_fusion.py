@@ -11,6 +11,7 @@ from vlm_core.errors import Incompatible
 from vlm_core.models import config as menu
 from vlm_core.models import pretrained
 from vlm_core.models.captions import caption_log_likelihood, captions_of, match_probability
+from vlm_core.models.pixels import pixels_of
 from vlm_core.models.tokenizer import special_of
 from vlm_core.models.towers import TwoTower
 
@@ -136,7 +137,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[TwoTower, pretraine
     """Towers that learnt two captions by heart, and what comes back from their folder."""
     towers = model(KINDS["joint"], 49408, decoder={"layers": 1, "heads": 2})
     folder = tmp_path_factory.mktemp("model")
-    transform = pretrained.pixels_of(towers.config.image)
+    transform = pixels_of(towers.config.image)
     pretrained.save(folder, towers, transform, {"recipe": "tiny", "parents": []})
     vlm = pretrained.load(folder)
     images = torch.stack([vlm.transform()(image) for image in squares()])
@@ -207,7 +208,7 @@ def test_how_likely_a_pair_is_depends_on_nothing_but_the_pair(saved: tuple[TwoTo
 
 def test_a_model_without_the_part_says_so(tmp_path: Path) -> None:
     towers = model(None, 49408)
-    pretrained.save(tmp_path, towers, pretrained.pixels_of(towers.config.image), {"recipe": "tiny", "parents": []})
+    pretrained.save(tmp_path, towers, pixels_of(towers.config.image), {"recipe": "tiny", "parents": []})
     vlm = pretrained.load(tmp_path)
     with pytest.raises(Incompatible, match=r"model.decoder=null, expected one that was trained with objectives.captioning or prefix_generation"):
         captions_of(vlm, squares())

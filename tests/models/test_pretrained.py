@@ -12,6 +12,7 @@ from vlm_core import checkpoint
 from vlm_core.errors import CheckpointError
 from vlm_core.models import config as menu
 from vlm_core.models import pretrained
+from vlm_core.models.pixels import pixels_of
 from vlm_core.models.towers import TwoTower
 from vlm_core.stage import file_sha256
 
@@ -26,7 +27,7 @@ ABOUT = {"recipe": "tiny", "seed": 0, "snapshot_md5": "0" * 32 + ".dir", "parent
 def write(folder: Path, config: menu.TwoTower = TINY) -> Path:
     folder.mkdir()
     torch.manual_seed(3)
-    pretrained.save(folder, TwoTower(config), pretrained.pixels_of(config.image), ABOUT)
+    pretrained.save(folder, TwoTower(config), pixels_of(config.image), ABOUT)
     return folder
 
 

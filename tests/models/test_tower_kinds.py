@@ -14,6 +14,7 @@ from vlm_core.errors import CheckpointError, ConfigError, Incompatible, MissingI
 from vlm_core.models import config as menu
 from vlm_core.models import pretrained, tokenizer
 from vlm_core.models.open_clip_parts import create_model
+from vlm_core.models.pixels import pixels_of
 from vlm_core.models.rendered import Drawing
 from vlm_core.models.towers import TwoTower
 from vlm_core.run import recipes
@@ -106,7 +107,7 @@ def test_a_model_folder_gives_the_same_embeddings_and_bfloat16_nearly_so(image: 
     towers, see = two_tower(image, text).eval(), [Image.effect_noise((80, 70), 60).convert("RGB") for _ in range(2)]
     tokenize = learnt(TEXTS[text], tmp_path / "run")
     (tmp_path / "model").mkdir()
-    pretrained.save(tmp_path / "model", towers, pretrained.pixels_of(IMAGES[image]), {"recipe": "test", "parents": []}, words=tmp_path / "run")
+    pretrained.save(tmp_path / "model", towers, pixels_of(IMAGES[image]), {"recipe": "test", "parents": []}, words=tmp_path / "run")
     model = pretrained.load(tmp_path / "model")
     with torch.no_grad():
         expected_BD = F.normalize(towers.text(tokenize(CAPTIONS[:5])), dim=-1)
@@ -237,8 +238,8 @@ def test_a_model_folder_without_its_tokenizer_is_refused(tmp_path: Path) -> None
     (tmp_path / "model").mkdir()
     about = {"recipe": "test", "parents": []}
     with pytest.raises(CheckpointError, match=r"Found no tokenizer\.json in None"):
-        pretrained.save(tmp_path / "model", two_tower(text="bert"), pretrained.pixels_of(VIT), about)
-    pretrained.save(tmp_path / "model", two_tower(text="bert"), pretrained.pixels_of(VIT), about, words=tmp_path / "run")
+        pretrained.save(tmp_path / "model", two_tower(text="bert"), pixels_of(VIT), about)
+    pretrained.save(tmp_path / "model", two_tower(text="bert"), pixels_of(VIT), about, words=tmp_path / "run")
     (tmp_path / "model" / "tokenizer.json").write_text(tokenizer.learn("wordpiece", 300, ["something else"]))
     with pytest.raises(CheckpointError, match=r"Found the tokenizer 'tokenizer.json .*' in .*, expected 'tokenizer.json "):
         pretrained.load(tmp_path / "model")
@@ -333,7 +334,6 @@ def test_a_tower_says_whether_it_has_batch_norm_that_learns(values: dict[str, ob
         with torch.device("cpu" if config.kind == "efficientnet_lite0" else "meta"):
             tower = build(config, width=WIDTH, activation="gelu", fresh=False)
         assert any(isinstance(part, torch.nn.modules.batchnorm._BatchNorm) for part in tower.modules()) == expected
-
 
 
 @pytest.mark.parametrize(

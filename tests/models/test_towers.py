@@ -13,8 +13,9 @@ from vlm_core.errors import ConfigError, Incompatible
 from vlm_core.models import config as menu
 from vlm_core.models import packaged
 from vlm_core.models.efficientnet_lite0 import bridge
+from vlm_core.models.headed import Head, Headed
 from vlm_core.models.tokenizer import BytePair, WordPiece, trim
-from vlm_core.models.towers import Head, Headed, TwoTower, unit
+from vlm_core.models.towers import TwoTower, unit
 
 TINY = menu.TwoTower(
     image=menu.Vit(image_size=16, patch_size=8, width=16, layers=2, heads=2),

@@ -18,7 +18,7 @@ from tests.train.tiny import make_shards, small
 from vlm_core.checkpoint import fill, read_weights
 from vlm_core.data.shards.augment import Transform
 from vlm_core.data.shards.samples import ShardSamples
-from vlm_core.models.pretrained import pixels_of
+from vlm_core.models.pixels import pixels_of
 from vlm_core.models.tokenizer import BytePair, special_of
 from vlm_core.models.towers import TwoTower
 from vlm_core.objectives.contrast import both_ways, softened

@@ -81,7 +81,16 @@ def batch(pairs: int = PAIRS, dtype: torch.dtype = torch.float32) -> dict[str, A
     given = torch.arange(pairs) % 3 + 1
     said["prefix_ids"] = [[29, *text] for text in said["ids"]]
     superpixels = torch.arange(16).view(4, 4).div(8, rounding_mode="floor").flatten() + 2 * (torch.arange(16) % 4 // 2) + torch.zeros(pairs, 1).long()
-    return {**scenes(random, pairs, dtype), "images": images, "views": views, "labels": labels, "superpixels": superpixels, "neighbours": neighbours, "given": given, **{name: ids(texts) for name, texts in said.items()}}
+    return {
+        **scenes(random, pairs, dtype),
+        "images": images,
+        "views": views,
+        "labels": labels,
+        "superpixels": superpixels,
+        "neighbours": neighbours,
+        "given": given,
+        **{name: ids(texts) for name, texts in said.items()},
+    }
 
 
 def settings_of(kind: str, **changes: Any) -> menu.Objectives:

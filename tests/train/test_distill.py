@@ -14,6 +14,7 @@ from vlm_core.data.shards.shards import read_samples
 from vlm_core.errors import Incompatible
 from vlm_core.models import config as menu
 from vlm_core.models import pretrained
+from vlm_core.models.pixels import pixels_of
 from vlm_core.models.towers import TwoTower
 from vlm_core.recipes.distill import clip_kd_tiny
 from vlm_core.run import load
@@ -35,7 +36,7 @@ def teacher_folder(root: Path) -> Path:
     )
     torch.manual_seed(5)
     root.mkdir()
-    pretrained.save(root, TwoTower(config), pretrained.pixels_of(config.image), {"recipe": "teacher", "parents": []})
+    pretrained.save(root, TwoTower(config), pixels_of(config.image), {"recipe": "teacher", "parents": []})
     return root
 
 

@@ -208,7 +208,9 @@ def test_locked_trunks_see_every_picture_once(shards: Path, tmp_path: Path) -> N
 
 def test_a_model_of_another_activation_is_refused_as_a_beginning(shards: Path, tmp_path: Path) -> None:
     pretrain(small("fit.samples=64"), shards, tmp_path / "first")
-    with pytest.raises(CheckpointError, match=r"Found weights of activation 'gelu' in .*first, expected 'quick_gelu' as this recipe says; set model.activation=gelu"):
+    with pytest.raises(
+        CheckpointError, match=r"Found weights of activation 'gelu' in .*first, expected 'quick_gelu' as this recipe says; set model.activation=gelu"
+    ):
         pretrain(small("model.activation=quick_gelu"), shards, tmp_path / "second", initial=tmp_path / "first")
 
 

@@ -40,7 +40,9 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_learns_which_sentence_belongs_to_which_picture(changes: tuple[str, ...], shards: Path, tmp_path: Path) -> None:
     report = pretrain(small("fit.epochs=8", *changes), shards, tmp_path / "model")
     assert report.metrics["quick.auc"] > 0.6  # 0.5 is chance
-    assert report.metrics["final_loss"] < 4.16 + (0.3 if "masked_language" in str(changes) else 0)  # log(64) is chance, and a twentieth of log(400) for a hidden word
+    assert report.metrics["final_loss"] < 4.16 + (
+        0.3 if "masked_language" in str(changes) else 0
+    )  # log(64) is chance, and a twentieth of log(400) for a hidden word
     assert pretrained.load(tmp_path / "model").encode_texts(["a red circle on the left"]).isfinite().all()
 
 

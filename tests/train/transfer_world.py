@@ -14,7 +14,8 @@ from PIL import Image
 from vlm_core.data.eval_sets.eval_sets import TABLE
 from vlm_core.data.shards.tar import TarWriter
 from vlm_core.models import config as menu
-from vlm_core.models.pretrained import Vlm, load, pixels_of, save
+from vlm_core.models.pixels import pixels_of
+from vlm_core.models.pretrained import Vlm, load, save
 from vlm_core.models.towers import TwoTower
 from vlm_core.stage import Stage
 from vlm_core.track import NullTracker

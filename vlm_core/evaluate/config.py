@@ -13,8 +13,12 @@ class Evaluate(Config):
     probe: bool = Field(True, description="fit a linear probe on the training split of every labelled set")
     probe_c: list[float] = Field([0.01, 0.1, 1.0, 10.0], min_length=1, description="inverse strengths among which the validation split chooses")
     probe_max_iter: int = Field(200, gt=0, description="L-BFGS iterations of one probe")
-    caption_likelihood: bool = Field(False, description="also classify by how likely the model finds a class as caption (models with a decoder); a pass per picture and class")
-    scenes: int = Field(200, ge=10, le=10_000, description="composed of held-out pictures, to ground phrases in (models with regions) and to segment (models that show patches)")
+    caption_likelihood: bool = Field(
+        False, description="also classify by how likely the model finds a class as caption (models with a decoder); a pass per picture and class"
+    )
+    scenes: int = Field(
+        200, ge=10, le=10_000, description="composed of held-out pictures, to ground phrases in (models with regions) and to segment (models that show patches)"
+    )
     segmentation: str = Field("emoji_groups", description="labelled set whose test pictures make the scenes that are segmented; empty: none")
     batch: int = Field(64, gt=0, description="pictures or texts encoded at once")
     resamples: int = Field(2_000, ge=1_000, description="bootstrap resamples behind each interval")

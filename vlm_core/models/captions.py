@@ -1,8 +1,8 @@
 """What a model says about pictures: captions that its decoder writes, how likely it finds given ones, and whether its fusion takes a pair for one.
 
-    captions_of(vlm, images)                              # written word by word, the likeliest word each time
-    caption_log_likelihood(vlm, images, texts)            # (I, T) mean log p of a text's tokens: classification without a joint space (PaLI)
-    match_probability(vlm, images, texts)                 # (B,) of pairs
+captions_of(vlm, images)                              # written word by word, the likeliest word each time
+caption_log_likelihood(vlm, images, texts)            # (I, T) mean log p of a text's tokens: classification without a joint space (PaLI)
+match_probability(vlm, images, texts)                 # (B,) of pairs
 """
 
 # I pictures, T texts, B pairs, L tokens, W words of all texts, K places that captions look at, E channels of the text tower

@@ -141,7 +141,9 @@ class TimmTrunk(Tower):
     @model_validator(mode="after")
     def _learns(self) -> Self:
         if self.lock and not self.weights:
-            raise Incompatible("Found lock=true without weights, expected a trunk that knows something; set model.image.weights=FILE or model.image.lock=false.")
+            raise Incompatible(
+                "Found lock=true without weights, expected a trunk that knows something; set model.image.weights=FILE or model.image.lock=false."
+            )
         return self
 
 
@@ -180,7 +182,9 @@ class Bert(Tower):
     heads: int = Field(12, gt=0, description="attention heads; a divisor of width")
     pool: Literal["cls", "mean"] = Field("cls", description="feature: the first state, or the mean over what is no padding")
     dropout: float = Field(0.1, ge=0, lt=1, description="share of states and attention dropped while training")
-    weights: str = Field("", description="folder with a BERT of these sizes (model.safetensors, tokenizer.json), whose tokenizer is taken too; none: random ones")
+    weights: str = Field(
+        "", description="folder with a BERT of these sizes (model.safetensors, tokenizer.json), whose tokenizer is taken too; none: random ones"
+    )
 
     gives = frozenset({"tokens", "dense", "text_mask", "fusion"})
 
@@ -196,7 +200,9 @@ class Rendered(Tower):
     kind: Literal["rendered"] = "rendered"
     image_size: int = Field(224, gt=0, description="side of the drawn picture in pixels; the image tower's")
     font_size: int = Field(16, ge=5, le=128, description="height of a line in pixels")
-    font: str = Field("", description="TrueType file, for instance GNU Unifont, as CLIPPO; none: DejaVu Sans; what it lacks is drawn as squares that spell the code point")
+    font: str = Field(
+        "", description="TrueType file, for instance GNU Unifont, as CLIPPO; none: DejaVu Sans; what it lacks is drawn as squares that spell the code point"
+    )
 
 
 class SharedText(Tower):
@@ -269,7 +275,9 @@ class CaptionDecoder(Config):
 class Retrieval(Config):
     """A reference set: pairs that resemble a picture are mixed into its embedding (RA-CLIP, CVPR 2023)."""
 
-    references: int = Field(100_000, ge=1, le=2_000_000, description="pairs kept for looking up and not trained on, 3.3 kB each in the model folder; the paper a tenth of all")
+    references: int = Field(
+        100_000, ge=1, le=2_000_000, description="pairs kept for looking up and not trained on, 3.3 kB each in the model folder; the paper a tenth of all"
+    )
     neighbours: int = Field(64, ge=1, le=1024, description="pairs that a picture looks up")
     heads: int = Field(8, gt=0, description="attention heads; a divisor of the joint width")
     image_size: int = Field(192, ge=32, le=512, multiple_of=32, description="side of the pictures that the frozen encoder sees, in pixels")
@@ -370,9 +378,13 @@ class TwoTower(Config):
                 f"Found texts drawn at model.text.image_size {self.text.image_size} and pictures at {self.image.image_size}, expected one size; change one of them."
             )
         if isinstance(self.text, SharedText) and isinstance(self.image, Vit) and self.image.pool == "map":
-            raise Incompatible("Found the text tower 'shared_text' with model.image.pool 'map', which would also look at padding; set model.image.pool=tok or avg.")
+            raise Incompatible(
+                "Found the text tower 'shared_text' with model.image.pool 'map', which would also look at padding; set model.image.pool=tok or avg."
+            )
         if self.retrieval is not None and names:
-            raise Incompatible("Found model.retrieval with image names=true, expected embeddings that are learnt as a whole; set model.image.names=false and model.text.sentence=false.")
+            raise Incompatible(
+                "Found model.retrieval with image names=true, expected embeddings that are learnt as a whole; set model.image.names=false and model.text.sentence=false."
+            )
         if self.retrieval is not None:
             _divide("width", self.width, "retrieval.heads", self.retrieval.heads)
         return self

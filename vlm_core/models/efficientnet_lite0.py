@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlm_core.models import config as menu
 from vlm_core.models import packaged
-from vlm_core.models.towers import Head, Headed
+from vlm_core.models.headed import Head, Headed
 
 LIKELIEST = 5
 

@@ -21,6 +21,7 @@ from vlm_core.data.shards.augment import Transform
 from vlm_core.errors import CheckpointError, Incompatible, MissingInput
 from vlm_core.models import config as menu
 from vlm_core.models import pretrained
+from vlm_core.models.pixels import pixels_of
 from vlm_core.models.towers import TwoTower
 from vlm_core.stage import write_json
 
@@ -40,7 +41,9 @@ def model_config(config: menu.TwoTower) -> dict[str, Any]:
         )
     if text.tokenizer != "clip_bpe" or getattr(image, "pool", "") == "map":
         found = f"the tokenizer {text.tokenizer!r}" if text.tokenizer != "clip_bpe" else "model.image.pool 'map'"
-        raise Incompatible(f"Found {found}, expected CLIP's byte pairs and the class token or mean of the patches, as open_clip has; use the model folder itself.")
+        raise Incompatible(
+            f"Found {found}, expected CLIP's byte pairs and the class token or mean of the patches, as open_clip has; use the model folder itself."
+        )
     vision: dict[str, Any] = {"image_size": image.image_size, "layers": image.layers, "width": image.width}
     if isinstance(image, menu.Vit):
         vision |= {"patch_size": image.patch_size, "head_width": image.width // image.heads, "mlp_ratio": image.mlp_ratio, "pool_type": image.pool}
@@ -70,7 +73,11 @@ def read_model_config(file: Path) -> menu.TwoTower:
         image: menu.ImageTower = menu.ClipResnet(image_size=v["image_size"], layers=v["layers"], width=v["width"], heads=v["width"] * 32 // v["head_width"])
     else:
         image = menu.Vit.read(
-            {**{name: v[name] for name in ("image_size", "patch_size", "width", "layers", "mlp_ratio", "patch_dropout")}, "pool": v["pool_type"], "heads": v["width"] // v["head_width"]}
+            {
+                **{name: v[name] for name in ("image_size", "patch_size", "width", "layers", "mlp_ratio", "patch_dropout")},
+                "pool": v["pool_type"],
+                "heads": v["width"] // v["head_width"],
+            }
         )
     scale = menu.LogitScale() if "init_logit_bias" not in said else menu.LogitScale(init=10, bias=said["init_logit_bias"])
     activation: menu.Activation = "quick_gelu" if said.get("quick_gelu") else "gelu"
@@ -116,16 +123,22 @@ def adopt(weights: Path, config: menu.TwoTower, out: Path, recipe: str) -> dict[
     towers = TwoTower(config, fresh=False)
     fill(towers, from_open_clip(read_weights(weights)), str(weights))
     out.mkdir(parents=True, exist_ok=True)
-    pixels: Transform = pretrained.pixels_of(config.image)
-    return pretrained.save(out, towers, pixels, {"recipe": recipe, "parents": [{"model_id": file_sha256(weights), "relation": "initial", "name": weights.name}]})
+    pixels: Transform = pixels_of(config.image)
+    return pretrained.save(
+        out, towers, pixels, {"recipe": recipe, "parents": [{"model_id": file_sha256(weights), "relation": "initial", "name": weights.name}]}
+    )
 
 
 def _agree(file: Path, said: menu.TwoTower, wanted: menu.TwoTower) -> None:
     theirs, ours = said.flat(), wanted.flat()
-    differ = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name) and not name.startswith("scale.") and "dropout" not in name)
+    differ = sorted(
+        name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name) and not name.startswith("scale.") and "dropout" not in name
+    )
     if differ:
         name = differ[0]
-        raise CheckpointError(f"Found {name} {theirs.get(name)!r} in {file}, expected {ours.get(name)!r} as asked; use the architecture that the weights were trained with.")
+        raise CheckpointError(
+            f"Found {name} {theirs.get(name)!r} in {file}, expected {ours.get(name)!r} as asked; use the architecture that the weights were trained with."
+        )
 
 
 def main(words: Sequence[str]) -> int:

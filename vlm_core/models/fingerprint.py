@@ -56,7 +56,9 @@ def fingerprint(config: Fingerprint, stage: Stage) -> Report:
     return Report(
         counts={"in": len(rows), "pictures": len(rows), "copies": len(fit)},
         metrics={
-            "min_cosine": least, "recall": table[-1]["recall"], "recall_by_hashes": table[-1]["by hashes"],
+            "min_cosine": least,
+            "recall": table[-1]["recall"],
+            "recall_by_hashes": table[-1]["by hashes"],
             "false_alarms": round(float((found["stranger"][~fit] >= least).mean()), 4),
         },  # fmt: skip
         tables={"recall on copies that were not fitted": table},

@@ -1,7 +1,7 @@
 """Picture and text looked at together: what every kind of fusion offers, so that objectives and evaluators do not know the kind.
 
-    image_BPE, text_BLE = towers.begin(images, ids)          # states where fusion begins: made once, used for many pairings
-    fused = towers.fuse(image_BPE[rows], text_BLE[others], words_BL[others])
+image_BPE, text_BLE = towers.begin(images, ids)          # states where fusion begins: made once, used for many pairings
+fused = towers.fuse(image_BPE[rows], text_BLE[others], words_BL[others])
 """
 
 # B pairs, P places of a picture (the class token first), L tokens, E channels of a tower, W channels of fused states

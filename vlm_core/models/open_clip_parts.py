@@ -15,4 +15,15 @@ finally:
     if _absent:
         del sys.modules["wandb"]
 
-__all__ = ["AttentionPoolLatent", "AttentionalPooler", "ModifiedResNet", "QuickGELU", "ResidualAttentionBlock", "SimpleTokenizer", "TextTransformer", "Transformer", "VisionTransformer", "create_model"]
+__all__ = [
+    "AttentionPoolLatent",
+    "AttentionalPooler",
+    "ModifiedResNet",
+    "QuickGELU",
+    "ResidualAttentionBlock",
+    "SimpleTokenizer",
+    "TextTransformer",
+    "Transformer",
+    "VisionTransformer",
+    "create_model",
+]

@@ -71,13 +71,6 @@ class Vlm:
         return torch.cat([unit(part).cpu() for part in parts]) if parts else torch.empty(0, 0)
 
 
-def pixels_of(config: menu.ImageTower, crop_scale_min: float = 0.5) -> Transform:
-    """How an image tower wants its pictures: CLIP's statistics, or those that the packaged weights were trained with."""
-    if isinstance(config, menu.EfficientnetLite0):
-        return Transform(config.image_size, mean=(127 / 255,) * 3, std=(128 / 255,) * 3, crop_scale_min=crop_scale_min)
-    return Transform(config.image_size, crop_scale_min=crop_scale_min)
-
-
 def save(folder: Path, towers: TwoTower, transform: Transform, about: Mapping[str, Any], card: str = "", words: Path | None = None) -> dict[str, Any]:
     """Write a model folder; equal weights and settings give equal bytes.
 
@@ -137,7 +130,9 @@ def load(folder: Path | str, expected: menu.TwoTower | None = None) -> Vlm:
     _check(folder, settings, config, expected)
     tokenize = tokenizers.build(config.text, folder)
     if tokenize.name != settings["tokenizer"]:
-        raise CheckpointError(f"Found the tokenizer {tokenize.name!r} in {folder}, expected {settings['tokenizer']!r} as its config.json says; fetch the model again.")
+        raise CheckpointError(
+            f"Found the tokenizer {tokenize.name!r} in {folder}, expected {settings['tokenizer']!r} as its config.json says; fetch the model again."
+        )
     state = read_weights(folder / WEIGHTS, settings["weights_sha256"])
     towers = TwoTower(config, fresh=False)
     fill(towers, state, str(folder / WEIGHTS))

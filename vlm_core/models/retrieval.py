@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vlm_core.models import config as menu
 from vlm_core.models import packaged
 from vlm_core.models.efficientnet_lite0 import Trunk
-from vlm_core.models.pretrained import pixels_of
+from vlm_core.models.pixels import pixels_of
 
 BLOCK = 65_536  # references that are compared with a batch at a time
 

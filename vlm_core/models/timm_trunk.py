@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from vlm_core.checkpoint import fill, read_weights
 from vlm_core.models import config as menu
+from vlm_core.models.headed import Headed
 from vlm_core.models.open_clip_parts import create_model
-from vlm_core.models.towers import Headed
 
 
 class TimmTrunk(Headed):

@@ -4,7 +4,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,8 @@ from vlm_core.models import config as menu
 from vlm_core.models.caption_decoder import CaptionDecoder
 from vlm_core.models.fusion import Fused, Fusion
 from vlm_core.models.regions import Regions
-
-if TYPE_CHECKING:
-    from vlm_core.models.retrieval import Retrieval
-    from vlm_core.models.visual_tokenizer import VisualTokenizer
+from vlm_core.models.retrieval import Retrieval
+from vlm_core.models.visual_tokenizer import VisualTokenizer
 
 
 class View(NamedTuple):
@@ -52,59 +50,6 @@ class Outputs(NamedTuple):
     towers: "TwoTower | None" = None  # for further passes that one objective alone makes (hard negatives, scenes); read, never owned
 
 
-class Headed(nn.Module):
-    """A trunk with open weights under a head of ours. Locked: the trunk stays as it is, in eval mode, and its features may be computed once."""
-
-    def __init__(self, trunk: nn.Module, head: nn.Module, lock: bool) -> None:
-        super().__init__()
-        self.trunk, self.head, self.lock = trunk, head, lock
-        if lock:
-            trunk.requires_grad_(False)
-
-    def train(self, mode: bool = True) -> "Headed":
-        super().train(mode)
-        if self.lock:
-            self.trunk.eval()
-        return self
-
-    @property
-    def features_width(self) -> int:
-        width: int = self.head.features_width  # type: ignore[assignment]
-        return width
-
-    def features(self, x: Tensor) -> Tensor:
-        """Trunk features (B, F), without gradient where the trunk is locked."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.lock):
-            out_BF: Tensor = self.trunk(x)
-        return out_BF
-
-    def forward(self, x: Tensor) -> Tensor:
-        out_BD: Tensor = self.head(self.features(x))
-        return out_BD
-
-
-class Head(nn.Module):
-    """Trunk features (B, F) -> raw embedding (B, D + own): a learnt projection, and beside it `own` channels that the trunk already speaks.
-
-    Both parts have unit norm, so a dot product of two such embeddings is the mean of the two cosines once the whole is normalised.
-    """
-
-    def __init__(self, config: menu.EfficientnetLite0 | menu.Minilm, features: int, width: int, own: int) -> None:
-        super().__init__()
-        self.own, self.features_width = own, features
-        if config.head == "linear":
-            self.project: nn.Module = nn.Linear(features, width)
-        else:
-            layers = nn.Linear(features, config.hidden), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(config.hidden, width)
-            self.project = nn.Sequential(nn.LayerNorm(features), *layers)
-
-    def forward(self, features_BF: Tensor) -> Tensor:
-        learnt_BD: Tensor = self.project(features_BF)
-        if not self.own:
-            return learnt_BD
-        return torch.cat([F.normalize(features_BF[:, -self.own :], dim=-1), F.normalize(learnt_BD, dim=-1)], dim=-1)
-
-
 class TwoTower(nn.Module):
     """Image and text tower with a shared logit scale. `.image(images_B3HW)` and `.text(ids_BL)` give raw embeddings (B, D).
 
@@ -133,8 +78,6 @@ class TwoTower(nn.Module):
             self.visual_tokens = build_part(config.visual_tokens, rows=rows, patch_px=patch_px, fresh=fresh)
         self.retrieval: Retrieval | None = None
         if config.retrieval is not None:
-            from vlm_core.models.retrieval import Retrieval  # stands on packaged towers, which are made of this module's parts
-
             self.retrieval = Retrieval(config.retrieval, config.image, config.width)
 
     @property
@@ -203,6 +146,7 @@ class TwoTower(nn.Module):
         Args:
             begun_BPE: of pictures, by `begin`.
             begun_BLE: of texts.
+            ids_BL: of the texts.
         """
         assert self.fusion is not None
         out: Fused = self.fusion(self.image, self.text, begun_BPE, begun_BLE, ids_BL)

@@ -73,9 +73,7 @@ def adaptive_soft_infonce(image_BD: Tensor, text_BD: Tensor, scale: Tensor | flo
 
 def terms(pairs: Pairs, scale: Tensor | float, chunk_size: int = 0) -> tuple[Tensor, Tensor]:
     """For each pair, both ways averaged: -log p of the own partner, and the mean -log p of all others."""
-    sides = [
-        _rows(rows, columns, scale, pairs.offset, chunk_size) for rows, columns in ((pairs.image_BD, pairs.text_ND), (pairs.text_BD, pairs.image_ND))
-    ]
+    sides = [_rows(rows, columns, scale, pairs.offset, chunk_size) for rows, columns in ((pairs.image_BD, pairs.text_ND), (pairs.text_BD, pairs.image_ND))]
     both_B2 = (sides[0] + sides[1]) / 2
     return both_B2[:, 0], both_B2[:, 1]
 
@@ -88,9 +86,7 @@ def _rows(rows_BD: Tensor, columns_ND: Tensor, scale: Tensor | float, offset: in
     if not 0 < chunk_size < len(rows_BD):
         return _chunk(rows_BD, columns_ND, scale, offset)
     begins = range(0, len(rows_BD), chunk_size)
-    parts = [
-        checkpoint(_chunk, rows_BD[at : at + chunk_size], columns_ND, scale, offset + at, use_reentrant=False, preserve_rng_state=False) for at in begins
-    ]
+    parts = [checkpoint(_chunk, rows_BD[at : at + chunk_size], columns_ND, scale, offset + at, use_reentrant=False, preserve_rng_state=False) for at in begins]
     return torch.cat(parts)
 
 

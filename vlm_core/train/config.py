@@ -29,13 +29,19 @@ class Optim(Config):
     warmup_share: float | None = Field(None, ge=0, lt=1, description="warm-up as a share of all steps, in the place of warmup_steps; none: steps")
     cooldown_share: float = Field(0.0, ge=0, le=1, description="share of all steps at the end in which a constant lr falls linearly to 0")
     grad_clip: float | None = Field(1.0, gt=0, description="largest norm of the whole gradient; none: not clipped")
-    layer_decay: float | None = Field(None, gt=0, le=1, description="lr of a tower's block / that of the block above it; what lies below the blocks counts as one more; none: 1")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of a running mean of the towers' weights, less in the first steps; the mean is what is published; none: off")
+    layer_decay: float | None = Field(
+        None, gt=0, le=1, description="lr of a tower's block / that of the block above it; what lies below the blocks counts as one more; none: 1"
+    )
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of a running mean of the towers' weights, less in the first steps; the mean is what is published; none: off"
+    )
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
         if self.cooldown_share and self.schedule != "constant":
-            raise ValueError(f"Found cooldown_share {self.cooldown_share} with the schedule {self.schedule!r}, which falls by itself, expected 0; choose schedule=constant.")
+            raise ValueError(
+                f"Found cooldown_share {self.cooldown_share} with the schedule {self.schedule!r}, which falls by itself, expected 0; choose schedule=constant."
+            )
         if (self.warmup_share or 0) + self.cooldown_share > 1:
             raise ValueError(f"Found warmup_share {self.warmup_share} and cooldown_share {self.cooldown_share}, expected at most 1 together; lower one.")
         return self
@@ -45,19 +51,26 @@ class Fit(Config):
     """How long, on what, and how often something is written down."""
 
     epochs: int = Field(32, ge=1, description="times every sample is seen, where samples is none")
-    samples: int | None = Field(None, ge=1, description="pairs seen in all, to the nearest whole step; the same for every batch size and snapshot; none: epochs decide")
+    samples: int | None = Field(
+        None, ge=1, description="pairs seen in all, to the nearest whole step; the same for every batch size and snapshot; none: epochs decide"
+    )
     accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto takes a GPU if there is one")
     devices: int = Field(1, ge=1, le=64, description="processes on this machine, one per GPU")
-    strategy: Literal["ddp", "fsdp"] = Field("ddp", description="of several processes: all weights in each (DDP), or a part of them and of their moments in each (FSDP2)")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="of several processes: all weights in each (DDP), or a part of them and of their moments in each (FSDP2)"
+    )
     micro_batch: int | None = Field(None, ge=1, description="pairs of a process that the towers see at a time, for batches larger than memory; none: all")
     gradients: Literal["cached", "accumulated"] = Field(
-        "cached", description="with micro_batch. cached: equal to those of the whole batch, one forward pass more; accumulated: pairs of a part see only each other"
+        "cached",
+        description="with micro_batch. cached: equal to those of the whole batch, one forward pass more; accumulated: pairs of a part see only each other",
     )
     checkpoint_blocks: bool = Field(False, description="make activations inside the towers' blocks again in backward: less memory, a third more work")
     compile: Literal["off", "probe"] = Field("off", description="probe: a few steps with torch.compile and without; the faster is kept if both agree")
     precision: Literal["32", "bf16"] = Field("32", description="of the towers; losses are float32 always")
     log_every: int = Field(10, ge=1, description="steps between two rows of numbers")
-    heldout_every: int = Field(0, ge=0, description="steps between two looks at held-out pairs: retrieval, and pictures with their nearest captions; 0: at the end only")
+    heldout_every: int = Field(
+        0, ge=0, description="steps between two looks at held-out pairs: retrieval, and pictures with their nearest captions; 0: at the end only"
+    )
     term_norms: bool = Field(False, description="also write down the norm of each term's gradient; one more backward pass for each, at logged steps")
     checkpoint_every: int = Field(200, ge=1, description="steps between two step checkpoints; a crash costs at most this many")
     deterministic: bool = Field(True, description="refuse operations whose result depends on timing")
@@ -122,5 +135,7 @@ class Distil(Config):
         if isinstance(self.student.model.image, EfficientnetLite0) and self.student.model.image.lock:
             raise Incompatible("Found a student whose image tower is locked, expected one that learns; set student.model.image.lock=false or choose vit.")
         if self.student.model.retrieval is not None:
-            raise Incompatible("Found a student that looks things up (model.retrieval), expected one that learns from its teacher alone; set student.model.retrieval=null.")
+            raise Incompatible(
+                "Found a student that looks things up (model.retrieval), expected one that learns from its teacher alone; set student.model.retrieval=null."
+            )
         return self

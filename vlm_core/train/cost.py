@@ -18,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlm_core.models import pretrained, tokenizer
+from vlm_core.models import tokenizer
+from vlm_core.models.pixels import pixels_of
 from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import base
 from vlm_core.objectives.config import Pairwise
@@ -243,7 +244,7 @@ def _further_inputs(config: Pretrain, count: int) -> dict[str, Any]:
             with contextlib.suppress(Exception):
                 if need in config.objectives.needs and need != "labels":
                     near_NK = None if rows is None else torch.zeros(count, rows.neighbours, dtype=torch.long)
-                    kit = inputs.Kit(config, pretrained.pixels_of(config.model.image), tokenizer.build(config.model.text), near_NK)
+                    kit = inputs.Kit(config, pixels_of(config.model.image), tokenizer.build(config.model.text), near_NK)
                     made |= make(batch, kit, torch.device("cpu"))
     return made
 

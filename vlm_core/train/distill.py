@@ -23,6 +23,7 @@ from vlm_core.data.shards.samples import Samples, training_samples
 from vlm_core.distill.base import DistillTerm, Embeddings
 from vlm_core.distill.config import Terms
 from vlm_core.models import pretrained
+from vlm_core.models.pixels import pixels_of
 from vlm_core.models.towers import Outputs, TwoTower, unit
 from vlm_core.objectives.base import full_precision
 from vlm_core.stage import Report, Stage
@@ -146,7 +147,7 @@ def publish(config: Distil, stage: Stage, name: str, teacher: Path) -> None:
         "terms": config.terms.model_dump(mode="json") if taught else {},
     }  # fmt: skip
     (stage.out / name).mkdir()
-    pretrained.save(stage.out / name, towers, pretrained.pixels_of(config.student.model.image, config.student.crop_scale_min), about, words=stage.state / name)
+    pretrained.save(stage.out / name, towers, pixels_of(config.student.model.image, config.student.crop_scale_min), about, words=stage.state / name)
 
 
 def report_on(config: Distil, stage: Stage, shards: Path, names: list[str], teacher: Path) -> Report:

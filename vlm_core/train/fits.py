@@ -48,9 +48,13 @@ def check(config: "Pretrain") -> None:
 def _references(config: "Pretrain") -> None:
     using = [kind for kind, objective in config.objectives.chosen().items() if "neighbours" in objective.needs]
     if using and config.model.retrieval is None:
-        raise Incompatible(f"Found the objective {using[0]!r} with model.retrieval=null, expected a reference set to look things up in; set model.retrieval={{}}.")
+        raise Incompatible(
+            f"Found the objective {using[0]!r} with model.retrieval=null, expected a reference set to look things up in; set model.retrieval={{}}."
+        )
     if config.model.retrieval is not None and not using:
-        raise Incompatible("Found model.retrieval without an objective that teaches it to look things up; set objectives.retrieval_augmented={} or model.retrieval=null.")
+        raise Incompatible(
+            "Found model.retrieval without an objective that teaches it to look things up; set objectives.retrieval_augmented={} or model.retrieval=null."
+        )
     if config.model.retrieval is not None and config.loader.mix:
         raise Incompatible(
             "Found model.retrieval with loader.mix, expected one snapshot, since its groups say which pictures are copies of references; drop one of the two."
@@ -88,13 +92,17 @@ def _regions(config: "Pretrain") -> None:
     for kind, objective in regional.items():
         if regions is None or regions.reads != objective.reads:
             found = "null" if regions is None else f"{{reads: {regions.reads}}}"
-            raise Incompatible(f"Found the objective {kind!r} with model.regions={found}, expected a head that reads {objective.reads}; set model.regions={{reads: {objective.reads}}}.")
+            raise Incompatible(
+                f"Found the objective {kind!r} with model.regions={found}, expected a head that reads {objective.reads}; set model.regions={{reads: {objective.reads}}}."
+            )
         if getattr(model.image, "patch_dropout", 0):
             raise Incompatible(
                 f"Found the objective {kind!r} with model.image.patch_dropout {model.image.patch_dropout}, expected 0, since a map needs all its patches; set model.image.patch_dropout=0."  # type: ignore[union-attr]
             )
         if kind == "region_word" and model.fusion is not None and model.fusion.kind != "gated_fusion":
-            raise Incompatible(f"Found the objective {kind!r} with model.fusion {model.fusion.kind!r}, expected fusion inside the towers; set model.fusion={{kind: gated_fusion}} or null.")
+            raise Incompatible(
+                f"Found the objective {kind!r} with model.fusion {model.fusion.kind!r}, expected fusion inside the towers; set model.fusion={{kind: gated_fusion}} or null."
+            )
 
 
 def _vocabulary(text: models.TextTower) -> None:
@@ -139,7 +147,9 @@ def _needs(config: "Pretrain", kind: str, objective: Objective) -> None:
             "set model.image.lock=false or choose model.image={kind: vit}."
         )
     if kind == "masked_autoencoder" and isinstance(image, models.VitGrouping) and not image.rebuild:
-        raise Incompatible(f"Found the objective {kind!r} with model.image.rebuild=false, expected a way back from centres to patches; set model.image.rebuild=true.")
+        raise Incompatible(
+            f"Found the objective {kind!r} with model.image.rebuild=false, expected a way back from centres to patches; set model.image.rebuild=true."
+        )
     sides = ("image", image, OF_IMAGE, models.ImageTower), ("text", text, OF_TEXT, models.TextTower)
     for side, tower, asked, union in sides:
         if lacking := (needs & asked) - tower.gives:

@@ -16,8 +16,9 @@ from vlm_core.data.shards.augment import Transform
 from vlm_core.data.shards.loader import TrainLoader
 from vlm_core.data.shards.mixture import read_caption, read_two
 from vlm_core.data.shards.samples import Samples
+from vlm_core.models.headed import Headed
 from vlm_core.models.tokenizer import Tokenizer, trim
-from vlm_core.models.towers import Headed, TwoTower
+from vlm_core.models.towers import TwoTower
 from vlm_core.train.body import Batch
 from vlm_core.train.fit import Reporter
 

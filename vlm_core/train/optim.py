@@ -10,7 +10,9 @@ from vlm_core.train.blocks import blocks_of
 from vlm_core.train.config import Fit, Optim
 
 # Matrices that stand for single tokens or positions: no decay (rule 7 of the pre-training sheet)
-UNDECAYED = frozenset({"class_embedding", "positional_embedding", "cls_emb", "latent", "position_embeddings", "token_type_embeddings", "relative_position_bias_table"})
+UNDECAYED = frozenset(
+    {"class_embedding", "positional_embedding", "cls_emb", "latent", "position_embeddings", "token_type_embeddings", "relative_position_bias_table"}
+)
 
 
 BELOW = frozenset({

@@ -19,11 +19,12 @@ from vlm_core.checkpoint import fill, read_weights, write_weights
 from vlm_core.data.shards.loader import TrainLoader
 from vlm_core.data.shards.samples import Samples, training_samples
 from vlm_core.models import config as models
-from vlm_core.models import packaged, pretrained, tokenizer, visual_tokenizer
+from vlm_core.models import packaged, pretrained, tokenizer
+from vlm_core.models.pixels import pixels_of
 from vlm_core.models.towers import TwoTower
 from vlm_core.objectives import base
 from vlm_core.stage import Report, Stage, data_version, file_sha256, write_json
-from vlm_core.train import grad_cache, inputs, locked, look, optim, probe, references, scenes, snapshot, watch
+from vlm_core.train import grad_cache, inputs, locked, look, optim, probe, references, scenes, snapshot, visual_tokens, watch
 from vlm_core.train.blocks import checkpoint_blocks
 from vlm_core.train.body import Batch, Body, Lesson
 from vlm_core.train.config import Pretrain
@@ -48,9 +49,9 @@ def pretrain(config: Pretrain, stage: Stage) -> Report:
         else:
             train_locked_first(config, shards, stage.state, report)
             references.prepare(config, shards, stage.state, report)
-            transform = pretrained.pixels_of(config.model.image, config.crop_scale_min)
+            transform = pixels_of(config.model.image, config.crop_scale_min)
             samples = references.trained_on(config, shards)
-            visual_tokenizer.prepare(first_towers(config, initial), samples, transform, config.seed, stage.state, report.progress)
+            visual_tokens.prepare(first_towers(config, initial), samples, transform, config.seed, stage.state, report.progress)
             run_ranks("vlm_core.train.pretrain:train", settings, stage.state, config.fit.devices, report)
     towers = TwoTower(config.model, fresh=False)
     fill(towers, read_weights(stage.state / FINAL), str(stage.state / FINAL))
@@ -59,7 +60,7 @@ def pretrain(config: Pretrain, stage: Stage) -> Report:
         "training": config.model_dump(mode="json", exclude={"model": True, "fit": {"devices", "accelerator", "log_every", "checkpoint_every"}}),
     }  # fmt: skip
     about |= references.describe(config, shards, towers, stage.out)
-    pretrained.save(stage.out, towers, pretrained.pixels_of(config.model.image, config.crop_scale_min), about, words=stage.state)
+    pretrained.save(stage.out, towers, pixels_of(config.model.image, config.crop_scale_min), about, words=stage.state)
     return report_on(config, stage, shards)
 
 
@@ -73,13 +74,13 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
     samples = references.trained_on(config, Path(settings["shards"]))
     towers = first_towers(config, settings["initial"])
     objectives, weights = first_objectives(config, towers)
-    transform = pretrained.pixels_of(config.model.image, config.crop_scale_min)
+    transform = pixels_of(config.model.image, config.crop_scale_min)
     needs = config.objectives.needs
     beside = inputs.beside(config, transform)
     reading = partial(TrainLoader, samples, config.loader, transform, seed=config.seed, rank=rank, world=world, beside=beside if beside.wanted else None)
     plan = reading()
     steps = plan.steps = optim.steps_of(config.fit, config.loader.batch_size, plan.steps_per_epoch)
-    visual_tokenizer.prepare(towers, samples, transform, config.seed, folder, report.progress)
+    visual_tokens.prepare(towers, samples, transform, config.seed, folder, report.progress)
     references.prepare(config, Path(settings["shards"]), folder, report)
     tokenizer.ready(config.model.text, folder, locked.spoken(samples), Path(settings["initial"]) if settings["initial"] else None)
     kit = inputs.Kit(config, transform, tokenizer.build(config.model.text, folder), references.attach(towers, folder))
@@ -94,7 +95,15 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
 
     loader = locked_loader(config, plan, towers, folder, report) if locked.is_locked(towers.image) else plan
     loop = Loop(body, config.optim, config.fit, steps, config.seed, prepare)
-    looking = callbacks(config, kit, towers, Path(settings["shards"]), folder, report, lambda: grad_cache.first_part(prepare(dict(next(iter(reading())))), config.fit.micro_batch))
+    looking = callbacks(
+        config,
+        kit,
+        towers,
+        Path(settings["shards"]),
+        folder,
+        report,
+        lambda: grad_cache.first_part(prepare(dict(next(iter(reading())))), config.fit.micro_batch),
+    )
     final = fit(loop, loader, config.fit, folder, config.loader.batch_size, report, looking)
     if rank == 0:
         write_json(folder / MIXTURE, dict(plan.mixture))
@@ -104,9 +113,7 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
         (folder / f".{FINAL}").rename(folder / FINAL)
 
 
-def callbacks(
-    config: Pretrain, kit: inputs.Kit, towers: TwoTower, shards: Path, folder: Path, report: Reporter, first: Callable[[], Batch]
-) -> list[Callback]:
+def callbacks(config: Pretrain, kit: inputs.Kit, towers: TwoTower, shards: Path, folder: Path, report: Reporter, first: Callable[[], Batch]) -> list[Callback]:
     """What looks on while the model trains, as the settings ask."""
     asked = list[Callback]()
     if config.fit.compile == "probe":
@@ -145,7 +152,7 @@ def train_locked_first(config: Pretrain, shards: Path, folder: Path, report: Rep
     """Features of locked trunks, before several ranks would all compute them."""
     towers = first_towers(config, "")
     if locked.is_locked(towers.image):
-        transform = pretrained.pixels_of(config.model.image, config.crop_scale_min)
+        transform = pixels_of(config.model.image, config.crop_scale_min)
         locked_loader(config, TrainLoader(training_samples(shards, config.loader), config.loader, transform), towers, folder, report)
 
 
@@ -196,7 +203,7 @@ def report_on(config: Pretrain, stage: Stage, shards: Path) -> Report:
     counts = {"in": len(samples), "steps": int(rows[-1]["step"]), "seen": seen_pairs, "epochs": math.ceil(passes(config, samples, rows))}
     pictures = {"loss over steps": "loss.png", "nearest captions of held-out pictures": "nearest_captions.png"}
     pictures |= scenes.sheet(config, samples, model.pixels, stage.pictures)
-    pictures |= visual_tokenizer.rebuilt_sheet(model.towers, shards, model.pixels, stage.pictures)
+    pictures |= visual_tokens.rebuilt_sheet(model.towers, shards, model.pixels, stage.pictures)
     pictures |= watch.sheets(stage.state, stage.pictures)
     looked = {"held-out pairs while training": watch.held_out_rows(stage.state)} if config.fit.heldout_every else {}
     return Report(counts=counts, metrics=metrics, pictures=pictures, tables=looked, catalog=catalog(stage, model, config, passes(config, samples, rows)))
@@ -204,9 +211,10 @@ def report_on(config: Pretrain, stage: Stage, shards: Path) -> Report:
 
 def passes(config: Pretrain, samples: Samples, rows: list[Row]) -> float:
     """How often the average sample was seen."""
-    return rows[-1]["step"] / samples.order(
-        config.loader.batch_size, config.seed, config.loader.shuffle_window, config.loader.debiased is not None
-    ).steps_per_epoch
+    return (
+        rows[-1]["step"]
+        / samples.order(config.loader.batch_size, config.seed, config.loader.shuffle_window, config.loader.debiased is not None).steps_per_epoch
+    )
 
 
 def mixture(folder: Path) -> dict[str, float]:

@@ -17,7 +17,9 @@ def mae_clip_tiny() -> Pretrain:
 def coca() -> Pretrain:
     """CoCa ViT-B/32 (arXiv 2205.01917; open_clip's sizes): contrast, and captioning with weight 2 from 255 queries on the picture. The paper takes the
     contrastive feature from these queries, open_clip from one more of them; here it is the class token's."""
-    return clip_yfcc().but("objectives.captioning={weight: 2}", "model.decoder={layers: 12, queries: 255}", "model.text.context_length=76", "optim.weight_decay=0.01")
+    return clip_yfcc().but(
+        "objectives.captioning={weight: 2}", "model.decoder={layers: 12, queries: 255}", "model.text.context_length=76", "optim.weight_decay=0.01"
+    )
 
 
 def coca_tiny() -> Pretrain:

@@ -101,4 +101,6 @@ def kelip() -> Pretrain:
 
 def kelip_tiny() -> Pretrain:
     """As clip_tiny, with 8,192 byte pairs of the corpus's own languages, and MAE."""
-    return clip_tiny().but(*KELIP, "objectives.masked_autoencoder={width: 64, layers: 2, heads: 4, norm_pix: true}", "model.text.vocab_size=8192", "fit.epochs=12")
+    return clip_tiny().but(
+        *KELIP, "objectives.masked_autoencoder={width: 64, layers: 2, heads: 4, norm_pix: true}", "model.text.vocab_size=8192", "fit.epochs=12"
+    )

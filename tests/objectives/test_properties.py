@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from tests.objectives.test_image_text_contrastive import kept_for_backward, pairs
 from tests.objectives.world import batch, towers
 from vlm_core.models.momentum import Momentum
+from vlm_core.models.region_text import alignment_logits
+from vlm_core.models.vit_grouping import center_assign, center_pool
 from vlm_core.objectives import optimal_transport as otter
 from vlm_core.objectives.contrast import both_ways, softened
 from vlm_core.objectives.gather import Pairs
@@ -23,12 +25,12 @@ from vlm_core.objectives.image_contrastive import image_contrastive_loss
 from vlm_core.objectives.image_text_label import own_labels, unicl_loss
 from vlm_core.objectives.image_text_matching import build_itm_batch, hard_negative_weights
 from vlm_core.objectives.masked_autoencoder import patchify, random_masking, sine_positions, unpatchify
-from vlm_core.objectives.masked_image import block_mask
+from vlm_core.objectives.masks import block_mask
 from vlm_core.objectives.mixup import mixup_infonce
 from vlm_core.objectives.multi_view import multi_view_loss
-from vlm_core.objectives.patch_grouping import center_assign, center_pool, superpixel_kl
+from vlm_core.objectives.patch_grouping import superpixel_kl
 from vlm_core.objectives.queue import Queue, push
-from vlm_core.objectives.region_word import alignment_logits, token_sigmoid_focal_loss
+from vlm_core.objectives.regions import token_sigmoid_focal_loss
 from vlm_core.objectives.soft_target import soft_infonce
 from vlm_core.objectives.token_wise import filip_loss, token_similarity
 

@@ -10,16 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_core.data.charts import bar_chart
-from vlm_core.data.filter import personal
 from vlm_core.data.filter.config import Filter
 from vlm_core.data.filter.decisions import REASONS, Trail
 from vlm_core.data.filter.pool import Column, Pool
 from vlm_core.data.filter.quality import quality
+from vlm_core.data.filter.withheld import INSTEAD, NO_PICTURE, NO_TEXT
 from vlm_core.data.pictures import contact_sheet
 
 SHEET = 48  # thumbnails on a sheet
 PER_REASON = 8
-WITHHELD = {*personal.KINDS, "blocked_word"}  # reasons whose captions are not shown again
 
 
 def metrics(pool: Pool, trail: Trail, kept: pa.Table) -> dict[str, float]:
@@ -73,7 +72,7 @@ def _kept_examples(pool: Pool, trail: Trail, names: Column, sizes: Column) -> li
 
 
 def _examples(pool: Pool, trail: Trail, decisions: Path) -> list[dict[str, Any]]:
-    """A few dropped captions per reason, spread over the uids; personal data is not shown again."""
+    """A few dropped captions per reason, spread over the uids; without the texts and addresses of what is withheld."""
     rows = [row for name in REASONS for row in _spread(trail.dropped(name), 3)]
     wanted = [("uid", "in", [pool.uid[row] for row in rows]), ("keep", "==", False)]
     drops = pq.read_table(decisions, columns=["uid", "detail"], filters=wanted) if rows else pa.table({"uid": [], "detail": []})
@@ -81,9 +80,9 @@ def _examples(pool: Pool, trail: Trail, decisions: Path) -> list[dict[str, Any]]
     return [
         {
             "reason": trail.reason_of(row),
-            "caption": "(withheld)" if trail.reason_of(row) in WITHHELD else pool.raw[row][:80],
+            "caption": INSTEAD if trail.reason_of(row) in NO_TEXT else pool.raw[row][:80],
             "detail": detail[pool.uid[row]],
-            "url": pool.url[row],
+            "url": INSTEAD if trail.reason_of(row) in NO_PICTURE else pool.url[row],
         }
         for row in rows
     ]
@@ -103,11 +102,12 @@ def pictures(pool: Pool, trail: Trail, decisions: Path, folder: Path) -> dict[st
     out = {"kept and dropped by reason": "counts.png"}
     out |= _histograms(pool, decisions, folder)
     _sheet(pool, _spread(trail.rows, SHEET), lambda row: f"{_number(float(pool.clip[row]))} {pool.lang[row]} {pool.caption[row]}", folder / "kept.png")
-    dropped = [row for name in REASONS if name != "not_downloaded" for row in _spread(trail.dropped(name), PER_REASON)]
+    shown = [name for name in REASONS if name not in NO_PICTURE | {"not_downloaded"}]
+    dropped = [row for name in shown for row in _spread(trail.dropped(name), PER_REASON)]
     _sheet(
         pool,
         dropped,
-        lambda row: f"{trail.reason_of(row)}: {pool.caption[row] if trail.reason_of(row) not in WITHHELD else ''}",
+        lambda row: f"{trail.reason_of(row)}: {pool.caption[row] if trail.reason_of(row) not in NO_TEXT else ''}",
         folder / "dropped.png",
     )
     return {**out, "kept": "kept.png", "dropped, by reason": "dropped.png"}

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlm_core.data.filter.withheld import INSTEAD, NO_PICTURE, NO_TEXT
 from vlm_core.data.report.config import DatasetPage
 from vlm_core.errors import BadManifest, MissingInput, SchemaMismatch
 
@@ -27,8 +28,6 @@ FILES: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
 HOST = r"lower(regexp_extract(url, '^[a-zA-Z][a-zA-Z0-9+.-]*://(?:[^/?#@]*@)?([^/?#:]+)', 1))"
 BINS = 40
 SHOWN = "left(caption, 300)"
-# Rules whose drops are not shown again: what they found is personal, unsafe, or not ours to show.
-NO_TEXT, NO_PICTURE = ("personal",), ("rights", "safety", "tombstones", "blocked")
 
 
 class Tables:
@@ -176,14 +175,14 @@ def examples(tables: Tables, config: DatasetPage) -> dict[str, list[Row]]:
     }
     for row in reasons(tables):
         found[f"dropped {row['reason']}"] = [_discreet(sample) for sample in tables.rows(
-            f"""SELECT d.uid, {SHOWN} AS caption, p.lang, d.rule, left(d.detail, 200) AS note, s.status = 'ok' AS has_picture FROM dropped d JOIN pairs p USING (uid)
+            f"""SELECT d.uid, {SHOWN} AS caption, p.lang, d.reason, left(d.detail, 200) AS note, s.status = 'ok' AS has_picture FROM dropped d JOIN pairs p USING (uid)
                 LEFT JOIN status s USING (uid) WHERE d.reason = ? {drawn} LIMIT {config.per_reason:d}""", row["reason"])]  # fmt: skip
     return found
 
 
 def _discreet(row: Row) -> Row:
-    hidden = {"caption": "(withheld)", "note": ""} if row["rule"] in NO_TEXT else {}
-    missing = "no picture" if not row["has_picture"] else "not shown" if row["rule"] in NO_PICTURE else ""
+    hidden = {"caption": INSTEAD, "note": ""} if row["reason"] in NO_TEXT else {}
+    missing = "no picture" if not row["has_picture"] else "not shown" if row["reason"] in NO_PICTURE else ""
     return {**row, **hidden, "missing": missing}
 
 

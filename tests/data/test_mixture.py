@@ -81,6 +81,15 @@ def test_two_captions_are_the_raw_one_and_one_of_the_wanted_origins() -> None:
     assert read_two({"uid": "u", "captions": CAPTIONS[:1]}, config, 0, 0) == ("the raw one", "the raw one", "alt")
 
 
+def test_a_caption_that_weighs_nothing_is_never_the_second_one() -> None:
+    config = Loader(second_caption=["synthetic", "rewritten"], caption_weights={"rewritten": 0.0})
+    assert {read_two({"uid": f"u{k}", "captions": CAPTIONS}, config, 0, 0)[2] for k in range(50)} == {"synthetic"}
+    for captions in (CAPTIONS[:2], [CAPTIONS[0], CAPTIONS[1], CAPTIONS[1]]):  # only rewritten ones beside the raw one
+        assert {read_two({"uid": f"u{k}", "captions": captions}, config, 0, 0) for k in range(50)} == {("the raw one", "the raw one", "alt")}
+    later = Loader.read({"second_caption": ["rewritten"], "caption_weights": {"rewritten": 0.0}, "caption_schedule": {"weights": {"rewritten": 1.0}, "epochs": 2}})
+    assert [read_two({"uid": "u", "captions": CAPTIONS}, later, 0, epoch)[2] for epoch in (0, 1)] == ["alt", "rewritten"]
+
+
 @pytest.mark.parametrize(
     "setting", [{"caption_weights": {"synthetik": 1.0}}, {"caption_schedule": {"weights": {"synthetik": 1.0}}}, {"second_caption": ["synthetik"]}]
 )

@@ -65,10 +65,14 @@ def read_caption(record: Record, config: Loader, seed: int, epoch: int) -> tuple
 
 
 def read_two(record: Record, config: Loader, seed: int, epoch: int) -> tuple[str, str, str]:
-    """(raw caption, second caption, its origin) for objectives that see both at once: one of the origins in `second_caption`, else the raw one again."""
-    raw = record["captions"][0]
-    others = [caption for caption in record["captions"][1:] if caption["origin"] in config.second_caption and count_words(caption["text"]) > 1]
+    """(raw caption, second caption, its origin) for objectives that see both at once: one of the origins in `second_caption`, else the raw one again.
+
+    What weighs 0 is never the second caption, also where a sample has no other.
+    """
+    raw, weights = record["captions"][0], weights_at(config, epoch)
+    wanted = [caption for caption in record["captions"][1:] if caption["origin"] in config.second_caption and count_words(caption["text"]) > 1]
+    others = [caption for caption, weight in zip(wanted, odds(wanted, weights), strict=True) if weight > 0]
     if not others:
         return raw["text"], raw["text"], raw["origin"]
-    text, origin = choose_caption({"uid": f"second/{record['uid']}", "captions": others}, weights_at(config, epoch), seed, epoch, config.caption_temperature)
+    text, origin = choose_caption({"uid": f"second/{record['uid']}", "captions": others}, weights, seed, epoch, config.caption_temperature)
     return raw["text"], text, origin

@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from vlm_core.config import Config, canonical_json, kinds
+from vlm_core.config import PLACEMENT, Config, canonical_json, kinds
 from vlm_core.errors import ConfigError, UnknownKind
+from vlm_core.objectives.config import ImageTextContrastive, Objectives
+from vlm_core.train.config import Pretrain
 
 
 class Ball(Config):
@@ -96,6 +98,24 @@ def test_several_mistakes_are_counted() -> None:
 def test_equal_settings_have_equal_digests_whatever_the_order() -> None:
     assert World(seed=1, lr=0.5).digest() == World(lr=0.5, seed=1).digest() != World(seed=2, lr=0.5).digest()
     assert canonical_json({"b": 1, "a": "é"}) == '{"a":"é","b":1}'
+
+
+def test_settings_of_the_place_are_left_out_where_a_killed_run_asks_whether_it_may_go_on() -> None:
+    class Crew(Config):
+        hands: int = Field(1, json_schema_extra=PLACEMENT)
+        speed: float = 2.0
+
+    class Job(Config):
+        crew: Crew = Crew()
+        spare: Crew | None = None
+        only: Literal["here"] = Field("here", json_schema_extra=PLACEMENT)
+
+    assert Job().unplaced() == {"crew": {"speed": 2.0}, "spare": None}
+    assert Job().but("crew.hands=9", "spare={}").unplaced() == {"crew": {"speed": 2.0}, "spare": {"speed": 2.0}}
+    assert Job().digest() != Job().but("crew.hands=9").digest()
+    plain = Pretrain(objectives=Objectives(image_text_contrastive=ImageTextContrastive()))
+    assert plain.but("fit.devices=4", "fit.accelerator=cpu", "fit.strategy=fsdp", "loader.workers=3").unplaced() == plain.unplaced()
+    assert plain.but("loader.shuffle_window=3").unplaced() != plain.unplaced()
 
 
 def test_flat_names_are_dotted_scalars() -> None:

@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vlm_core.errors import ConfigError, UnknownKind, did_you_mean
 
+# Field(.., json_schema_extra=PLACEMENT): where and by how many processes the work is done, not what it is. A killed run goes on with another value.
+PLACEMENT: dict[str, Any] = {"placement": True}
+
 
 class Config(BaseModel):
     """Base of all settings. Unknown fields are refused, values are checked against their bounds, instances never change."""
@@ -53,9 +56,24 @@ class Config(BaseModel):
         """Dotted names to scalars, for MLflow params and tables."""
         return dict(_flat(self.model_dump(mode="json")))
 
+    def unplaced(self) -> dict[str, Any]:
+        """The settings as JSON values, without those that are marked as PLACEMENT: what a killed run must have in common with the one that goes on."""
+        return self.model_dump(mode="json", exclude=_placement(self))
+
     def digest(self) -> str:
         """SHA-256 of the canonical JSON: equal settings, equal digest."""
         return hashlib.sha256(canonical_json(self.model_dump(mode="json")).encode()).hexdigest()
+
+
+def _placement(config: Config) -> dict[str, Any]:
+    """The marked fields of a config and of those inside it, as `model_dump` takes them to leave them out."""
+    found: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("placement"):
+            found[name] = True
+        elif isinstance(value := getattr(config, name), Config) and (inner := _placement(value)):
+            found[name] = inner
+    return found
 
 
 def canonical_json(value: Any) -> str:

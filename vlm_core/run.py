@@ -151,14 +151,20 @@ def run(verb: str, config: Config, inputs: Mapping[str, Path], out: Path, tracke
             "takedowns": takedowns() if what.obeys else "",
         }
         code = stages.code_version(what.function.partition(":")[0], *modules_named(config))
-        spec_hash = hashlib.sha256(canonical_json([verb, spec["config"], versions, spec["files"], spec["takedowns"], code]).encode()).hexdigest()
+        spec_hash, begun_hash = (
+            _digest([verb, settings, versions, spec["files"], spec["takedowns"], code]) for settings in (spec["config"], config.unplaced())
+        )
         if not (force or config.reads_the_world) and (report := _reusable(record, out, spec_hash)) is not None:
             return report
         try:
-            return _work(what, verb, config, inputs, out, record, tracker, recipe, spec, spec_hash)
+            return _work(what, verb, config, inputs, out, record, tracker, recipe, spec, spec_hash, begun_hash)
         except (OSError, RuntimeError) as error:
             _say_if_full(error, verb, out)
             raise
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def _reusable(record: Path, out: Path, spec_hash: str) -> Report | None:
@@ -187,17 +193,17 @@ def _say_if_full(error: BaseException, verb: str, out: Path) -> None:
 
 def _work(
     what: Verb, verb: str, config: Config, inputs: Mapping[str, Path], out: Path, record: Path,
-    tracker: Tracker | None, recipe: str, spec: dict[str, Any], spec_hash: str,
+    tracker: Tracker | None, recipe: str, spec: dict[str, Any], spec_hash: str, begun_hash: str,
 ) -> Report:  # fmt: skip
     run_id = uuid.uuid4().hex
     state, pictures, tmp = record / "state", record / "pictures", out.with_name(f"{out.name}.tmp-{os.getpid()}")
-    stamp = state / ".spec"
-    if not (stamp.exists() and stamp.read_text() == spec_hash):
+    stamp = state / ".spec"  # says whose unfinished work this is; other processes or devices may go on with it
+    if not (stamp.exists() and stamp.read_text() == begun_hash):
         shutil.rmtree(state, ignore_errors=True)
     shutil.rmtree(pictures, ignore_errors=True)
     for folder in (state, pictures, tmp):
         folder.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(spec_hash)
+    stamp.write_text(begun_hash)
     stages.write_json(record / "spec.json", spec)
     tracker = tracker or CsvTracker(record / "metrics.csv")
     tracker.params(config.flat())

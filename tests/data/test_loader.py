@@ -220,6 +220,8 @@ def test_a_checkpoint_of_another_order_is_refused(shards: Path, tmp_path: Path) 
     state = loader(shards, seed=1).state_dict()
     with pytest.raises(CheckpointError, match="Found a checkpoint whose loader had seed 1, expected 0 as now"):
         loader(shards).load_state_dict(state)
+    with pytest.raises(CheckpointError, match="whose loader had shuffle_window 16, expected 2 as now; start afresh or restore that setting"):
+        loader(shards, seed=1, shuffle_window=2).load_state_dict(state)
     other = make_shards(tmp_path, n=90)[0]
     with pytest.raises(CheckpointError, match="whose loader had data"):
         loader(other, seed=1).load_state_dict(state)

@@ -1,5 +1,10 @@
 """Two real processes over gloo: batches in parts, and weights in parts, train as one process with the whole of both."""
 
+import csv
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +15,7 @@ from tests.distributed.halves import PAIRS
 from tests.distributed.loop_halves import LARGEST, NAMES, of_rank, two_steps
 from tests.distributed.ranks import run_ranks
 from tests.train.test_pretrain import Told, one_thread, settings
-from tests.train.tiny import make_shards, small
+from tests.train.tiny import SMALL, make_shards, small
 from vlm_core.checkpoint import read_weights
 from vlm_core.train import launch
 from vlm_core.train.fit import read_rows
@@ -64,3 +69,41 @@ def test_sharded_weights_train_to_those_of_whole_ones_and_their_checkpoint_goes_
         for where, expected in weights["ddp"].items():
             torch.testing.assert_close(weights[name][where], expected, rtol=0, atol=2e-5, msg=lambda text, where=where, name=name: f"{name} {where}: {text}")
     assert [row["loss"] for row in read_rows(tmp_path / "fsdp")] == pytest.approx([row["loss"] for row in read_rows(tmp_path / "ddp")], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_killed_with_one_process_goes_on_with_two_sharded_ones_and_reading_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLM_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    shards = make_shards(tmp_path / "shapes")
+
+    def begin(name: str, *more: str) -> subprocess.Popen[bytes]:
+        argv = [sys.executable, "-m", "vlm_core", "pretrain", "--recipe", "clip_tiny", "--in", f"shards={shards}", "--out", str(tmp_path / name)]
+        argv += [word for change in (*SMALL, "fit.epochs=20", "fit.accelerator=cpu", "optim.lr=1e-3", *more) for word in ("--set", change)]
+        return subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def losses(name: str) -> list[tuple[int, float]]:
+        rows = csv.reader((tmp_path / f"{name}.run" / "metrics.csv").read_text().splitlines())
+        return [(int(step), float(value)) for _, _, step, what, value in rows if what == "loss"]
+
+    victim, state = begin("killed"), tmp_path / "killed.run" / "state"
+    while victim.poll() is None and len(read_rows(state)) < 15:
+        time.sleep(0.005)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate(timeout=60)
+    assert victim.returncode == -signal.SIGKILL
+    before = len(losses("killed"))
+    for name, more in (("killed", ("fit.devices=2", "fit.strategy=fsdp", "loader.workers=1", "fit.accelerator=auto")), ("whole", ())):
+        process = begin(name, *more)
+        _, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said.decode()[-2000:]
+    last = losses("whole")[-1][0]
+    went_on = losses("killed")[before:]
+    assert [step for step, _ in went_on] == list(range(went_on[0][0], last + 1))
+    assert went_on[0][0] % 7 == 1  # the step behind a step checkpoint
+    assert went_on[0][0] > 7
+    # another picture or another order would show in the loss of its step
+    assert dict(went_on) == pytest.approx(dict(losses("whole")[went_on[0][0] - 1 :]), abs=1e-4)
+    killed, whole = (read_weights(tmp_path / name / "model.safetensors") for name in ("killed", "whole"))
+    for name, value in whole.items():
+        torch.testing.assert_close(killed[name], value, rtol=0, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")

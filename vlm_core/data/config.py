@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from vlm_core.config import Config
+from vlm_core.config import PLACEMENT, Config
 from vlm_core.data.filter.config import Grouping
 from vlm_core.data.sample import ORIGINS
 from vlm_core.errors import did_you_mean
@@ -32,7 +32,7 @@ class OpenClipScorer(Config):
     checkpoint: str = Field("laion2b_s34b_b79k", description="checkpoint file, or the tag of published weights (VLM_ONLINE=1)")
     architecture: str = Field("", description="JSON file that describes an architecture of your own; empty: open_clip knows it")
     batch: int = Field(64, ge=1, description="pictures at once")
-    workers: int = Field(2, ge=0, le=64, description="processes that decode pictures")
+    workers: int = Field(2, ge=0, le=64, description="processes that decode pictures", json_schema_extra=PLACEMENT)
 
 
 class ModelScorer(Config):
@@ -112,7 +112,7 @@ class Loader(Config):
     """How training reads shards."""
 
     batch_size: int = Field(128, ge=2, description="pairs per step, over all ranks together")
-    workers: int = Field(0, ge=0, le=64, description="reading processes per rank; 0 reads in the training process")
+    workers: int = Field(0, ge=0, le=64, description="reading processes per rank; 0 reads in the training process", json_schema_extra=PLACEMENT)
     shuffle_window: int = Field(16, ge=1, description="shards whose samples are mixed with each other; as many as there are mixes all")
     cache_mb: int = Field(0, ge=0, description="decoded pictures kept in memory per process, in MB; for sets that fit")
     verify: bool = Field(False, description="compare the MD5 of every picture and record that is read with the index")

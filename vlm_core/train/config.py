@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from vlm_core.config import Config
+from vlm_core.config import PLACEMENT, Config
 from vlm_core.data.config import Loader
 from vlm_core.data.shards.scene_config import Scenes
 from vlm_core.data.shards.view_config import Views
@@ -54,10 +54,12 @@ class Fit(Config):
     samples: int | None = Field(
         None, ge=1, description="pairs seen in all, to the nearest whole step; the same for every batch size and snapshot; none: epochs decide"
     )
-    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto takes a GPU if there is one")
-    devices: int = Field(1, ge=1, le=64, description="processes on this machine, one per GPU")
+    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto takes a GPU if there is one", json_schema_extra=PLACEMENT)
+    devices: int = Field(1, ge=1, le=64, description="processes on this machine, one per GPU", json_schema_extra=PLACEMENT)
     strategy: Literal["ddp", "fsdp"] = Field(
-        "ddp", description="of several processes: all weights in each (DDP), or a part of them and of their moments in each (FSDP2)"
+        "ddp",
+        description="of several processes: all weights in each (DDP), or a part of them and of their moments in each (FSDP2)",
+        json_schema_extra=PLACEMENT,  # step checkpoints hold whole weights either way
     )
     micro_batch: int | None = Field(None, ge=1, description="pairs of a process that the towers see at a time, for batches larger than memory; none: all")
     gradients: Literal["cached", "accumulated"] = Field(

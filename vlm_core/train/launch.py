@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_core import errors
+from vlm_core.checkpoint import STEPS, step_of
 from vlm_core.errors import LaunchError, VlmError
 from vlm_core.stage import die_with_parent, write_json
 from vlm_core.switches import switch_off
@@ -55,13 +56,13 @@ def run_ranks(target: str, settings: Mapping[str, Any], folder: Path, devices: i
 
 
 def _watch(ranks: list[subprocess.Popen[bytes]], folder: Path, report: Reporter) -> None:
-    told = 0.0
+    told = max(map(step_of, (folder / "steps").glob(STEPS)), default=0)  # what lies before it was told by the run that goes on
     while True:
         ended = [process.poll() for process in ranks]
         for row in read_rows(folder):
             if row["step"] > told:
-                told = row["step"]
-                report.metrics({name: value for name, value in row.items() if name != "step"}, int(told))
+                told = int(row["step"])
+                report.metrics({name: value for name, value in row.items() if name != "step"}, told)
         failed = next((rank for rank, code in enumerate(ended) if code), None)
         if failed is not None:
             raise _failure(folder, failed, ended[failed])

@@ -188,15 +188,19 @@ class TrainLoader:
 
     def state_dict(self) -> dict[str, Any]:
         mixtures = {str(epoch): dict(seen) for epoch, seen in self.mixtures.items()}
-        return {"mixtures": mixtures, "step": self.step, "seed": self.seed, "batch_size": self.config.batch_size, "data": self.samples.digest, "debiased": self.config.debiased}
+        return {"mixtures": mixtures, "step": self.step, **self._order()}
+
+    def _order(self) -> dict[str, Any]:
+        """All that the order of samples depends on."""
+        named = ("batch_size", "shuffle_window", "debiased")
+        return {"seed": self.seed, "data": self.samples.digest, **{name: getattr(self.config, name) for name in named}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after the last batch that was handed out. Raises CheckpointError if the order would be another one."""
-        here = self.state_dict()
-        for name in ("seed", "batch_size", "data", "debiased"):
-            if state.get(name) != here[name]:
+        for name, now in self._order().items():
+            if state.get(name) != now:
                 raise CheckpointError(
-                    f"Found a checkpoint whose loader had {name} {state.get(name)!r}, expected {here[name]!r} as now; start afresh or restore that setting."
+                    f"Found a checkpoint whose loader had {name} {state.get(name)!r}, expected {now!r} as now; start afresh or restore that setting."
                 )
         self.step = int(state["step"])
         self.mixtures = {int(epoch): Counter(seen) for epoch, seen in state["mixtures"].items()}

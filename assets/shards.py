@@ -6,7 +6,7 @@ from assets.captions import captions
 from assets.filtered import filtered
 from assets.sources import DATA
 from assets.worker import menu, perform, table
-from pipelines.ledger import changes, lock_version, record_snapshot
+from pipelines.ledger import changes, lock_version, record_snapshot, revoked
 from pipelines.resources import Launcher
 from vlm_core.errors import VlmError
 
@@ -35,4 +35,7 @@ def snapshot(context: dg.AssetExecutionContext, launcher: Launcher) -> dg.Materi
     found = {"snapshot": entry.version, "commit": entry.commit, "reused": not entry.recorded, "ledger": entry.said}
     if changed := changes(launcher.home() / "catalog", before, entry.version):
         found |= {"the last snapshot": before, "since the last snapshot": table(changed)}
+    for name, version in (("revoked by", entry.version), ("the last snapshot is revoked by", before)):
+        if taken := revoked(launcher.home(), version):
+            found[name] = table(taken)
     return dg.MaterializeResult(metadata=found, data_version=dg.DataVersion(entry.version))

@@ -11,7 +11,7 @@ import dagster as dg
 from pipelines import launchpad
 from pipelines.choices import chosen
 from pipelines.resources import Launcher
-from vlm_core.config import Config
+from vlm_core.config import WAIVER, Config
 from vlm_core.stage import Report, record_of
 
 PICTURE_WIDTH = 1000
@@ -57,6 +57,7 @@ def metadata(report: Report, launcher: Launcher) -> dict[str, Any]:
         **{title: table(rows) for title, rows in tables.items() if rows},
         **{title: picture(pictures / file) for title, file in report.pictures.items() if (pictures / file).exists()},
         **{title: dg.MetadataValue.url(link) for title, link in report.links.items()},
+        **({"read despite takedowns": table(read)} if (read := report.provenance.get(WAIVER)) else {}),
         "settings": dg.MetadataValue.json(report.provenance.get("config", {})),
         "made from": dg.MetadataValue.json({"inputs": report.provenance.get("inputs", {}), "code": report.provenance.get("git", ""), "run": report.run_id}),
         "recipe": report.recipe, "reused": report.reused, "seconds": report.seconds, "peak memory (MB)": report.peak_memory_mb,

@@ -74,6 +74,13 @@ def changes(catalog: Path, before: str, now: str) -> list[dict[str, Any]]:
     return diff(con, before, now)["changes"] if {before, now} <= known else []
 
 
+def revoked(home: Path, version: str) -> list[dict[str, Any]]:
+    """The takedowns that mark a snapshot, for the page of its asset."""
+    from vlm_core.data.lineage.revoked import find
+
+    return [{**row, "at": str(row["at"])} for row in find(home, version)]
+
+
 def _dvc_commit(stage: str, root: Path, tries: int = 4) -> None:
     switch_off()
     for attempt in range(tries):

@@ -18,6 +18,7 @@ from vlm_core.errors import ConfigError, UnknownKind, did_you_mean
 
 # Field(.., json_schema_extra=PLACEMENT): where and by how many processes the work is done, not what it is. A killed run goes on with another value.
 PLACEMENT: dict[str, Any] = {"placement": True}
+WAIVER = "despite_takedowns"  # last part of the name of a setting that lets a verb read what holds something that was taken down
 
 
 class Config(BaseModel):

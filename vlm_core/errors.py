@@ -9,6 +9,7 @@
         BadManifest             bytes differ from their checksum, or a shard cannot be read
         SchemaMismatch          a table lacks a column
         NothingLeft             a stage kept no sample at all
+        TakenDown               it holds what was taken down   -> make it again, or the named waiver
       CheckpointError           wrong digest, activation or shape
       ServiceError              a server did not answer        exit 10: the same command may succeed later
       BudgetSpent               a limit that the user set      exit 30
@@ -57,6 +58,10 @@ class SchemaMismatch(DataError):
 
 
 class NothingLeft(DataError):
+    pass
+
+
+class TakenDown(DataError):
     pass
 
 

@@ -19,15 +19,18 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
 from vlm_core import stage as stages
-from vlm_core.config import Config, canonical_json
-from vlm_core.errors import ConfigError, DiskFull, MissingInput, did_you_mean
+from vlm_core.config import WAIVER, Config, canonical_json
+from vlm_core.errors import ConfigError, DiskFull, MissingInput, TakenDown, did_you_mean
 from vlm_core.stage import Report, Stage
 from vlm_core.track import CsvTracker, Tracker
+
+if TYPE_CHECKING:
+    from vlm_core.data.lineage.revoked import Revoked
 
 
 class Verb(NamedTuple):
@@ -39,7 +42,8 @@ class Verb(NamedTuple):
     recipes: str
     inputs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    obeys: bool = False  # what was taken down counts among its inputs
+    obeys: bool = False  # what was taken down counts among its inputs: it leaves that out of what it makes
+    compared: tuple[str, ...] = ()  # inputs that it only compares with: nothing of them comes into what it makes
 
 
 VERBS: dict[str, Verb] = {
@@ -47,7 +51,7 @@ VERBS: dict[str, Verb] = {
     "crawl": Verb("fetch the pages of a site or archive, politely", "vlm_core.data.crawl.config:Crawl", "vlm_core.data.crawl.crawl:crawl", "vlm_core.recipes.data"),
     "extract": Verb("pages -> candidate pairs of picture address and text", "vlm_core.data.crawl.config:Extract", "vlm_core.data.crawl.extract:extract", "vlm_core.recipes.data", ("pages",), ("pages.*",), obeys=True),
     "download": Verb("candidate pairs -> pictures, one status for every address", "vlm_core.data.crawl.config:Download", "vlm_core.data.fetch.download:download", "vlm_core.recipes.data", ("pairs",), ("pages", "pages.*"), obeys=True),
-    "embed": Verb("pictures and texts -> embeddings and a search index", "vlm_core.data.config:Embed", "vlm_core.models.embed:embed", "vlm_core.recipes.data", ("images", "pairs"), ("scorer", "trained_on", "eval_sets")),
+    "embed": Verb("pictures and texts -> embeddings and a search index", "vlm_core.data.config:Embed", "vlm_core.models.embed:embed", "vlm_core.recipes.data", ("images", "pairs"), ("scorer", "trained_on", "eval_sets"), compared=("trained_on", "eval_sets")),
     "filter": Verb("decide which samples stay, with a reason each", "vlm_core.data.filter.config:Filter", "vlm_core.data.filter.filters:filter_samples", "vlm_core.recipes.data", ("pairs", "images", "embeddings"), ("groups",), obeys=True),
     "recaption": Verb("further captions: reworded, translated, seen, fused; within a budget", "vlm_core.data.captions.config:Recaption", "vlm_core.models.rewrite:recaption", "vlm_core.recipes.data", ("filtered", "pairs", "embeddings"), ("images",)),
     "shard": Verb("kept samples -> reproducible tar shards, split by group", "vlm_core.data.config:Shard", "vlm_core.data.shards.shards:shard", "vlm_core.recipes.data", ("pairs", "images", "filtered", "captions"), obeys=True),
@@ -123,7 +127,7 @@ def load(verb: str, recipe: str | None = None, params: Path | None = None, chang
 def run(verb: str, config: Config, inputs: Mapping[str, Path], out: Path, tracker: Tracker | None = None, *, recipe: str = "", force: bool = False) -> Report:
     """Run a verb and publish its output folder, or reuse the folder if settings, inputs and code are those that made it.
 
-    Raises VlmError; nothing that was published before is touched by a run that fails.
+    Raises VlmError, TakenDown among them; nothing that was published before is touched by a run that fails.
     """
     what = verb_named(verb)
     out = out.absolute()
@@ -149,6 +153,7 @@ def run(verb: str, config: Config, inputs: Mapping[str, Path], out: Path, tracke
             "versions": versions,
             "files": files_named(config),
             "takedowns": takedowns() if what.obeys else "",
+            WAIVER: [found.record() for found in read_despite_takedowns(what, verb, config, inputs, versions)],
         }
         code = stages.code_version(what.function.partition(":")[0], *modules_named(config))
         spec_hash, begun_hash = (
@@ -208,6 +213,8 @@ def _work(
     tracker = tracker or CsvTracker(record / "metrics.csv")
     tracker.params(config.flat())
     tracker.tags({"verb": verb, "recipe": recipe, "vlm.run_id": run_id, "spec_hash": spec_hash, "git.rev": stages.git_revision()})
+    if spec[WAIVER]:
+        tracker.tags({WAIVER: "; ".join(f"{row['input']} {row['version']}: {row['takedowns']}" for row in spec[WAIVER])})
     for name, version in spec["versions"].items():
         tracker.dataset(name, version, str(inputs[name]), verb)
     begin, begin_at = time.monotonic(), datetime.now(UTC)
@@ -235,9 +242,36 @@ def _work(
 def files_named(config: Config) -> dict[str, str]:
     """MD5 of every file, or manifest of a folder of shards, that a setting names: other bytes under the same name are other settings."""
     found = {name: value for name, value in config.flat().items() if isinstance(value, str)}
-    found |= {name: manifest for name, value in found.items() if value and os.path.isfile(manifest := os.path.join(value, "manifest.json"))}
-    # os.path says no where Path raises: a long list of patterns is no name of a file
+    found |= {name: str(folder / "manifest.json") for name, folder in snapshots_named(config).items()}
     return {name: stages.file_md5(Path(value)) for name, value in found.items() if os.path.isfile(value)}
+
+
+def read_despite_takedowns(what: Verb, verb: str, config: Config, inputs: Mapping[str, Path], versions: Mapping[str, str]) -> "list[Revoked]":
+    """The inputs, and the snapshots that settings name, that hold what was taken down. Raises TakenDown for them unless a setting lets the verb read them."""
+    if what.obeys:  # it looks at every sample itself
+        return []
+    from vlm_core.data.lineage.revoked import revoked, waived, waiver_of
+
+    asked = [(name, inputs[name], version) for name, version in versions.items() if name not in what.compared]
+    asked += [(name, folder, stages.data_version(folder)) for name, folder in snapshots_named(config).items()]
+    found = [held for name, folder, version in asked if (held := revoked(stages.home(), name, folder, version))]
+    settings = config.flat()
+    if found and not waived(settings):
+        waiver = waiver_of(settings)
+        how = (
+            f"run the job 'data' (or the stage that makes it), or set {waiver}=true, which stays on record"
+            if waiver
+            else "run the job 'data' (or the stage that makes it)"
+        )
+        raise TakenDown(f"Found {found[0].name!r} of 'vlm {verb}', {found[0]}; expected nothing of the kind; {how}.")
+    return found
+
+
+def snapshots_named(config: Config) -> dict[str, Path]:
+    """The folders of shards that settings name, such as those that training mixes in."""
+    named = {name: value for name, value in config.flat().items() if isinstance(value, str) and value}
+    # os.path says no where Path raises: a long list of patterns is no name of a file
+    return {name: Path(value) for name, value in named.items() if os.path.isfile(os.path.join(value, "manifest.json"))}
 
 
 def takedowns() -> str:
@@ -267,7 +301,7 @@ def _provenance(spec: dict[str, Any]) -> dict[str, Any]:
     return {
         "git": stages.git_revision(), "constraints": stages.file_md5(lock) if lock.exists() else "", "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores", "inputs": spec["versions"], "config": spec["config"],
-        "dagster_run_id": os.environ.get("VLM_DAGSTER_RUN", ""),
+        "dagster_run_id": os.environ.get("VLM_DAGSTER_RUN", ""), **({WAIVER: spec[WAIVER]} if spec[WAIVER] else {}),
     }  # fmt: skip
 
 

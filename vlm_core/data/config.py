@@ -117,6 +117,7 @@ class Loader(Config):
     cache_mb: int = Field(0, ge=0, description="decoded pictures kept in memory per process, in MB; for sets that fit")
     verify: bool = Field(False, description="compare the MD5 of every picture and record that is read with the index")
     mix: dict[str, Mixed] = Field(default={}, description="further snapshots by a name of yours, each with its weight; what one holds out no one is trained on")
+    despite_takedowns: bool = Field(False, description="read a snapshot although something of it was taken down; which one and what stays on record")
     debiased: Literal["source"] | None = Field(
         None, description="source: every batch comes from one source of the snapshot alone, or from one snapshot of a mix (ZeroVL, arXiv 2112.09331); none: mixed"
     )

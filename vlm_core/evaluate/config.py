@@ -20,6 +20,7 @@ class Evaluate(Config):
         200, ge=10, le=10_000, description="composed of held-out pictures, to ground phrases in (models with regions) and to segment (models that show patches)"
     )
     segmentation: str = Field("emoji_groups", description="labelled set whose test pictures make the scenes that are segmented; empty: none")
+    despite_takedowns: bool = Field(False, description="measure on held-out pairs although something of their snapshot was taken down; it stays on record")
     batch: int = Field(64, gt=0, description="pictures or texts encoded at once")
     resamples: int = Field(2_000, ge=1_000, description="bootstrap resamples behind each interval")
     seed: int = Field(0, ge=0, description="seed of the resampling")

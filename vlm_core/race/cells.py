@@ -47,7 +47,8 @@ def chosen(config: Race) -> list[str]:
 
 def settings(config: Race, cell: Cell, seed: int, samples: int) -> Config:
     """Settings of one run: those of its recipe, at the pairs and with the seed of the comparison."""
-    return load("pretrain", cell.recipe, None, (*config.changes, *cell.changes, f"seed={seed}", f"fit.samples={samples}"))[1]
+    waiver = ("loader.despite_takedowns=true",) if config.evaluate.despite_takedowns else ()
+    return load("pretrain", cell.recipe, None, (*config.changes, *cell.changes, *waiver, f"seed={seed}", f"fit.samples={samples}"))[1]
 
 
 def home_of(stage: Stage) -> Path:

@@ -18,7 +18,7 @@ class Race(Config):
     samples: int = Field(40_000, ge=1, description="pairs seen by each, the same for all: the budget of one run")
     seeds: int = Field(3, ge=1, le=100, description="runs of each, with seeds 0, 1, ...")
     changes: list[str] = Field(default=[], description="settings laid over every recipe, as --set takes them, such as fit.precision=bf16")
-    evaluate: Evaluate = Field(default=Evaluate(), description="the evaluator, the same for all")
+    evaluate: Evaluate = Field(default=Evaluate(), description="the evaluator, the same for all; its despite_takedowns holds for training, too")
     primary: str = Field("heldout/matching/auc", description="dataset/task/metric that orders the table")
 
     @property

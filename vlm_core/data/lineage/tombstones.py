@@ -65,14 +65,14 @@ class Tombstones:
 def load(home: Path) -> Tombstones:
     """Every takedown of a platform home that was not withdrawn. Reads three small tables; imports nothing heavy when there is none."""
     catalog = home / "catalog"
-    withdrawn = {row["takedown_id"] for row in _rows(catalog / "withdrawals")}
-    rows = [row for row in _rows(catalog / "takedowns") if row["takedown_id"] not in withdrawn]
+    withdrawn = {row["takedown_id"] for row in read_rows(catalog / "withdrawals")}
+    rows = [row for row in read_rows(catalog / "takedowns") if row["takedown_id"] not in withdrawn]
     if not rows:
         return Tombstones()
     of: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
     for row in rows:
         of[row["kind"]].setdefault(row["value"], row["takedown_id"])
-    for row in _rows(catalog / "takedown_uids"):
+    for row in read_rows(catalog / "takedown_uids"):
         if row["takedown_id"] not in withdrawn:
             of["uid"].setdefault(row["uid"], row["takedown_id"])
     pdqs = tuple((int(row["value"], 16), int(row["radius"]), row["takedown_id"]) for row in rows if row["kind"] == "pdq")
@@ -110,7 +110,7 @@ def _parents(url: str) -> Iterable[str]:
         host = host.partition(".")[2]
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
+def read_rows(folder: Path) -> list[dict[str, Any]]:
     files = sorted(folder.glob("*.parquet"))
     if not files:
         return []

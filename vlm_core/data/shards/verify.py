@@ -6,6 +6,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from vlm_core import stage as stages
+from vlm_core.data.lineage.revoked import revoked
 from vlm_core.data.shards.files import read_shard
 from vlm_core.data.shards.shards import SPLITS, md5_of, read_index, read_manifest
 from vlm_core.errors import BadManifest
@@ -18,7 +19,10 @@ def main(argv: list[str]) -> int:
     folder = parser.parse_args(argv).folder
     version, manifest = verify(folder), read_manifest(folder)
     sizes = f"{sum(manifest['totals'].values()):,} samples in {len(manifest['shards']):,} shards, {sum(e['bytes'] for e in manifest['shards']) / 1e6:,.1f} MB"
+    held = revoked(stages.home(), "shards", folder, version)
     print(f"{folder}: whole; {sizes}; version {version}; grown out of {manifest.get('parent') or 'nothing'}")
+    if held is not None:
+        print(f"revoked: {held}; run the job 'data' before anything is trained on it")
     return 0
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests.objectives.test_image_text_contrastive import kept_for_backward, pairs
-from tests.objectives.world import batch, towers
+from tests.objectives.world import batch, built, ids, settings_of, towers
 from vlm_core.models.momentum import Momentum
 from vlm_core.models.region_text import alignment_logits
 from vlm_core.models.vit_grouping import center_assign, center_pool
@@ -23,7 +23,7 @@ from vlm_core.objectives.heads import MaskedHead, masked_prediction_loss
 from vlm_core.objectives.hierarchical import pyramid_loss
 from vlm_core.objectives.image_contrastive import image_contrastive_loss
 from vlm_core.objectives.image_text_label import own_labels, unicl_loss
-from vlm_core.objectives.image_text_matching import build_itm_batch, hard_negative_weights
+from vlm_core.objectives.image_text_matching import build_itm_batch, draw_negatives, hard_negative_weights, same_pairs
 from vlm_core.objectives.masked_autoencoder import patchify, random_masking, sine_positions, unpatchify
 from vlm_core.objectives.masks import block_mask
 from vlm_core.objectives.mixup import mixup_infonce
@@ -229,6 +229,36 @@ def test_hard_negatives_are_never_the_own_pair_nor_an_equal_text() -> None:
     assert float(weights[2, 1] / weights[2, 0]) == pytest.approx(math.e, rel=1e-5)
     pictures, texts, labels = build_itm_batch(torch.tensor([1, 0]), torch.tensor([1, 0]))
     assert (pictures.tolist(), texts.tolist(), labels.tolist()) == ([0, 1, 0, 1, 1, 0], [0, 1, 1, 0, 0, 1], [1, 1, 0, 0, 0, 0])
+
+
+def test_a_pair_with_the_same_words_or_the_same_picture_is_no_negative_at_any_scale() -> None:
+    words = ids([[5, 6], [5, 7], [5, 6], [8]])
+    forbidden = same_pairs(words, torch.tensor([1, 2, 3, 2]))
+    assert forbidden.tolist() == [[True, False, True, False], [False, True, False, True], [True, False, True, False], [False, True, False, True]]
+    alike = torch.tensor([[0.9, 0.1, 0.9, 0.2], [0.0, 1.0, 0.3, 1.0], [1.0, 0.0, 1.0, 0.5], [0.1, 0.9, 0.1, 1.0]])
+    torch.manual_seed(0)
+    for scale in (1.0, 100.0, 1e6):  # at the last the softmax gives all that may be drawn the chance 0
+        drawn = torch.stack([draw_negatives(scale * alike, forbidden) for _ in range(200)])
+        assert not bool(forbidden.gather(1, drawn.T).any())
+    assert (drawn[:, 0] == 1).float().mean() == pytest.approx(0.5, abs=4 * 0.5 / 200**0.5)
+    hardest = torch.stack([draw_negatives(torch.tensor([[9.0, 1.0, 3.0]] * 3), torch.eye(3, dtype=torch.bool)) for _ in range(4_000)])[:, 0]
+    share = math.exp(3) / (math.exp(3) + math.exp(1))
+    assert float((hardest == 2).float().mean()) == pytest.approx(share, abs=4 * (share * (1 - share) / 4_000) ** 0.5)
+
+
+def test_a_pair_without_a_possible_negative_counts_as_a_pair_only() -> None:
+    assert draw_negatives(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)).tolist() == [-100]
+    some = draw_negatives(torch.ones(3, 3), torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 1]]).bool())
+    assert some.tolist() == [-100, 2, 1]
+    pictures, texts, labels = build_itm_batch(some, some)
+    assert (pictures.tolist(), texts.tolist()) == ([0, 1, 2, 0, 1, 2, 0, 2, 1], [0, 1, 2, 0, 2, 1, 0, 1, 2])
+    assert labels.tolist() == [1, 1, 1, -100, 0, 0, -100, 0, 0]
+    model, given = towers(), batch()
+    objective = built(settings_of("image_text_matching"), model)["image_text_matching"]
+    one = {**given, **{name: given[name][:1] for name in ("images", "ids", "picture_ids")}}
+    fused = model.fuse(*model.begin(one["images"], one["ids"]), one["ids"])
+    expected = F.cross_entropy(model.fusion.match_logits(fused.class_BW), torch.tensor([1]))
+    torch.testing.assert_close(objective(model(one, frozenset({"fusion"})), one)["image_text_matching"], expected)
 
 
 def test_patches_of_equal_assignment_cost_nothing_and_an_empty_centre_gives_zero() -> None:

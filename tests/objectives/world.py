@@ -88,6 +88,7 @@ def batch(pairs: int = PAIRS, dtype: torch.dtype = torch.float32) -> dict[str, A
         "labels": labels,
         "superpixels": superpixels,
         "neighbours": neighbours,
+        "picture_ids": torch.arange(pairs),
         "given": given,
         **{name: ids(texts) for name, texts in said.items()},
     }

@@ -113,6 +113,10 @@ def test_equal_captions_have_one_label_whatever_their_case() -> None:
         (("objectives.captioning={}",), "Found the objective 'captioning' with model.decoder=null, expected a model that has one; set model.decoder={}"),
         (("model.decoder={heads: 2}",), "Found model.decoder without an objective that teaches it to write; set objectives.captioning={} or model.decoder=null"),
         (
+            ("model.fusion={kind: joint_fusion}", "objectives.image_text_matching={}", "fit.micro_batch=1", "fit.gradients=accumulated"),
+            "Found the objective 'image_text_matching' with 1 pair at a time on each of 1 devices, expected others to draw negatives from; raise loader.batch_size",
+        ),
+        (
             ("model.fusion={kind: joint_fusion}", "objectives.fused_masked_language={}"),
             "Found model.fusion without objectives.image_text_matching, expected it",
         ),

@@ -14,6 +14,7 @@ from vlm_core.errors import Incompatible
 Need = Literal[
     "bias", "second_caption", "second_view", "two_views", "key_view", "augmented_text", "labels", "patches", "tokens", "dense", "image_mask", "text_mask",
     "slow_towers", "alone", "fusion", "decoder", "prefix", "visual_tokens", "grouping", "superpixels", "neighbours", "scenes", "one_tower",
+    "picture_ids",
 ]  # fmt: skip
 
 
@@ -272,7 +273,7 @@ class QueuedContrastive(Objective):
 class ImageTextMatching(Objective):
     """A fused pair is told from its hardest wrong ones (ALBEF, arXiv 2107.07651)."""
 
-    needs = frozenset({"fusion"})
+    needs = frozenset({"fusion", "picture_ids"})
     joins = False
 
 

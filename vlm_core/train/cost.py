@@ -236,6 +236,7 @@ def _further_inputs(config: Pretrain, count: int) -> dict[str, Any]:
             "images": images,
             "texts": [f"square number {i}" for i in range(count)],
             "uids": [str(i) for i in range(count)],
+            "pictures": [str(i) for i in range(count)],
             "step": 0,
             "rows": torch.arange(count),
         }

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from vlm_core.config import kinds
 from vlm_core.errors import Incompatible
 from vlm_core.models import config as models
-from vlm_core.objectives.config import MaskedAutoencoder, Need, Objective, Regional
+from vlm_core.objectives.config import ImageTextMatching, MaskedAutoencoder, Need, Objective, Regional
 from vlm_core.train import fits_loop
 
 if TYPE_CHECKING:
@@ -169,6 +169,11 @@ def _sizes(config: "Pretrain", kind: str, objective: Objective) -> None:
     if width % heads:
         raise Incompatible(
             f"Found the objective {kind!r} with width {width} and heads {heads}, expected a whole multiple; choose another objectives.{kind}.heads."
+        )
+    together = config.fit.micro_batch or config.loader.batch_size // config.fit.devices
+    if isinstance(objective, ImageTextMatching) and together < 2:
+        raise Incompatible(
+            f"Found the objective {kind!r} with {together} pair at a time on each of {config.fit.devices} devices, expected others to draw negatives from; raise loader.batch_size or fit.micro_batch."
         )
     if isinstance(objective, MaskedAutoencoder) and isinstance(config.model.image, models.Vit | models.VitGrouping):
         patches = (config.model.image.image_size // config.model.image.patch_size) ** 2

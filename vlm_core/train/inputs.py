@@ -52,6 +52,11 @@ def labels(batch: Batch, kit: Kit, device: torch.device) -> dict[str, Any]:
     return {"labels": labels_of(batch["texts"]).to(device)}
 
 
+def picture_ids(batch: Batch, kit: Kit, device: torch.device) -> dict[str, Any]:
+    """`picture_ids` (B,): a number per picture as it was fetched, so that two crops of one picture have the same."""
+    return {"picture_ids": _numbers(batch["pictures"]).to(device)}
+
+
 def neighbours(batch: Batch, kit: Kit, device: torch.device) -> dict[str, Any]:
     """`neighbours` (B, K): rows of the reference set."""
     return {"neighbours": present(kit.neighbours_NK)[batch["rows"].cpu()].long().to(device)}
@@ -67,7 +72,7 @@ def prefix(batch: Batch, kit: Kit, device: torch.device) -> dict[str, Any]:
     return {"prefix_ids": ids_BL, "given": prompt + (share_B * words_B.clamp(min=0)).long()}
 
 
-MAKERS: dict[Need, Maker] = {"scenes": scenes, "prefix": prefix, "neighbours": neighbours, "labels": labels}
+MAKERS: dict[Need, Maker] = {"scenes": scenes, "prefix": prefix, "neighbours": neighbours, "labels": labels, "picture_ids": picture_ids}
 
 
 def assemble(batch: Batch, kit: Kit, needs: frozenset[Need], device: torch.device) -> Batch:
@@ -91,5 +96,9 @@ def beside(config: "Pretrain", transform: Transform) -> Beside:
 
 def labels_of(texts: Sequence[str]) -> Tensor:
     """A class per text: equal captions, in any case, are one class, here and on every other rank."""
-    words = (text.casefold().strip().encode() for text in texts)
-    return torch.tensor([1 + int.from_bytes(hashlib.blake2b(word, digest_size=7).digest()) for word in words])
+    return _numbers([text.casefold().strip() for text in texts])
+
+
+def _numbers(words: Sequence[str]) -> Tensor:
+    """A positive number per word, the same on every rank."""
+    return torch.tensor([1 + int.from_bytes(hashlib.blake2b(word.encode(), digest_size=7).digest()) for word in words])

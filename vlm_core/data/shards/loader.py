@@ -7,7 +7,7 @@
     loader.state_dict() -> {"step": ..}; loader.load_state_dict(..)   exact resume, also with another number of ranks
 
 Batch: images uint8 (B,3,S,S) after random resized crop, not normalised: call `transform.normalise(batch["images"])` where the model runs.
-       texts, uids, origins: lists of B; step: of the whole run, from 0; rows: int64 (B,), the row of each sample in `samples` (to look up cached features).
+       texts, uids, origins, pictures (SHA-256 as fetched): lists of B; step: of the whole run, from 0; rows: int64 (B,), the row of each sample in `samples` (to look up cached features).
        With `beside` also views, augmented_texts and superpixels (`vlm_core/data/shards/views.py`).
        With `second_caption` texts are the raw captions, and captions (lists of B, too) the second ones, whose origins are counted.
 
@@ -43,6 +43,7 @@ class Batch(TypedDict):
     texts: list[str]
     uids: list[str]
     origins: list[str]
+    pictures: list[str]
     rows: Tensor
     step: NotRequired[int]
     captions: NotRequired[list[str]]
@@ -95,15 +96,21 @@ class _Reader(Dataset[Batch | VlmError]):
             return error
 
     def batch(self, rows: NDArray[np.int64], epochs: NDArray[np.int64]) -> Batch:
-        images, chosen, more, two = [], [], [], bool(self.config.second_caption)
+        images, chosen, pictures, more, two = [], [], [], [], bool(self.config.second_caption)
         for row, epoch in zip(rows.tolist(), epochs.tolist(), strict=True):
             uid, record, picture = self.samples.uids[row], self.samples.record(row), self.picture(row)
             images.append(self.transform.train_square(picture, Random(f"crop/{self.seed}/{epoch}/{uid}")))
             chosen.append((read_two if two else read_caption)(record, self.config, self.seed, epoch))
+            pictures.append(str(record["sha256"]))
             more += [self.beside.of(picture, chosen[-1][0], f"{self.seed}/{epoch}/{uid}")] if self.beside else []
         texts, *second, origins = map(list, zip(*chosen, strict=True))
         batch = Batch(
-            images=torch.stack(images), texts=texts, uids=[self.samples.uids[row] for row in rows], origins=origins, rows=torch.from_numpy(rows.copy())
+            images=torch.stack(images),
+            texts=texts,
+            uids=[self.samples.uids[row] for row in rows],
+            origins=origins,
+            pictures=pictures,
+            rows=torch.from_numpy(rows.copy()),
         )
         seconds: dict[str, Any] = {"captions": second[0]} if two else {}
         return cast(Batch, {**batch, **seconds, **(self.beside.batch(more) if self.beside else {})})

@@ -144,6 +144,18 @@ def test_a_transport_plan_sums_alike_over_columns_and_tends_to_over_rows(count: 
         assert float(mass.sum()) == pytest.approx(1.0, rel=1e-9)
 
 
+def test_the_transport_parts_scale_has_a_gradient_beyond_its_bound_and_comes_back() -> None:
+    model, given = towers(), batch()
+    objective = built(settings_of("optimal_transport"), model)["optimal_transport"]
+    with torch.no_grad():
+        objective.log_scale.fill_(5.0)
+    (grad,) = torch.autograd.grad(objective(model(given), given)["optimal_transport.transport"], objective.log_scale)
+    assert abs(float(grad)) > 1e-3
+    objective.clamp_scale()
+    assert float(objective.log_scale.detach()) == pytest.approx(math.log(100))
+    assert float(objective.scales()["optimal_transport"]) == pytest.approx(100.0)
+
+
 def test_weights_of_levels_that_are_there_sum_to_one() -> None:
     image, text, scale = pairs(5)
     all_equal = {name: image if name in ("G", "Lc", "R") else text for name in ("G", "Lc", "R", "S", "O", "A")}

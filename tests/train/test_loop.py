@@ -76,6 +76,17 @@ def test_what_is_published_under_ema_is_the_running_mean_of_the_weights(trained:
         torch.testing.assert_close(mean[name], value, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def test_every_logit_scale_is_brought_back_after_the_step_and_recorded(trained: Callable[..., Any]) -> None:
+    one_leap = ("objectives.optimal_transport={}", "optim.lr=9", "optim.warmup_steps=0", "optim.schedule=constant", "fit.samples=64", "fit.checkpoint_every=1")
+    _, folder, _ = trained("otter", *one_leap)
+    (row,) = read_rows(folder)
+    for name in ("scale", "scale.optimal_transport"):  # Adam's first step is the rate, up or down: e^9 times too high or too low
+        assert row[name] == pytest.approx(1.0) or row[name] == pytest.approx(100.0)
+    (saved,) = (folder / "steps").iterdir()
+    kept = torch.load(saved, weights_only=True)["state_dict"]["model.objectives.optimal_transport.log_scale"]
+    assert float(kept.exp()) == pytest.approx(row["scale.optimal_transport"])
+
+
 def test_rates_fall_by_the_layer_from_the_heads_down_and_scalars_stand_apart() -> None:
     model = towers(**{"image.layers": 2, "text.layers": 3})
     body = body_of({"simsiam": {"hidden": 24, "bottleneck": 12}}, model)

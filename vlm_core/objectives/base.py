@@ -25,6 +25,13 @@ class Objective(nn.Module, ABC):
         """What the towers shall see beside the pairs, or instead of them (masked or mixed inputs); laid over the batch before they run."""
         return {}
 
+    def scales(self) -> dict[str, Tensor]:
+        """Logit scales of its own, by name; the loop records them beside the model's."""
+        return {}
+
+    def clamp_scale(self) -> None:
+        """Keep them in their bounds; the loop calls this after every optimiser step (rule 2 of the pre-training sheet: not inside forward)."""
+
     @abstractmethod
     def forward(self, out: Outputs, batch: Mapping[str, Any]) -> dict[str, Tensor]: ...
 

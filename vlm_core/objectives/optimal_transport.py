@@ -5,7 +5,8 @@
     loss = alpha (CE_image + CE_text) + (1 - alpha) (KL(P || softmax(scale_s v t^T)) + KL(P' || softmax(scale_s t v^T)))
 
 Sums over the two directions and not means, as in facebookresearch/OTTER. Differs from it: Sinkhorn works on logarithms, so a small epsilon does not
-overflow, and neither S nor P exists as a whole: rows of S are made again in every iteration and in the loss, so memory grows with the batch.
+overflow; the scale of the transport part is kept between 1 and 100 after every step instead of inside the loss, where its gradient would end at the bound;
+and neither S nor P exists as a whole: rows of S are made again in every iteration and in the loss, so memory grows with the batch.
 """
 
 # N rows of all ranks, B of this rank, K rows of a chunk, D joint width
@@ -139,12 +140,18 @@ class OptimalTransport(Objective):
             taught = Taught(
                 gather(slow.image_BD, with_grad=False), gather(slow.text_BD, with_grad=False), config.image_weight, config.text_weight, config.remove_diag
             )
-            scale_soft = self.log_scale.clamp(0, math.log(100)).exp()
             hard, soft = otter_loss(
-                exchange(out.image_BD, out.text_BD), taught, out.scale, scale_soft,
+                exchange(out.image_BD, out.text_BD), taught, out.scale, self.log_scale.exp(),
                 epsilon=config.epsilon, iterations=config.iterations, chunk_size=config.chunk_size,
             )  # fmt: skip
         return {"optimal_transport.contrastive": config.alpha * hard, "optimal_transport.transport": (1 - config.alpha) * soft}
+
+    def scales(self) -> dict[str, Tensor]:
+        return {"optimal_transport": self.log_scale.detach().exp()}
+
+    @torch.no_grad()
+    def clamp_scale(self) -> None:
+        self.log_scale.clamp_(0, math.log(100))
 
 
 def build(config: menu.OptimalTransport, towers: TwoTower) -> Objective:

@@ -47,6 +47,17 @@ class Body(nn.Module):
         batch = self.ask(batch)
         return self.judge(self.towers(batch, self.needs), batch)
 
+    def clamp_scales(self) -> None:
+        """Keep logit scales in their bounds: that of the towers, and those of objectives."""
+        self.towers.clamp_scale()
+        for objective in self.objectives.values():
+            objective.clamp_scale()  # type: ignore[operator]
+
+    def scales(self) -> dict[str, float]:
+        """The logit scale under "scale", those of objectives under "scale.<name>"."""
+        own = {f"scale.{name}": float(value) for objective in self.objectives.values() for name, value in objective.scales().items()}  # type: ignore[operator]
+        return {"scale": float(self.towers.scale.detach()), **own}
+
     def weight_of(self, term: str) -> float:
         """The factor of a term in the sum; terms of a lesson come weighted."""
         return self.weights.get(term.partition(".")[0], 1.0)

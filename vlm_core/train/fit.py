@@ -127,7 +127,7 @@ class Loop(lightning.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         done = self.global_step
         super().optimizer_step(*args, **kwargs)
-        self.model.towers.clamp_scale()  # before any checkpoint of this step is written
+        self.model.clamp_scales()  # before any checkpoint of this step is written
         if self.average is not None and self._settings.ema is not None:
             self.average.update(min(self._settings.ema, (1 + done) / (10 + done)))
 
@@ -211,7 +211,7 @@ class Records(Callback):
         rates: Any = loop.lr_schedulers()
         row |= {"lr": float(max(rates.get_last_lr())), "grad_norm": float(loop.grad_norm), **loop.norms}
         row |= {"pairs_per_s": (step - before) * self.batch_size / (now - then), "data_wait": waited / (now - then)}
-        row |= {"scale": float(loop.model.towers.scale.detach())}
+        row |= loop.model.scales()
         if loop.flops is not None and (peak := watch.peak_of(loop.device)):
             row |= {"mfu": loop.flops * (step - before) / (now - then) / peak}
         if trainer.is_global_zero:

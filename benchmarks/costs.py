@@ -27,7 +27,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from vlm_core.data.filter.perceptual import near_pairs
+from vlm_core.data.filter.near_hashes import near_pairs
 from vlm_core.stage import Report
 
 ROOT = Path(__file__).parent.parent

@@ -31,7 +31,7 @@ from vlm_core.data.filter import filters, language, select, semantic
 from vlm_core.data.filter.config import Filter, ImageRules, LanguageRule, TextRules
 from vlm_core.data.filter.cut_config import Cut
 from vlm_core.data.filter.entries import Entries
-from vlm_core.data.filter.perceptual import near_pairs
+from vlm_core.data.filter.near_hashes import near_pairs
 from vlm_core.data.filter.pool import load_pool
 from vlm_core.data.filter.scores import clip_score
 from vlm_core.data.filter.select import uid_pairs

@@ -16,7 +16,7 @@ from tests.data.filter_world import WIDTH, World, encoded, picture
 from tests.data.test_dedup import planted
 from vlm_core import run as runner
 from vlm_core.data.filter import fingerprints
-from vlm_core.data.filter import perceptual
+from vlm_core.data.filter import near_hashes, perceptual
 from vlm_core.data.filter.decontaminate import runs
 from vlm_core.data.filter.config import Decontaminate, Filter
 from vlm_core.errors import BadManifest, MissingInput, NothingLeft, SchemaMismatch
@@ -119,7 +119,7 @@ def test_the_index_finds_the_first_hash_of_the_base_within_the_radius(parts: int
     ours, base = codes[::2], codes[1::2]
     gaps = perceptual.distance(ours[:, None], base[None, :])
     expected = np.where((gaps <= radius).any(axis=1), (gaps <= radius).argmax(axis=1), -1)
-    assert np.array_equal(perceptual.near_to(ours, base, radius), expected)
+    assert np.array_equal(near_hashes.NearTo(base, radius).first(ours), expected)
     assert (expected >= 0).any()
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm_core.data.filter import dedup
-from vlm_core.data.filter import perceptual
+from vlm_core.data.filter import near_hashes, perceptual
 from vlm_core.data.filter.config import Grouping
 from vlm_core.data.filter.grouping import group_samples
 from vlm_core.errors import SchemaMismatch
@@ -31,15 +31,39 @@ def planted(seed: int, n: int, parts: int, most: int) -> np.ndarray:
 @pytest.mark.parametrize(("parts", "radius"), [(16, 31), (16, 40), (16, 0), (4, 2), (4, 6), (4, 10)])
 def test_multi_index_hashing_finds_exactly_what_comparing_all_with_all_finds(parts: int, radius: int) -> None:
     codes = planted(seed=radius, n=400, parts=parts, most=2 * radius + 3)
-    first = perceptual.twins(codes)
+    first = near_hashes.twins(codes)
     expected = [
         (i, j)
         for i in range(400)
         for j in range(i + 1, 400)
         if first[i] == i and first[j] == j and bin(_as_int(codes[i]) ^ _as_int(codes[j])).count("1") <= radius
     ]
-    assert [tuple(pair) for pair in perceptual.near_pairs(codes, radius).tolist()] == expected
+    assert [tuple(pair) for pair in near_hashes.near_pairs(codes, radius).tolist()] == expected
     assert len(expected) > 20 or radius == 0
+
+
+@pytest.mark.parametrize(("parts", "radius"), [(16, 31), (16, 40), (4, 4)])
+@pytest.mark.parametrize("rows", [50, 5_000, 10**6, 10**9])
+def test_every_cut_of_a_hash_finds_every_pair_however_many_rows_it_is_made_for(monkeypatch: pytest.MonkeyPatch, parts: int, radius: int, rows: int) -> None:
+    codes = planted(seed=rows % 97, n=300, parts=parts, most=radius + 5)
+    cut = near_hashes.cuts_of(rows, 16 * parts, radius)
+    assert sum(part.flips + 1 for part in cut) == radius + 1
+    assert all(one.first + one.width <= two.first for one, two in zip(cut, cut[1:], strict=False))
+    monkeypatch.setattr(near_hashes, "cuts_of", lambda *_: cut)
+    monkeypatch.setattr(near_hashes, "BLOCK", 50)
+    gaps = perceptual.distance(codes[:, None], codes[None, :])
+    first = near_hashes.twins(codes)
+    alone = (first == np.arange(300))[:, None] & (first == np.arange(300))[None, :]
+    assert np.array_equal(near_hashes.near_pairs(codes, radius), np.argwhere(np.triu((gaps <= radius) & alone, 1)))
+    near = gaps[:, :120] <= radius
+    assert np.array_equal(near_hashes.NearTo(codes[:120], radius).first(codes), np.where(near.any(1), near.argmax(1), -1))
+
+
+def test_no_rows_have_no_near_ones() -> None:
+    nothing = np.zeros((0, 16), np.uint16)
+    assert near_hashes.near_pairs(nothing, 31).shape == (0, 2)
+    assert near_hashes.NearTo(nothing, 31).first(planted(0, 3, 16, 0)).tolist() == [-1, -1, -1]
+    assert near_hashes.NearTo(planted(0, 3, 16, 0), 31).first(nothing).tolist() == []
 
 
 def _as_int(code: np.ndarray) -> int:
@@ -48,8 +72,8 @@ def _as_int(code: np.ndarray) -> int:
 
 def test_equal_hashes_are_represented_by_the_first_and_do_not_make_a_clique() -> None:
     codes = np.repeat(planted(0, 2, 4, 0)[:1], 3000, axis=0)
-    assert len(perceptual.near_pairs(codes, 6)) == 0
-    assert (perceptual.twins(codes) == 0).all()
+    assert len(near_hashes.near_pairs(codes, 6)) == 0
+    assert (near_hashes.twins(codes) == 0).all()
 
 
 def test_hex_keeps_every_bit_and_a_cut_hash_is_refused() -> None:

@@ -339,7 +339,7 @@ def test_an_order_that_is_unknown_incomplete_or_repeats_itself_is_refused() -> N
     with pytest.raises(ConfigError, match=r"Found the rule 'image' twice in order"):
         Filter.read({**config, "order": ["titles", "image", "image"]})
     assert Filter.read(config).chosen() == ["titles", "image"]
-    assert set(Filter.menu()) | {"downloaded"} == set(filters.RULES)
+    assert set(Filter.menu()) | {"downloaded", "taken_down"} == set(filters.RULES)
 
 
 @settings(max_examples=15, deadline=None)

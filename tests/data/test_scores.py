@@ -1,5 +1,9 @@
 """Scores from embeddings, against hand-computed values, identities and independent implementations (golden arrays: tests/golden)."""
 
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -41,13 +45,17 @@ def test_neg_clip_loss_is_minus_tau_times_the_contrastive_loss_of_the_sample(see
 
 def test_neg_clip_loss_of_a_pool_in_one_batch_is_that_of_the_batch_and_batches_have_equal_size() -> None:
     image, text = unit_rows(2, 11), unit_rows(3, 11)
+
+    def vectors(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return image[rows], text[rows]
+
     whole = scores.neg_clip_loss(image, text, 0.1)
-    assert scores.neg_clip_loss_pool(image, text, 0.1, batch=100, repeats=3, seed=0) == pytest.approx(whole, abs=1e-6)
+    assert scores.neg_clip_loss_pool(vectors, 11, 0.1, batch=100, repeats=3, seed=0) == pytest.approx(whole, abs=1e-6)
     # fewer rivals, higher score: with batches of 5 and 6, never of 10 and 1 (alone in its batch a sample scores 0)
-    split = scores.neg_clip_loss_pool(image, text, 0.1, batch=10, repeats=2, seed=0)
+    split = scores.neg_clip_loss_pool(vectors, 11, 0.1, batch=10, repeats=2, seed=0)
     assert (split > whole).all()
     assert (split < -1e-4).all()
-    assert np.array_equal(split, scores.neg_clip_loss_pool(image, text, 0.1, batch=10, repeats=2, seed=0))
+    assert np.array_equal(split, scores.neg_clip_loss_pool(vectors, 11, 0.1, batch=10, repeats=2, seed=0))
 
 
 def test_norm_sim_by_hand() -> None:
@@ -84,3 +92,33 @@ def test_hype_score_in_blocks_is_the_sum_of_its_parts() -> None:
     distance = np.diagonal(scores.neg_lorentz_distance(image[1020:1030], text[1020:1030], 1.0))
     got = scores.hype_score(image, text, image_ref, text_ref, 1.0)
     assert got[1020:1030] == pytest.approx(distance + image_spec[1020:1030] + text_spec[1020:1030])
+
+
+def peak_mb(work: Callable[[], Any]) -> float:
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1] / 1e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_scores_that_compare_all_with_all_never_hold_all_the_cosines() -> None:
+    """4,096 by 4,096 values of 4 bytes are 67 MB; scores and their parts are at most 0.1 MB each."""
+    image, text = unit_rows(6, 4096, 8), unit_rows(7, 4096, 8)
+    assert peak_mb(lambda: scores.neg_clip_loss(image, text, 0.01)) < 25
+    assert peak_mb(lambda: scores.norm_sim(image, text, 2)) < 25
+    assert peak_mb(lambda: scores.hype_score(image[:1100], text[:1100], image, text, 1.0)) < 120  # float64, and an entailment has eight parts
+
+
+def test_tiles_of_any_size_give_the_same_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, text = unit_rows(8, 50), unit_rows(9, 50)
+
+    def everything() -> list[np.ndarray]:
+        norms = [scores.norm_sim(image, text[:7], p) for p in (2, np.inf)]
+        return [scores.neg_clip_loss(image, text, 0.01), *norms, scores.hype_score(image, text, image[:9], text[:11], 0.7)]
+
+    whole = everything()
+    monkeypatch.setattr(scores, "TILE", 8)
+    for parts, at_once in zip(everything(), whole, strict=True):
+        assert parts == pytest.approx(at_once, abs=1e-6)

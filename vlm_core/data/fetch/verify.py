@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_core.data.filter import perceptual
+from vlm_core.data.filter import near_hashes, perceptual
 
 RADIUS, LEAST_QUALITY = 31, 50  # PDQ: bits that near copies may differ in; below this quality a hash says little
 Row = dict[str, Any]
@@ -43,10 +43,10 @@ def _near_copies(looks: Mapping[str, str]) -> dict[str, set[str]]:
         return near
     codes = perceptual.parse_hex([looks[name] for name in names], 256)
     twins: dict[int, list[int]] = defaultdict(list)
-    for row, first in enumerate(perceptual.twins(codes).tolist()):
+    for row, first in enumerate(near_hashes.twins(codes).tolist()):
         twins[first].append(row)
     pairs = [(a, b) for rows in twins.values() for a in rows for b in rows if a != b]
-    for i, j in perceptual.near_pairs(codes, RADIUS).tolist():
+    for i, j in near_hashes.near_pairs(codes, RADIUS).tolist():
         pairs += [(a, b) for a in twins[i] for b in twins[j]] + [(b, a) for a in twins[i] for b in twins[j]]
     for a, b in pairs:
         near[names[a]].add(names[b])

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm_core.data.blocks import pieces
+from vlm_core.data.blocks import BLOCK, pieces
 from vlm_core.data.filter import scores, select
 from vlm_core.data.filter.config import DomainCap, Hook
 from vlm_core.data.filter.cut_config import ClipScore, Cut, External, Hype, MaskedClipScore, NegClipLoss, NormSim, ScoreConfig
@@ -96,25 +96,41 @@ def scorer_of(config: ScoreConfig, pool: Pool, rows: Column) -> tuple[Callable[[
     return score.__getitem__, digest
 
 
-def score_rows(config: ScoreConfig, pool: Pool, rows: Column) -> tuple[Column, str]:
-    """(score per row, NaN where there is none; digest of the files that went into it)."""
-    has = pool.emb_row[rows] >= 0
-    score, digest = np.full(len(rows), np.nan), ""
-    match config:
-        case External():
-            return outside_scores(config.file, config.column, pool, rows)
-        case NegClipLoss():
-            image, text = map(scores.unit, pool.embeddings(rows[has]))
-            score[has] = scores.neg_clip_loss_pool(image, text, config.temperature, config.batch, config.repeats, config.seed)
-        case NormSim():
-            wanted, digest = load_targets(config.targets, pool)
-            score[has] = scores.norm_sim(scores.unit(pool.embeddings(rows[has])[0]), scores.unit(wanted), np.inf if config.p == "inf" else 2)
-        case Hype():
-            image, text = pool.embeddings(rows[has])
-            image_ref, one = load_targets(config.image_references, pool)
-            text_ref, two = load_targets(config.text_references, pool)
-            score[has], digest = scores.hype_score(image, text, image_ref, text_ref, config.curvature), f"{one} {two}"
+def score_rows(config: External | NegClipLoss | NormSim | Hype, pool: Pool, rows: Column) -> tuple[Column, str]:
+    """(score per row, NaN where there is none; digest of the files that went into it). Embeddings are read a batch or a block at a time."""
+    if isinstance(config, External):
+        return outside_scores(config.file, config.column, pool, rows)
+    where = pool.emb_row[rows]
+    has = np.flatnonzero(where >= 0)
+    where, score = where[has], np.full(len(rows), np.nan)
+    if isinstance(config, NegClipLoss):
+
+        def vectors(some: Column) -> tuple[Column, Column]:
+            return scores.unit(pool.image_emb[where[some]]), scores.unit(pool.text_emb[where[some]])
+
+        score[has] = scores.neg_clip_loss_pool(vectors, len(has), config.temperature, config.batch, config.repeats, config.seed)
+        return score, ""
+    score_of, digest = _norm_sim(config, pool) if isinstance(config, NormSim) else _hype(config, pool)
+    for start in range(0, len(has), BLOCK):
+        score[has[start : start + BLOCK]] = score_of(where[start : start + BLOCK])
     return score, digest
+
+
+def _norm_sim(config: NormSim, pool: Pool) -> tuple[Callable[[Column], Column], str]:
+    """(score of rows of the embeddings, digest of the targets)."""
+    wanted, digest = load_targets(config.targets, pool)
+    wanted, p = scores.unit(wanted), np.inf if config.p == "inf" else 2
+    return lambda where: scores.norm_sim(scores.unit(pool.image_emb[where]), wanted, p), digest
+
+
+def _hype(config: Hype, pool: Pool) -> tuple[Callable[[Column], Column], str]:
+    (image_ref, one), (text_ref, two) = (load_targets(file, pool) for file in (config.image_references, config.text_references))
+
+    def score_of(where: Column) -> Column:
+        image, text = (np.asarray(vectors[where], np.float32) for vectors in (pool.image_emb, pool.text_emb))
+        return scores.hype_score(image, text, image_ref, text_ref, config.curvature)
+
+    return score_of, f"{one} {two}"
 
 
 def outside_scores(file: str, column: str, pool: Pool, rows: Column) -> tuple[Column, str]:

@@ -16,7 +16,8 @@ from vlm_core.data.filter.decisions import Verdict, first_reason
 from vlm_core.data.filter.config import Decontaminate
 from vlm_core.data.filter.fingerprints import Prints, read_prints
 from vlm_core.data.filter.grouping import EMPTY, usable_hashes
-from vlm_core.data.filter.perceptual import near_to, parse_hex
+from vlm_core.data.filter.near_hashes import NearTo
+from vlm_core.data.filter.perceptual import parse_hex
 from vlm_core.data.filter.pool import Column, Pool
 from vlm_core.data.filter.scores import unit
 from vlm_core.data.filter.text_rules import caption_key
@@ -72,12 +73,12 @@ def _hashes(section: Decontaminate, prints: Prints, kind: str) -> Way:
         if quality >= section.min_quality:
             codes += turns
             owner += [row] * len(turns)
-    base, owners = parse_hex(codes, bits), np.array(owner, np.int64)
+    near, owners = NearTo(parse_hex(codes, bits), radius), np.array(owner, np.int64)
 
     def find(pool: Pool, part: Column) -> NDArray[np.int64]:
         mine = (pool.pdq if kind == "pdq" else pool.phash)[part]
         out, usable = np.full(len(part), -1), np.flatnonzero(usable_hashes(mine.tolist(), pool.pdq_quality[part], section.min_quality))
-        found = near_to(parse_hex([mine[row] or EMPTY[bits] for row in usable], bits), base, radius)
+        found = near.first(parse_hex([mine[row] or EMPTY[bits] for row in usable], bits))
         out[usable[found >= 0]] = owners[found[found >= 0]]
         return out
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_core.data.filter.perceptual import near_pairs, twins
+from vlm_core.data.filter.near_hashes import near_pairs, twins
 
 Edges = NDArray[Any]  # (E, 2) rows
 

@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 
 from vlm_core import ranges
 from vlm_core.data.filter import dedup
-from vlm_core.data.filter import perceptual
+from vlm_core.data.filter import near_hashes
 
 CLUSTERS = 16  # in one range
 
 
 def near_pairs(scratch: Path | None) -> Callable[[NDArray[Any], int], NDArray[Any]]:
-    """`perceptual.near_pairs`, one range per 16 bits of the hash where there is another engine and a folder for them."""
-    return perceptual.near_pairs if scratch is None or not ranges.elsewhere() else functools.partial(_near_pairs, scratch)
+    """`near_hashes.near_pairs`, one range per part of the hash where there is another engine and a folder for them."""
+    return near_hashes.near_pairs if scratch is None or not ranges.elsewhere() else functools.partial(_near_pairs, scratch)
 
 
 def _near_pairs(scratch: Path, codes_NP: NDArray[Any], radius: int) -> NDArray[Any]:
     folder = scratch / f"near_{16 * codes_NP.shape[1]}_bits"
     job = {"codes": _kept(folder, "codes", codes_NP), "radius": radius}
-    files = ranges.work(folder, f"{__name__}:near_worker", job, codes_NP.shape[1], 1)
+    files = ranges.work(folder, f"{__name__}:near_worker", job, near_hashes.parts_of(codes_NP, radius), 1)
     return np.unique(np.concatenate([np.load(file) for file in files]), axis=0)
 
 
@@ -61,7 +61,7 @@ def _kept(folder: Path, name: str, array: NDArray[Any]) -> str:
 
 def near_worker(job: Mapping[str, Any]) -> ranges.Worker:
     codes_NP = np.load(job["codes"])
-    return lambda begin, end: _bytes(np.save, perceptual.near_pairs(codes_NP, job["radius"], slice(begin, end)))
+    return lambda begin, end: _bytes(np.save, near_hashes.near_pairs(codes_NP, job["radius"], slice(begin, end)))
 
 
 def semdedup_worker(job: Mapping[str, Any]) -> ranges.Worker:

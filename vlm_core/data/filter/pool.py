@@ -64,8 +64,8 @@ class Pool:
     width: Stored  # before any resizing
     height: Stored
     images: Path
-    image_emb: Column  # (E, D) in its file
-    text_emb: Column
+    image_emb: "Column | Parts"  # (E, D) in its files
+    text_emb: "Column | Parts"
     emb_row: Stored  # row of the sample in the two, -1 when it has none
     clip: Stored
     masked_clip: Stored  # of the picture with its text masked; NaN where nobody masked it
@@ -207,11 +207,12 @@ def _all_texts(raw: pa.Array, others: pa.Array) -> list[str]:
 
 def load_embeddings(folder: Path) -> tuple[Column, Column, list[str], str]:
     """(image, text, uid per row, scorer) of a folder in clip-retrieval's layout. Raises MissingInput, SchemaMismatch."""
-    image, text, metadata, scorer = _open_embeddings(folder)
+    *vectors, metadata, scorer = _open_embeddings(folder)
+    image, text = (rows[np.arange(len(rows))] if isinstance(rows, Parts) else rows for rows in vectors)
     return image, text, [uid for file in metadata for uid in pq.read_table(file, columns=["uid"])["uid"].to_pylist()], scorer
 
 
-def _open_embeddings(folder: Path) -> tuple[Column, Column, list[Path], str]:
+def _open_embeddings(folder: Path) -> "tuple[Column | Parts, Column | Parts, list[Path], str]":
     """(image, text, files of metadata, scorer)."""
     image, text = (_stack(folder / part, part) for part in ("img_emb", "text_emb"))
     metadata = _numbered(folder / "metadata", "parquet")
@@ -234,14 +235,33 @@ def _numbered(folder: Path, suffix: str) -> list[Path]:
     return files
 
 
-def _stack(folder: Path, stem: str) -> Column:
+def _stack(folder: Path, stem: str) -> "Column | Parts":
     parts = [np.load(file, mmap_mode="r") for file in _numbered(folder, "npy")]
     if any(part.ndim != 2 or part.shape[1] != parts[0].shape[1] for part in parts):
         raise SchemaMismatch(f"Found arrays of shapes {[part.shape for part in parts]} in {folder}, expected (rows, width) of one width; embed again.")
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return parts[0] if len(parts) == 1 else Parts(parts)
 
 
-def _clip_scores(image_emb: Column, text_emb: Column, emb_row: Column) -> Column:
+class Parts:
+    """Memory-mapped arrays one below the other; `parts[rows]` reads those rows."""
+
+    def __init__(self, parts: Sequence[Column]) -> None:
+        self._parts, self._ends = parts, np.cumsum([len(part) for part in parts])
+        self.shape = (int(self._ends[-1]), parts[0].shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Column) -> Column:
+        which = np.searchsorted(self._ends, rows, side="right")
+        out = np.empty((len(rows), self.shape[1]), np.result_type(*self._parts))
+        for number in np.unique(which):
+            part, own = self._parts[number], which == number
+            out[own] = part[rows[own] - (self._ends[number] - len(part))]
+        return out
+
+
+def _clip_scores(image_emb: "Column | Parts", text_emb: "Column | Parts", emb_row: Column) -> Column:
     """Cosine per row, NaN without embeddings."""
     scores, has = np.full(len(emb_row), np.nan), emb_row >= 0
     scores[has] = clip_score(image_emb[emb_row[has]], text_emb[emb_row[has]])

@@ -8,7 +8,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo up down doctor check test slow gpu bench compare docs corpus clean
+.PHONY: help setup demo up down doctor check test slow gpu bench compare sweep corpus clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -60,9 +60,17 @@ bench: setup ## the benchmarks; results go to benchmarks/results/
 
 SAMPLES ?= 40000
 SET ?= seeds=3
-compare: setup ## every tiny recipe on the demo's snapshot at SAMPLES pairs seen and three seeds: hours; goes on where it was stopped
-	@$(BIN)/vlm compare-pretraining --params params.yaml --set samples=$(SAMPLES) $(foreach change,$(SET),--set '$(change)') --in shards=data/shards --in eval_sets=data/eval_sets --out data/comparison
-	@mkdir -p docs/results && cp data/comparison/leaderboard.md docs/results/pretraining.md && cp data/comparison.run/pictures/leaderboard.png docs/results/
+SIDE ?= $(shell nproc 2> /dev/null || echo 1)
+compare: setup ## every tiny recipe on the demo's snapshot at SAMPLES pairs and three seeds, SIDE runs at a time: hours; goes on where it was stopped
+	@$(BIN)/vlm compare-pretraining --params params.yaml --set samples=$(SAMPLES) --set side_by_side=$(SIDE) $(foreach change,$(SET),--set '$(change)') --in shards=data/shards --in eval_sets=data/eval_sets --out data/comparison
+	@$(call publish,comparison,pretraining)
+
+sweep: setup ## recipes x ways to filter the demo's crawl, against plain CLIP on the crawl as it is, SIDE runs at a time
+	@$(BIN)/vlm sweep --params params.yaml --set side_by_side=$(SIDE) $(foreach change,$(SET),--set '$(change)') --in pairs=data/candidate_pairs --in images=data/images --in embeddings=data/embeddings --in captions=data/captions --out data/sweep
+	@$(call publish,sweep,sweep)
+
+# the page and its picture, under the name that they have in docs/results
+publish = mkdir -p docs/results && sed 's/(leaderboard\.png)/($(2).png)/' data/$(1)/leaderboard.md > docs/results/$(2).md && cp data/$(1)/leaderboard.png docs/results/$(2).png
 
 corpus: setup ## make the embedded corpus again from its packages
 	@$(BIN)/python infra/demo/build_corpus.py

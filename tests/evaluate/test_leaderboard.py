@@ -8,9 +8,10 @@ import pytest
 
 from tests.train.transfer_world import stage_for
 from vlm_core.errors import ConfigError
+from vlm_core.evaluate.board import drawn
 from vlm_core.evaluate.card import ProtocolCard
 from vlm_core.evaluate.config import CompareModels
-from vlm_core.evaluate.leaderboard import compare_models, estimate
+from vlm_core.evaluate.leaderboard import compare_models, estimate, rank, read_models
 from vlm_core.evaluate.results import Results
 from vlm_core.evaluate.statistics import Interval
 from vlm_core.stage import Report
@@ -89,6 +90,33 @@ def test_differences_are_paired_by_sample_and_by_seed_and_verdicts_follow_the_in
     assert (tmp_path / "board" / "pictures" / "leaderboard.png").stat().st_size > 5_000
 
 
+def test_in_a_race_another_input_on_the_same_data_is_paired_and_marked_and_other_data_never_are(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    base = random.uniform(0, 1, N)
+    cards = {"clip": CARD, "wide": CARD.merged({"tokenizer": "bpe", "context_length": 64, "image_preprocess": {"size_px": 192}, "precision": "bf16"}),
+             "other": CARD.merged({"dataset_version": "w"}), "asks": CARD.merged({"templates_sha256": "t"})}  # fmt: skip
+    inputs = {f"evaluations.{name}@0": evaluation(tmp_path / name, base + (0 if name == "clip" else 0.1), card) for name, card in cards.items()}
+    rows = {mode: {row["model"]: row for row in rank(read_models(inputs), "clip", pairs_on=mode)} for mode in ("card", "data")}
+    assert rows["data"]["wide"]["difference"] == pytest.approx(0.1)
+    assert (rows["data"]["wide"]["verdict"], rows["data"]["wide"]["own_input"]) == ("better", True)
+    assert {rows["card"][name]["verdict"] for name in ("wide", "other", "asks")} == {"other_protocol"}
+    assert {rows["data"][name]["verdict"] for name in ("other", "asks")} == {"other_protocol"}
+    stage = stage_for(tmp_path / "board", "compare-models", **inputs)
+    compare_models(CompareModels(base="clip", pairs_on="data"), stage)
+    assert "| **beats the base**; own input |" in (stage.out / "leaderboard.md").read_text()
+
+
+def test_the_picture_shows_every_task_with_the_largest_sets_of_each_and_the_primary_suite_first() -> None:
+    suites = {"emoji/linear_probe/acc1": 9, "b/zero_shot_ensemble/acc1": 30, "a/zero_shot_ensemble/acc1": 20, "c/zero_shot_ensemble/acc1": 40,
+              "heldout/retrieval/text_retrieval_recall_at_1": 50, "heldout/retrieval/text_retrieval_recall_at_5": 50, "heldout/matching/auc": 50,
+              "heldout/retrieval/image_retrieval_recall_at_10": 50, "b/zero_shot_single/acc1": 30}  # fmt: skip
+    rows = [{"suite": suite, "n": n, "difference": 0.0} for suite, n in suites.items()] + [{"suite": "scenes/segmentation/miou", "n": 99, "difference": None}]
+    assert drawn(rows, "b/zero_shot_ensemble/acc1") == [
+        "b/zero_shot_ensemble/acc1", "heldout/matching/auc", "heldout/retrieval/text_retrieval_recall_at_1", "heldout/retrieval/image_retrieval_recall_at_10",
+        "c/zero_shot_ensemble/acc1", "emoji/linear_probe/acc1",
+    ]  # fmt: skip
+
+
 def test_what_the_base_has_not_and_what_is_no_mean_over_samples_is_shown_without_a_difference(tmp_path: Path) -> None:
     folders = {f"clip__{seed}": evaluation(tmp_path / f"clip{seed}", np.linspace(0, 1, N)) for seed in (0, 1)}
     for seed, miou in ((0, 0.25), (1, 0.75)):
@@ -120,8 +148,6 @@ def test_a_table_without_the_base_or_with_a_nameless_input_is_refused(tmp_path: 
 
 
 def test_p_values_count_the_candidates_that_a_search_dropped(tmp_path: Path) -> None:
-    from vlm_core.evaluate.leaderboard import rank, read_models
-
     random = np.random.default_rng(2)
     base = random.uniform(0, 1, N)
     inputs = {"evaluations.clip@0": evaluation(tmp_path / "clip", base), "evaluations.new@0": evaluation(tmp_path / "new", base + random.normal(0.03, 0.2, N))}

@@ -16,6 +16,7 @@ from vlm_core.errors import Incompatible
 from vlm_core.stage import write_json
 
 EVALUATOR = "1"  # raised by hand when the same inputs would give other numbers
+OWN_INPUT = ("image_preprocess", "tokenizer", "context_length", "precision")  # how a model reads what it is shown
 
 
 class ProtocolCard(Config):
@@ -50,6 +51,11 @@ class ProtocolCard(Config):
     @property
     def id(self) -> str:
         return self.digest()
+
+    @property
+    def data_id(self) -> str:
+        """The id without what is the model's own: equal for all that one evaluator showed the same samples for the same task."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json", exclude=set(OWN_INPUT))).encode()).hexdigest()
 
     @classmethod
     def from_config(cls, *parts: Mapping[str, Any]) -> Self:

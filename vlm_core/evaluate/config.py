@@ -1,5 +1,7 @@
 """Settings of evaluation and of promotion. Torch-free."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from vlm_core.config import Config
@@ -33,6 +35,11 @@ class CompareModels(Config):
     primary: str = Field("heldout/matching/auc", description="dataset/task/metric that orders the table")
     title: str = Field("Comparison of models", description="headline of the page")
     conditions: str = Field("", description="how the models came about, for the page")
+    pairs_on: Literal["card", "data"] = Field(
+        "card",
+        description="card: differences under equal protocol cards only; data: a model's own input (pixels, tokenizer, context) is part of its method, samples and task are equal",
+    )
+    appendix: str = Field("", description="end of the page")
     candidates: int = Field(0, ge=0, description="models that a search began with, if it dropped some on the way: p values account for all of them")
 
 

@@ -1,9 +1,9 @@
 """`vlm compare-models`: evaluations of several models -> who beats the base, suite by suite, with intervals over test samples and training seeds.
 
 Input `evaluations.MODEL@SEED` is a folder of 'vlm evaluate'. Nothing ranks across protocol cards: a suite that a model was measured on under another card
-has its value and no difference.
+has its value and no difference. In a race of recipes (`pairs_on: data`) the model's own input is part of what is compared, and only the cards' data must be equal.
 
-OUT/leaderboard.parquet  one row per suite and model        OUT/leaderboard.md  the same for people
+OUT/leaderboard.parquet  one row per suite and model        OUT/leaderboard.md, leaderboard.png  the same for people
 """
 # S seeds, N samples, C groups of samples
 
@@ -43,7 +43,7 @@ def compare_models(config: CompareModels, stage: Stage) -> Report:
     models = read_models(stage.inputs)
     if config.base not in models:
         raise ConfigError(f"Found no evaluation of the base {config.base!r}, expected one; {did_you_mean(config.base, models)}")
-    rows = rank(models, config.base, config.candidates)
+    rows = rank(models, config.base, config.candidates, config.pairs_on)
     rows += wholes(stage.inputs, config.base, {row["suite"] for row in rows})
     if not any(row["suite"] == config.primary for row in rows):
         raise ConfigError(
@@ -52,7 +52,8 @@ def compare_models(config: CompareModels, stage: Stage) -> Report:
     rows.sort(key=lambda row: (row["suite"] != config.primary, row["suite"], -row["value"], row["model"]))
     pq.write_table(pa.Table.from_pylist(rows, board.SCHEMA), stage.out / "leaderboard.parquet")
     (stage.out / "leaderboard.md").write_text(board.markdown(config, rows))
-    board.draw(stage.pictures / "leaderboard.png", config, rows)
+    for folder in (stage.out, stage.pictures):  # the page shows it, and so does the UI
+        board.draw(folder / "leaderboard.png", config, rows)
     stage.tracker.artefact(stage.out / "leaderboard.md")
     return _report(config, rows, models)
 
@@ -92,7 +93,7 @@ def wholes(inputs: Mapping[str, Path], base: str, paired: Collection[str]) -> li
 
 def _empty(suite: str, model: str, card_id: str, seeds: int, n: int) -> dict[str, Any]:
     return {"suite": suite, "model": model, "card_id": card_id, "seeds": seeds, "n": n, "difference": None, "difference_low": None, "difference_high": None,
-            "by_seed": [], "p": None, "p_holm": None}  # fmt: skip
+            "by_seed": [], "p": None, "p_holm": None, "own_input": False}  # fmt: skip
 
 
 def read_models(inputs: Mapping[str, Path]) -> dict[str, Runs]:
@@ -106,9 +107,11 @@ def read_models(inputs: Mapping[str, Path]) -> dict[str, Runs]:
     return dict(models)
 
 
-def rank(models: Mapping[str, Runs], base: str, candidates: int = 0) -> list[dict[str, Any]]:
+def rank(models: Mapping[str, Runs], base: str, candidates: int = 0, pairs_on: str = "card") -> list[dict[str, Any]]:
     """One row per suite and model. Seeds that model and base share are paired; p values are Holm's over the models of a suite."""
-    rows = [row for key in sorted({key for runs in models.values() for suites in runs.values() for key in suites}) for row in _suite(key, models, base)]
+    rows = [
+        row for key in sorted({key for runs in models.values() for suites in runs.values() for key in suites}) for row in _suite(key, models, base, pairs_on)
+    ]
     by_suite: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         if row["p"] is not None:
@@ -120,7 +123,7 @@ def rank(models: Mapping[str, Runs], base: str, candidates: int = 0) -> list[dic
     return rows
 
 
-def _suite(key: Key, models: Mapping[str, Runs], base: str) -> list[dict[str, Any]]:
+def _suite(key: Key, models: Mapping[str, Runs], base: str, pairs_on: str) -> list[dict[str, Any]]:
     rows = []
     against = {seed: suites[key] for seed, suites in models[base].items() if key in suites}
     for model, runs in models.items():
@@ -133,20 +136,25 @@ def _suite(key: Key, models: Mapping[str, Runs], base: str) -> list[dict[str, An
         own = _estimate(list(mine.values()))
         row = _empty("/".join(key), model, cards.pop(), len(mine), len(next(iter(mine.values())).value))
         row |= {"value": own.value, "ci_low": own.low, "ci_high": own.high, "verdict": "base" if model == base else "other_protocol" if against else "no_base"}
-        rows.append({**row, **(_difference(mine, against) if model != base else {})})
+        rows.append({**row, **(_difference(mine, against, pairs_on) if model != base else {})})
     return rows
 
 
-def _difference(mine: Mapping[str, Suite], against: Mapping[str, Suite]) -> dict[str, Any]:
-    """Paired by sample, and by seed where both have the same; {} under different cards or samples."""
+def _difference(mine: Mapping[str, Suite], against: Mapping[str, Suite], pairs_on: str) -> dict[str, Any]:
+    """Paired by sample, and by seed where both have the same; {} under different cards (or data of cards) or samples."""
     seeds = sorted(set(mine) & set(against), key=int)
-    if not seeds or any(mine[s].card.id != against[s].card.id or mine[s].value.keys() != against[s].value.keys() for s in seeds):
+    if not seeds or any(_protocol(mine[s], pairs_on) != _protocol(against[s], pairs_on) or mine[s].value.keys() != against[s].value.keys() for s in seeds):
         return {}
     gains = [_minus(mine[seed], against[seed]) for seed in seeds]
     found = _estimate(gains)
     verdict = "better" if found.low > 0 else "worse" if found.high < 0 else "cannot_tell"
     return {"difference": found.value, "difference_low": found.low, "difference_high": found.high, "p": found.p, "verdict": verdict,
-            "by_seed": [float(np.mean(list(gain.value.values()))) for gain in gains]}  # fmt: skip
+            "by_seed": [float(np.mean(list(gain.value.values()))) for gain in gains],
+            "own_input": any(mine[seed].card.id != against[seed].card.id for seed in seeds)}  # fmt: skip
+
+
+def _protocol(suite: Suite, pairs_on: str) -> str:
+    return suite.card.data_id if pairs_on == "data" else suite.card.id
 
 
 def _minus(a: Suite, b: Suite) -> Suite:

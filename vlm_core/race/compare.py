@@ -9,19 +9,14 @@ from vlm_core.stage import Report, Stage
 
 
 def compare_pretraining(config: ComparePretraining, stage: Stage) -> Report:
-    """The verb. All settings are resolved before the first run; seeds go round by round, so that a stopped comparison has whole ones."""
+    """The verb. All settings are resolved before the first run."""
     judges = Judges(stage.input("shards"), stage.input("eval_sets"))
     cells = [Cell(name, name, judges.shards) for name in chosen(config)]
-    for cell in cells:
-        settings(config, cell, 0, config.samples)
+    own = [cell.name for cell in cells if settings(config, cell, 0, config.samples).loader.caption_weights != cell.captions]
     course = Course(config, stage, config.base, len(cells) * config.seeds)
-    found = {}
-    for seed in range(config.seeds):
-        for cell in cells:
-            if evaluation := course.run(cell, seed, config.samples, judges):
-                found[f"{cell.name}@{seed}"] = evaluation
-    conditions = f"Every recipe saw {config.samples:,} pairs of the snapshot `{stage.versions.get('shards', '')}` in each of {config.seeds} runs."
+    found = course.run(cells, config.seeds, config.samples, judges)
+    conditions = f"Every recipe saw {config.samples:,} pairs of the snapshot `{stage.versions.get('shards', '')}` in each of {config.seeds} runs. Captions are the raw ones"
+    conditions += f", but for those that read others by design: {', '.join(f'`{name}`' for name in own)}." if own else "."
     if config.changes:
         conditions += f" Changed for all: {', '.join(f'`{change}`' for change in config.changes)}."
-    whole = {name: path for name, path in found.items() if name.partition("@")[0] not in course.failed}
-    return course.judge(whole, "Pre-training recipes at equal pairs seen", conditions)
+    return course.judge(found, "Pre-training recipes at equal pairs seen", conditions)

@@ -6,8 +6,12 @@ from pydantic import Field, field_validator, model_validator
 
 from vlm_core.config import Config
 from vlm_core.data.config import EvalSets, Shard
+from vlm_core.data.sample import ORIGINS
 from vlm_core.errors import did_you_mean
 from vlm_core.evaluate.config import Evaluate
+
+# Odds of 0 for all origins give the raw caption: the one that names the sample, which is never a further one of its page nor a generated one.
+RAW = dict.fromkeys(ORIGINS, 0.0)
 
 
 class Race(Config):
@@ -20,6 +24,10 @@ class Race(Config):
     changes: list[str] = Field(default=[], description="settings laid over every recipe, as --set takes them, such as fit.precision=bf16")
     evaluate: Evaluate = Field(default=Evaluate(), description="the evaluator, the same for all; its despite_takedowns holds for training, too")
     primary: str = Field("heldout/matching/auc", description="dataset/task/metric that orders the table")
+    side_by_side: int = Field(1, ge=1, le=256, description="runs at a time; they divide the cores, since small models do not use several well")
+    threads: int | None = Field(
+        None, ge=1, description="cores of one run; none: those of the machine divided by side_by_side. Weights are equal to the bit at equal threads only"
+    )
 
     @property
     def reads_the_world(self) -> bool:
@@ -35,10 +43,10 @@ class Variant(Config):
 
     filter: str = Field("demo_filter", description="recipe of filter")
     changes: list[str] = Field(default=[], description="settings laid over that recipe, as --set takes them, such as cut.fraction=0.5")
-    captions: dict[str, float] = Field(default={}, description="how often a caption is chosen, by origin (alt, rewritten, ...); one not named weighs 1")
-
-
-RAW = {"rewritten": 0.0, "translated": 0.0, "synthetic": 0.0, "fused": 0.0}
+    captions: dict[str, float] = Field(
+        default={},
+        description="how often a caption is chosen, by origin (alt, rewritten, ...), for recipes that read one caption and do not say which; one not named weighs 1",
+    )
 
 
 class Sweep(Race):

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from vlm_core.config import Config
 from vlm_core.errors import BudgetSpent, ConfigError
 from vlm_core.race.cells import Cell, Course, Judges, chosen, home_of, settings
-from vlm_core.race.config import Sweep
+from vlm_core.race.config import RAW, Sweep, Variant
 from vlm_core.run import load
 from vlm_core.stage import Report, Stage
 
@@ -49,7 +49,7 @@ def sweep(config: Sweep, stage: Stage) -> Report:
     for count, seeds, pairs in plan:
         if found:
             cells = _best(cells, found, config.primary, count)
-        found = _round(course, cells, seeds, pairs, judges)
+        found = course.run(cells, seeds, pairs, judges)
     return course.judge(found, "Recipes by training data, against plain CLIP on the unfiltered crawl", _conditions(config, plan), len(names_of(config)))
 
 
@@ -64,19 +64,8 @@ def _cells(config: Sweep, stage: Stage) -> list[Cell]:
     cells = []
     for full in names_of(config):
         recipe, _, name = full.partition("+")
-        weights = config.data[name].captions
-        changes = (f"loader.caption_weights={{{', '.join(f'{origin!r}: {weight}' for origin, weight in weights.items())}}}",) if weights else ()
-        cells.append(Cell(full, recipe, home_of(stage) / "shards" / name, changes))
+        cells.append(Cell(full, recipe, home_of(stage) / "shards" / name, config.data[name].captions))
     return cells
-
-
-def _round(course: Course, cells: list[Cell], seeds: int, pairs: int, judges: Judges) -> dict[str, Path]:
-    found = {}
-    for seed in range(seeds):
-        for cell in cells:
-            if evaluation := course.run(cell, seed, pairs, judges):
-                found[f"{cell.name}@{seed}"] = evaluation
-    return {name: path for name, path in found.items() if name.rpartition("@")[0] not in course.failed}
 
 
 def _best(cells: list[Cell], found: dict[str, Path], primary: str, count: int) -> list[Cell]:
@@ -107,11 +96,16 @@ def _data(config: Sweep, stage: Stage, course: Course, filters: dict[str, Config
     return Judges(parts / "shards" / config.judged_on, parts / "eval_sets")
 
 
+def _said(variant: Variant) -> str:
+    if variant.captions == RAW:
+        return "raw captions"
+    return f"captions {', '.join(f'{origin} x {weight:g}' for origin, weight in variant.captions.items())}" if variant.captions else "all captions"
+
+
 def _conditions(config: Sweep, plan: list[tuple[int, int, int]]) -> str:
     ways = "; ".join(
-        f"`{name}`: filter {variant.filter}{''.join(f', {change}' for change in variant.changes)}"
-        + (f", captions {', '.join(f'{origin} x {weight:g}' for origin, weight in variant.captions.items())}" if variant.captions else "")
+        f"`{name}`: filter {variant.filter}{''.join(f', {change}' for change in variant.changes)}" + f", {_said(variant)}"
         for name, variant in config.data.items()
     )
     steps = ", then ".join(f"{count} candidates x {seeds} seeds x {pairs:,} pairs" for count, seeds, pairs in plan)
-    return f"{steps}. Training data: {ways}. All are judged on the held-out pairs of `{config.judged_on}`, which no training set holds."
+    return f"{steps}. Training data: {ways}; recipes that say which captions they read keep theirs. All are judged on the held-out pairs of `{config.judged_on}`, which no training set holds."

@@ -6,7 +6,7 @@ from vlm_core.train.config import Pretrain
 GLIP = "objectives.region_word={}", "model.regions={reads: prompt, levels: 5, blocks: 6}", "model.text.context_length=256"
 DETCLIP = "objectives.region_concept={}", "model.regions={reads: concepts, definitions: true, levels: 5}", "model.text.context_length=48"
 DENSE = "model.image.patch_size=16", "model.image.image_size=800", "loader.batch_size=64", "fit.epochs=30", "optim.warmup_steps=2000"
-TINY = "model.image.patch_size=8", "scenes.share=0.5", "model.text.context_length=64", "fit.epochs=8"
+TINY = "model.image.patch_size=8", "scenes.share=0.5", "fit.epochs=8"
 HEAD_TINY = "levels: 3, blocks: 1, width: 64, anchor_scale: 4"
 
 
@@ -16,8 +16,8 @@ def glip() -> Pretrain:
 
 
 def glip_tiny() -> Pretrain:
-    """As clip_tiny with patches of 8 pixels, GLIP's objective on one scene per two pairs."""
-    return clip_tiny().but("objectives.region_word={}", *TINY, f"model.regions={{reads: prompt, {HEAD_TINY}}}")
+    """As clip_tiny with patches of 8 pixels, GLIP's objective on one scene per two pairs; a prompt of several phrases needs 64 tokens."""
+    return clip_tiny().but("objectives.region_word={}", *TINY, "model.text.context_length=64", f"model.regions={{reads: prompt, {HEAD_TINY}}}")
 
 
 def detclip() -> Pretrain:

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from pipelines.partitions import WHOLE_GRID, crawl_batches, pretraining
+from pipelines.partitions import TRUNK, WHOLE_GRID, crawl_batches, pretraining
 
 BATCHES = dg.AssetSelection.assets("crawl_batches")  # each source is a run of its own
 FINGERPRINTS = dg.AssetSelection.assets("fingerprints")  # of test sets that are there, for the filter of a later run
@@ -13,12 +13,12 @@ SEARCHES = dg.AssetSelection.groups("searches")  # hours, on demand
 data_to_model = dg.define_asset_job(
     "data_to_model", selection=dg.AssetSelection.all() - BATCHES - FINGERPRINTS - SEARCHES, executor_def=dg.in_process_executor,
     description="From crawled pages to registered, adapted and distilled models. What has not changed is reused.",
-    tags={**WHOLE_GRID, "dagster/max_runtime": str(6 * 3600), "stage": "all"},
+    tags={**WHOLE_GRID, **TRUNK, "dagster/max_runtime": str(6 * 3600)},
 )  # fmt: skip
 
 data_only = dg.define_asset_job(
     "data", selection=dg.AssetSelection.groups("data") - BATCHES - FINGERPRINTS, executor_def=dg.in_process_executor,
-    description="From crawled pages to the recorded snapshot and the test sets.", tags={"dagster/max_runtime": str(6 * 3600), "stage": "data"},
+    description="From crawled pages to the recorded snapshot and the test sets.", tags={**TRUNK, "dagster/max_runtime": str(6 * 3600)},
 )  # fmt: skip
 
 crawl_batch = dg.define_asset_job(
@@ -35,7 +35,7 @@ fingerprint = dg.define_asset_job(
 
 retrain = dg.define_asset_job(
     "retrain", selection=dg.AssetSelection.groups("models", "reports"), executor_def=dg.in_process_executor,
-    description="Models, adaptations, reports and registry from the snapshot that is there.", tags={**WHOLE_GRID, "dagster/max_runtime": str(6 * 3600), "stage": "models"},
+    description="Models, adaptations, reports and registry from the snapshot that is there.", tags={**WHOLE_GRID, **TRUNK, "dagster/max_runtime": str(6 * 3600)},
 )  # fmt: skip
 
 pretrain_recipes = dg.define_asset_job(

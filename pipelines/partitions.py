@@ -22,3 +22,6 @@ WHOLE_GRID = {
     "dagster/asset_partition_range_start": f"{DATASETS[0]}|{CHOSEN_METHODS[0]}",
     "dagster/asset_partition_range_end": f"{DATASETS[-1]}|{CHOSEN_METHODS[-1]}",
 }
+
+# Jobs that write the same folders share one value of this tag, and infra/dagster limits each value to one run: the others wait in the queue.
+TRUNK = {"stage": "trunk"}

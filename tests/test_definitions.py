@@ -122,17 +122,6 @@ def test_dvc_yaml_has_the_stages_of_the_assets_with_the_choices_of_params_yaml()
     assert BASE == "lit_packaged"
 
 
-def _snapshot(instance: dg.DagsterInstance, version: str) -> None:
-    instance.report_runless_asset_event(dg.AssetMaterialization("snapshot", tags={"dagster/data_version": version}))
-
-
-def _tick(instance: dg.DagsterInstance, cursor: str | None) -> dg.SensorResult | dg.SkipReason:
-    context = dg.build_sensor_context(instance=instance, cursor=cursor, definitions=defs)
-    result = new_data(context)
-    assert isinstance(result, dg.SensorResult | dg.SkipReason)
-    return result
-
-
 def test_the_partitions_of_crawl_batches_follow_params_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     params = tmp_path / "params.yaml"
     monkeypatch.setattr("pipelines.choices.PARAMS", params)
@@ -152,23 +141,6 @@ def test_the_partitions_of_crawl_batches_follow_params_yaml(tmp_path: Path, monk
             assert isinstance(crawl_sources(dg.build_sensor_context(instance=instance, definitions=defs)), dg.SkipReason)
 
 
-def test_the_new_data_sensor_asks_once_for_a_new_version_and_never_for_a_rebuild() -> None:
-    with dg.DagsterInstance.ephemeral() as instance:
-        assert isinstance(_tick(instance, None), dg.SkipReason)
-        _snapshot(instance, "1" * 32 + ".dir")
-        first = _tick(instance, None)
-        assert isinstance(first, dg.SensorResult)
-        assert [request.run_key for request in first.run_requests or []] == [f"snapshot-{'1' * 32}.dir"]
-        _snapshot(instance, "1" * 32 + ".dir")  # a rebuild with the same bytes
-        assert isinstance(_tick(instance, first.cursor), dg.SkipReason)
-        _snapshot(instance, "2" * 32 + ".dir")
-        second = _tick(instance, first.cursor)
-        again = _tick(instance, first.cursor)  # the same tick twice, as after a daemon's crash
-        assert isinstance(second, dg.SensorResult)
-        assert isinstance(again, dg.SensorResult)
-        assert [r.run_key for r in second.run_requests or []] == [r.run_key for r in again.run_requests or []] == [f"snapshot-{'2' * 32}.dir"]
-
-
 def test_the_nightly_schedule_asks_for_the_main_job_once_a_night() -> None:
     keys = []
     for minute in (0, 0, 1):
@@ -182,6 +154,21 @@ def test_the_nightly_schedule_asks_for_the_main_job_once_a_night() -> None:
 def test_what_starts_work_by_itself_is_off_by_default() -> None:
     assert nightly.default_status == dg.DefaultScheduleStatus.STOPPED
     assert new_data.default_status == dg.DefaultSensorStatus.STOPPED
+
+
+@pytest.mark.parametrize("file", ["dagster.yaml", "dagster-server.yaml"])
+def test_of_the_jobs_that_write_the_same_folders_one_runs_and_the_others_wait(file: str) -> None:
+    from dagster._utils.tags import TagConcurrencyLimitsCounter
+
+    limits = yaml.safe_load((ROOT / "infra" / "dagster" / file).read_text())["concurrency"]["runs"]["tag_concurrency_limits"]
+    jobs = {job.name: defs.resolve_job_def(job.name) for job in defs.jobs or []}
+    runs = {name: dg.DagsterRun(job_name=name, run_id=name, tags=dict(job.tags)) for name, job in jobs.items()}
+    writes = {name: set(job.asset_layer.selected_asset_keys) for name, job in jobs.items()}
+    for running, keys in writes.items():
+        counter = TagConcurrencyLimitsCounter(limits, [runs[running]])
+        waiting = {name for name in jobs if counter.is_blocked(runs[name])}
+        assert waiting >= {name for name, others in writes.items() if keys & others}, running
+        assert waiting == ({"data_to_model", "data", "retrain"} if running in {"data_to_model", "data", "retrain"} else {running})
 
 
 @pytest.mark.parametrize("file", ["dagster.yaml", "dagster-server.yaml"])

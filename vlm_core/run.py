@@ -26,6 +26,7 @@ import yaml
 from vlm_core import stage as stages
 from vlm_core.config import WAIVER, Config, canonical_json
 from vlm_core.errors import ConfigError, DiskFull, MissingInput, TakenDown, did_you_mean
+from vlm_core.reading import reading
 from vlm_core.stage import Report, Stage
 from vlm_core.track import CsvTracker, Tracker
 
@@ -127,10 +128,16 @@ def load(verb: str, recipe: str | None = None, params: Path | None = None, chang
 def run(verb: str, config: Config, inputs: Mapping[str, Path], out: Path, tracker: Tracker | None = None, *, recipe: str = "", force: bool = False) -> Report:
     """Run a verb and publish its output folder, or reuse the folder if settings, inputs and code are those that made it.
 
-    Raises VlmError, TakenDown among them; nothing that was published before is touched by a run that fails.
+    Raises VlmError, TakenDown among them; nothing that was published before is touched by a run that fails, and no input is replaced by another run meanwhile.
     """
-    what = verb_named(verb)
-    out = out.absolute()
+    what, out = verb_named(verb), out.absolute()
+    with reading(inputs.values(), stages.record_of(out)):
+        return _run(what, verb, config, inputs, out, tracker, recipe, force)
+
+
+def _run(
+    what: Verb, verb: str, config: Config, inputs: Mapping[str, Path], out: Path, tracker: Tracker | None, recipe: str, force: bool
+) -> Report:  # fmt: skip
     record = stages.record_of(out)
     for name in what.inputs:
         if name not in inputs or not inputs[name].exists():

@@ -26,6 +26,8 @@ from typing import Any, TextIO
 from pydantic import BaseModel, ConfigDict, Field
 
 from vlm_core.errors import MissingInput, OutputBusy
+from vlm_core.reading import NAME as READERS
+from vlm_core.reading import unread
 from vlm_core.track import Tracker
 
 PACKAGE = Path(__file__).parent
@@ -179,6 +181,7 @@ def lease(record: Path) -> Iterator[None]:
     """Own an output folder until the process ends; the kernel drops the lock even after kill -9. Raises OutputBusy."""
     record.mkdir(parents=True, exist_ok=True)
     with (record / ".lease").open("a+") as stream:
+        (record / READERS).touch()
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -201,16 +204,20 @@ def _owner(stream: TextIO, patience_s: float = 2.0) -> str:
 
 
 def publish(tmp: Path, out: Path) -> None:
-    """Make a filled folder visible under its final name; readers see the old folder or the new one, never a mix."""
+    """Make a filled folder visible under its final name; readers see the old folder or the new one, never a mix.
+
+    Waits for those who read the old one. Raises OutputBusy if that takes too long.
+    """
     for file in tmp.rglob("*"):
         if file.is_file():
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
     old = out.with_name(f"{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    tmp.rename(out)
+    with unread(record_of(out)):
+        if out.exists():
+            out.rename(old)
+        tmp.rename(out)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -226,7 +233,7 @@ def recover(out: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write, fsync, rename: the file is whole or absent."""
-    tmp = path.with_name(f".{path.name}.tmp")
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # two processes may look at one input for the first time
     with tmp.open("w") as stream:
         json.dump(value, stream, indent=1, sort_keys=True, ensure_ascii=False)
         stream.flush()

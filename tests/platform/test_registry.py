@@ -111,7 +111,9 @@ def test_results_under_another_protocol_card_are_refused_as_evidence(tmp_path: P
 def test_the_same_bytes_are_registered_once(tmp_path: Path, store: str) -> None:
     promote(tmp_path / "a", store, "first", 200)
     again = promote(tmp_path / "b", store, "first", 200)
-    assert again.counts == {"version": 1, "new": 0, "worse": 0, "promoted": 1}
+    assert again.counts == {"version": 1, "new": 0, "worse": 0, "promoted": 0}  # nothing moved: it was the champion before
+    assert again.tables["registry"][0]["reason"] == "This version is the champion already."
+    assert holders(store) == {"champion": "first", "challenger": "first"}
     assert len(Registry(store).versions("vlm-base")) == 1
 
 

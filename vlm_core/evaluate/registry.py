@@ -41,7 +41,7 @@ def promote(config: Promote, stage: Stage) -> Report:
     registry.point("challenger", version)
     rows = [_row(version, "challenger", "registered" if is_new else "known already", "")]
     if champion is not None and champion.version == version.version:
-        verdict = Verdict("promote", "This version is the champion already.", [])
+        verdict = Verdict("keep", "This version is the champion already.", [])
     else:
         verdict = _without_takedowns(config, weights, lambda: _judge(config, stage, registry, evaluation, champion))
         rows += _move(registry, version, champion, verdict)

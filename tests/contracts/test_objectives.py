@@ -60,11 +60,12 @@ def test_terms_are_finite_scalars_named_after_it_with_a_gradient_to_the_towers_i
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "weighted_captions"])  # its weights grow as the towers learn
-def test_falls_in_twenty_steps(kind: str) -> None:
+def test_falls_in_a_few_steps(kind: str) -> None:
+    few = 40 if kind == "patch_grouping" else 20  # its hard, noisy choices fall by 5 to 12 % in twenty, by the order in which threads add
     model, settings, given = towers(kind=kind), settings_of(kind), batch()
     modules = built(settings, model).train(kind not in QUEUES)  # in training a queue would fill with this one batch
     optimizer, losses = torch.optim.Adam([*learning(model), *modules.parameters()], lr=0.003), []
-    for _ in range(20):
+    for _ in range(few):
         loss = torch.stack([*terms(settings, modules, model, given).values()]).sum()
         optimizer.zero_grad()
         loss.backward()

@@ -42,7 +42,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(tmp_path_factory.mktemp("shapes"))
 
 
-@pytest.mark.parametrize("recipe", TINY)
+# neighbours must be looked up first, which the verb does: test_references.py trains ra_clip_tiny
+@pytest.mark.parametrize("recipe", [name for name in TINY if RECIPES[name]().model.retrieval is None])  # type: ignore[attr-defined]
 def test_every_tiny_recipe_trains(recipe: str, shards: Path, tmp_path: Path) -> None:
     config = config_of(recipe)
     train(settings(config, shards), tmp_path, Told())

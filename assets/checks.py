@@ -5,11 +5,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from assets.filtered import filtered
+from assets.images import images
 from assets.registry import registrations
 from assets.shards import shards, snapshot
+from assets.upkeep import takedown_proof
 from pipelines.ledger import lock_version
 from pipelines.resources import Launcher
 from vlm_core.data.lineage.tombstones import load
+from vlm_core.errors import VlmError
 from vlm_core.stage import Report, data_version, record_of
 
 
@@ -49,12 +52,37 @@ def splits_are_disjoint(launcher: Launcher) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=not any(shared.values()), metadata=shared)
 
 
-@dg.asset_check(asset=shards, blocking=True, description="Nothing that was taken down is in the shards.")
-def no_takedown_leak(launcher: Launcher) -> dg.AssetCheckResult:
-    stones = load(launcher.home())
-    index = pq.read_table(launcher.at(launcher.data("shards")) / "index.parquet", columns=["uid"])["uid"].to_pylist()
-    found = {"takedowns": len(set(stones.uids.values())), "samples that were taken down": sum(uid in stones.uids for uid in index)}
-    return dg.AssetCheckResult(passed=found["samples that were taken down"] == 0, metadata=found)
+def no_takedown_leak(asset: dg.AssetsDefinition, look: str) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=asset, name="no_takedown_leak", blocking=True, description="Nothing that was taken down, by uid, address, site, bytes or look, is in it."
+    )
+    def check(launcher: Launcher) -> dg.AssetCheckResult:
+        from vlm_core.data.lineage import leaks  # late: it opens shards
+
+        folders = {"pairs": "candidate_pairs", "images": "images", "filtered": "filtered", "shards": "shards"}
+        stones = load(launcher.home())
+        found = getattr(leaks, look)(stones, {name: launcher.at(launcher.data(place)) for name, place in folders.items()})
+        said = {"takedowns": len(stones.ids), "samples that were taken down": len(found)}
+        return dg.AssetCheckResult(passed=not found, metadata={**said, "such as": ", ".join(sorted(found)[:5])})
+
+    return check
+
+
+@dg.asset_check(asset=snapshot, blocking=True, description="Every byte of the shards, read again, is what manifest and index say.")
+def snapshot_is_whole(launcher: Launcher) -> dg.AssetCheckResult:
+    from vlm_core.data.shards.verify import verify
+
+    try:
+        return dg.AssetCheckResult(passed=True, metadata={"version": verify(launcher.at(launcher.data("shards")))})
+    except VlmError as error:
+        return dg.AssetCheckResult(passed=False, metadata={"found": str(error)})
+
+
+@dg.asset_check(asset=takedown_proof, description="The scan found nothing, and there was nothing that it could not look at.")
+def nothing_left(launcher: Launcher) -> dg.AssetCheckResult:
+    report = Report.model_validate_json((launcher.at(record_of(launcher.data("takedown_proof"))) / "result.json").read_text())
+    found = {name.replace("_", " "): report.counts[name] for name in ("hits", "not_readable", "not_looked_at", "cached")}
+    return dg.AssetCheckResult(passed=not any(found.values()), metadata=found)
 
 
 @dg.asset_check(asset=snapshot, blocking=True, description="The bytes on disk, the asset's data version and dvc.lock name the same hash.")
@@ -84,7 +112,9 @@ CHECKS = [
     conservation_law,
     not_empty,
     splits_are_disjoint,
-    no_takedown_leak,
+    *(no_takedown_leak(asset, look) for asset, look in ((images, "in_pictures"), (filtered, "in_kept"), (shards, "in_shards"))),
+    snapshot_is_whole,
+    nothing_left,
     hashes_agree,
     *(not_worse_than_champion(registration) for registration in registrations),
 ]

@@ -19,6 +19,7 @@ from assets import (
     sources,
     sweep,
     transferred,
+    upkeep,
 )  # fmt: skip
 from pipelines import jobs, schedules, sensors
 from pipelines.resources import deployment
@@ -27,11 +28,11 @@ defs = dg.Definitions(
     assets=[
         sources.pages, sources.crawl_batches, sources.candidate_pairs, images.images, images.embeddings, filtered.filtered, captions.captions, shards.shards, shards.snapshot,
         eval_sets.eval_sets, eval_sets.fingerprints, report.report, *pretrained.models, features.features, transferred.transferred, distilled.distilled, *evaluation.evaluations, *registry.registrations,
-        pretrained.pretrained_recipes, comparison.comparison, sweep.sweep,
+        pretrained.pretrained_recipes, comparison.comparison, sweep.sweep, upkeep.exports, upkeep.takedown_proof,
     ],
     asset_checks=checks.CHECKS,
-    jobs=[jobs.data_to_model, jobs.data_only, jobs.crawl_batch, jobs.fingerprint, jobs.retrain, jobs.pretrain_recipes, jobs.compare_pretraining, jobs.sweep],
+    jobs=[jobs.data_to_model, jobs.data_only, jobs.crawl_batch, jobs.fingerprint, jobs.retrain, jobs.pretrain_recipes, jobs.compare_pretraining, jobs.sweep, jobs.export, jobs.takedown_proof],
     schedules=[schedules.nightly],
-    sensors=[sensors.new_data, sensors.crawl_sources, sensors.close_failed, sensors.close_cancelled, sensors.close_finished],
+    sensors=[sensors.new_data, sensors.new_takedown, sensors.crawl_sources, sensors.close_failed, sensors.close_cancelled, sensors.close_finished],
     resources=deployment(),
 )  # fmt: skip

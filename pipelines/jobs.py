@@ -2,16 +2,17 @@
 
 import dagster as dg
 
-from pipelines.partitions import TRUNK, WHOLE_GRID, crawl_batches, pretraining
+from pipelines.partitions import TRUNK, WHOLE_GRID, crawl_batches, formats, pretraining
 
 BATCHES = dg.AssetSelection.assets("crawl_batches")  # each source is a run of its own
 FINGERPRINTS = dg.AssetSelection.assets("fingerprints")  # of test sets that are there, for the filter of a later run
 SEARCHES = dg.AssetSelection.groups("searches")  # hours, on demand
+UPKEEP = dg.AssetSelection.groups("upkeep")  # beside the flow
 
 # Each step only waits for the process of its verb, which uses all cores itself: steps side by side would share two cores
 # and pay a second interpreter with the definitions each, so they run one after the other inside the run's own process.
 data_to_model = dg.define_asset_job(
-    "data_to_model", selection=dg.AssetSelection.all() - BATCHES - FINGERPRINTS - SEARCHES, executor_def=dg.in_process_executor,
+    "data_to_model", selection=dg.AssetSelection.all() - BATCHES - FINGERPRINTS - SEARCHES - UPKEEP, executor_def=dg.in_process_executor,
     description="From crawled pages to registered, adapted and distilled models. What has not changed is reused.",
     tags={**WHOLE_GRID, **TRUNK, "dagster/max_runtime": str(6 * 3600)},
 )  # fmt: skip
@@ -54,4 +55,15 @@ sweep = dg.define_asset_job(
     "sweep", selection=dg.AssetSelection.assets("sweep"), executor_def=dg.in_process_executor,
     description="Recipes times data filters within a budget, against plain CLIP on the unfiltered crawl.",
     tags={"dagster/max_runtime": str(48 * 3600), "stage": "sweep"},
+)  # fmt: skip
+
+export = dg.define_asset_job(
+    "export", selection=dg.AssetSelection.assets("exports"), partitions_def=formats, executor_def=dg.in_process_executor,
+    description="The snapshot for others: a partition for each format.", tags={"dagster/max_runtime": str(6 * 3600), "stage": "export"},
+)  # fmt: skip
+
+takedown_proof = dg.define_asset_job(
+    "takedown_proof", selection=dg.AssetSelection.assets("takedown_proof"), executor_def=dg.in_process_executor,
+    description="Looks for everything that was taken down in every live product, and says what is left.",
+    tags={"dagster/max_runtime": str(6 * 3600), "stage": "proof"},
 )  # fmt: skip

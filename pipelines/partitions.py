@@ -17,6 +17,9 @@ crawl_batches = dg.DynamicPartitionsDefinition(name="crawl_batches")  # kept in 
 RECIPES = sorted(recipes("pretrain"), key=lambda name: (name not in listed("pretrain"), not name.endswith("_tiny")))
 pretraining = dg.StaticPartitionsDefinition(RECIPES)
 
+FORMATS = {name: chosen("export-data", name)[1] for name in listed("export-data")}
+formats = dg.StaticPartitionsDefinition(list(FORMATS))
+
 # One run materialises the whole grid that params.yaml lists: a range from its first to its last cell, in each dimension.
 WHOLE_GRID = {
     "dagster/asset_partition_range_start": f"{DATASETS[0]}|{CHOSEN_METHODS[0]}",

@@ -10,6 +10,7 @@ import dagster as dg
 
 from pipelines.choices import batches
 from pipelines.partitions import TRUNK, crawl_batches
+from pipelines.resources import Launcher
 
 SNAPSHOT = dg.AssetKey("snapshot")
 TRAINED = {"models", "reports"}  # the groups that `retrain` makes
@@ -101,6 +102,23 @@ def crawl_sources(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.S
         return dg.SkipReason(f"params.yaml lists {len(listed)} further sources, and all are known")
     requests = [*([crawl_batches.build_add_request(new)] if new else []), *([crawl_batches.build_delete_request(gone)] if gone else [])]
     return dg.SensorResult(dynamic_partitions_requests=requests)
+
+
+@dg.sensor(
+    job_name="data", minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.STOPPED,
+    description="Starts the job data after a takedown or its withdrawal, so that shards, tables and indexes are made without what was taken down.",
+)  # fmt: skip
+def new_takedown(context: dg.SensorEvaluationContext, launcher: Launcher) -> dg.SensorResult | dg.SkipReason:
+    """The cursor is `N DIGEST`: how often this sensor asked, and the list that it saw last (none at all: no digest). N makes the run key of a list that comes back another one."""
+    from vlm_core.data.lineage.tombstones import load  # late: it brings pyarrow
+
+    asked, _, seen = (context.cursor or "0 ").partition(" ")
+    digest = load(launcher.home()).digest
+    if digest == seen:
+        return dg.SkipReason(f"the list of takedowns is still {digest[:12] or 'empty'}")
+    number = int(asked) + 1
+    request = dg.RunRequest(run_key=f"takedowns-{number}-{digest[:12]}", tags={"trigger": "new_takedown", "takedowns": digest[:12] or "none"})
+    return dg.SensorResult(run_requests=[request], cursor=f"{number} {digest}")
 
 
 @dg.run_status_sensor(

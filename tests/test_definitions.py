@@ -12,8 +12,10 @@ import yaml
 from pipelines.choices import BASE, MODELS, PARAMS, ROOT, listed
 from pipelines.definitions import defs
 from pipelines.partitions import CHOSEN_METHODS, DATASETS, METHODS, RECIPES
+from pipelines.resources import Launcher
 from pipelines.schedules import nightly
-from pipelines.sensors import crawl_sources, new_data
+from pipelines.sensors import crawl_sources, new_data, new_takedown
+from vlm_core.data.lineage.takedown import take_down, withdraw
 from vlm_core.run import VERBS, load, recipes
 
 GRAPH = defs.resolve_asset_graph()
@@ -28,6 +30,8 @@ EDGES = {
     "eval_sets": {"shards"},
     "fingerprints": {"embeddings", "eval_sets"},
     "report": {"snapshot"},
+    "exports": {"snapshot"},
+    "takedown_proof": {"snapshot"},
     "pretrained/lit_packaged": {"snapshot"},
     "pretrained/clip_tiny": {"snapshot"},
     "features": {"eval_sets", "pretrained/lit_packaged"},
@@ -61,7 +65,7 @@ def test_every_asset_has_an_owner_a_group_and_a_sentence() -> None:
     for key in GRAPH.get_all_asset_keys():
         node = GRAPH.get(key)
         assert node.owners, key
-        assert node.group_name in {"data", "models", "reports", "searches"}, key
+        assert node.group_name in {"data", "models", "reports", "searches", "upkeep"}, key
         assert node.description, key
         assert node.description.strip().endswith("."), key
 
@@ -69,9 +73,13 @@ def test_every_asset_has_an_owner_a_group_and_a_sentence() -> None:
 def test_the_main_job_covers_every_asset_check_and_listed_cell_in_one_run() -> None:
     job = defs.resolve_job_def("data_to_model")
     steps = {key.split(".")[0] for key in job.graph.node_dict}
-    apart = {"crawl_batches", "fingerprints", *(key.to_python_identifier() for key in GRAPH.get_all_asset_keys() if GRAPH.get(key).group_name == "searches")}
+    apart = {
+        "crawl_batches",
+        "fingerprints",
+        *(key.to_python_identifier() for key in GRAPH.get_all_asset_keys() if GRAPH.get(key).group_name in {"searches", "upkeep"}),
+    }
     assert {key.to_python_identifier() for key in GRAPH.get_all_asset_keys()} - apart <= steps
-    assert not apart & steps, "further sources, fingerprints and searches are runs of their own"
+    assert not apart & steps, "further sources, fingerprints, searches and upkeep are runs of their own"
     assert set(defs.resolve_job_def("fingerprint").graph.node_dict) == {"fingerprints"}
     first, last = (job.tags[f"dagster/asset_partition_range_{end}"] for end in ("start", "end"))
     parts = job.partitions_def
@@ -98,6 +106,7 @@ def test_a_backfill_over_recipes_is_one_run_for_each_and_searches_are_jobs_of_th
 
 MADE_BY_ASSETS = set(VERBS) - {"compare-models"}  # called by whoever has evaluations of his own
 SEARCHES = {"compare-pretraining", "sweep"}  # hours, on demand: no part of `dvc repro`
+UPKEEP = {"export-data", "takedown-proof"}
 
 
 def test_params_yaml_lists_known_recipes_whose_settings_resolve() -> None:
@@ -110,7 +119,7 @@ def test_params_yaml_lists_known_recipes_whose_settings_resolve() -> None:
 
 def test_dvc_yaml_has_the_stages_of_the_assets_with_the_choices_of_params_yaml() -> None:
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert set(stages) == MADE_BY_ASSETS - {"promote", "fingerprint"} - SEARCHES  # fingerprints serve the filter of a later run
+    assert set(stages) == MADE_BY_ASSETS - {"promote", "fingerprint"} - SEARCHES - UPKEEP  # fingerprints serve the filter of a later run
     assert stages["pretrain"]["foreach"] == MODELS
     assert stages["transfer"]["matrix"] == {"method": CHOSEN_METHODS, "dataset": DATASETS}
     assert set(stages["evaluate"]["foreach"]) == {key.path[1] for key in GRAPH.get_all_asset_keys() if key.path[0] == "evaluation"}
@@ -141,6 +150,33 @@ def test_the_partitions_of_crawl_batches_follow_params_yaml(tmp_path: Path, monk
             assert isinstance(crawl_sources(dg.build_sensor_context(instance=instance, definitions=defs)), dg.SkipReason)
 
 
+def test_the_takedown_sensor_starts_the_data_job_once_for_every_list_of_takedowns_even_one_that_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLM_HOME", str(tmp_path))
+    launcher = Launcher(root=str(tmp_path))
+
+    def tick(cursor: str | None) -> dg.SensorResult | dg.SkipReason:
+        found = new_takedown(dg.build_sensor_context(cursor=cursor, definitions=defs), launcher)
+        assert isinstance(found, dg.SensorResult | dg.SkipReason)
+        return found
+
+    assert isinstance(tick(None), dg.SkipReason)
+    keys, cursor = [], None
+    for _ in range(2):
+        stone = take_down(tmp_path, "domain", "example.org")["takedown"][0]
+        taken = tick(cursor)
+        assert isinstance(taken, dg.SensorResult)
+        assert isinstance(tick(taken.cursor), dg.SkipReason)
+        withdraw(tmp_path, stone["takedown_id"], "a mistake")
+        withdrawn = tick(taken.cursor)
+        assert isinstance(withdrawn, dg.SensorResult)
+        cursor = withdrawn.cursor
+        keys += [request.run_key for result in (taken, withdrawn) for request in result.run_requests or []]
+    assert len(keys) == len(set(keys)) == 4
+    assert new_takedown.job_name == "data"
+
+
 def test_the_nightly_schedule_asks_for_the_main_job_once_a_night() -> None:
     keys = []
     for minute in (0, 0, 1):
@@ -153,7 +189,7 @@ def test_the_nightly_schedule_asks_for_the_main_job_once_a_night() -> None:
 
 def test_what_starts_work_by_itself_is_off_by_default() -> None:
     assert nightly.default_status == dg.DefaultScheduleStatus.STOPPED
-    assert new_data.default_status == dg.DefaultSensorStatus.STOPPED
+    assert new_data.default_status == new_takedown.default_status == dg.DefaultSensorStatus.STOPPED
 
 
 @pytest.mark.parametrize("file", ["dagster.yaml", "dagster-server.yaml"])

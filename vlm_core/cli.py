@@ -30,7 +30,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lineage": ("why UID | samples MODEL | models --url|--domain|--sha256 | bytes MODEL --out DIR", "vlm_core.data.lineage.lineage:main"),
     "takedown": ("--uid|--url|--domain|--sha256|--pdq VALUE: out, for ever; --scan proves it", "vlm_core.data.lineage.takedown:main"),
     "verify": ("read every byte of a shards folder again and check it: verify DIR", "vlm_core.data.shards.verify:main"),
-    "export-data": ("a snapshot for others: --as croissant|datasheet|datacomp|hf", "vlm_core.data.lineage.exports:main"),
     "rollback": ("point the champion of a registered model back to the version before it", "vlm_core.evaluate.registry:main"),
     "export": ("write a model as an open_clip checkpoint", "vlm_core.models.export:main"),
     "adopt": ("make a model folder of an open_clip checkpoint", "vlm_core.models.export:main_adopt"),

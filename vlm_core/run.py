@@ -59,6 +59,8 @@ VERBS: dict[str, Verb] = {
     "eval-sets": Verb("labelled test sets that share nothing with the training shards", "vlm_core.data.config:EvalSets", "vlm_core.data.eval_sets.eval_sets:eval_sets", "vlm_core.recipes.data", ("shards",), obeys=True),
     "fingerprint": Verb("evaluation sets -> fingerprints that the filter keeps out", "vlm_core.data.config:Fingerprint", "vlm_core.models.fingerprint:fingerprint", "vlm_core.recipes.data", ("eval_sets", "embeddings")),
     "report": Verb("one page that shows a snapshot: what was kept, dropped, scored, copied, and why", "vlm_core.data.report.config:DatasetPage", "vlm_core.data.report.report:report", "vlm_core.recipes.data", ("pairs", "images", "embeddings", "filtered", "captions", "shards"), obeys=True),
+    "export-data": Verb("a snapshot for others: croissant, datasheet, datacomp, hf", "vlm_core.data.config:ExportData", "vlm_core.data.lineage.exports:export_data", "vlm_core.recipes.data", ("shards",)),
+    "takedown-proof": Verb("a scan of every product for what was taken down", "vlm_core.data.config:TakedownProof", "vlm_core.data.lineage.proof:takedown_proof", "vlm_core.recipes.data"),
     # models
     "pretrain": Verb("shards -> a vision-language model", "vlm_core.train.config:Pretrain", "vlm_core.train.pretrain:pretrain", "vlm_core.recipes.pretrain", ("shards",), ("initial",)),
     "features": Verb("run a model over the test sets once", "vlm_core.models.features_config:Features", "vlm_core.models.features:features", "vlm_core.recipes.transfer", ("model", "eval_sets")),

@@ -30,7 +30,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export(shards: Path, kind: str, out: Path) -> Path:
-    assert main(["export-data", "--shards", str(shards), "--as", kind, "--out", str(out), "--name", "small world"]) == 0
+    assert main(["export-data", "--recipe", kind, "--in", f"shards={shards}", "--out", str(out), "--set", "name=small world"]) == 0
     return out
 
 
@@ -162,8 +162,7 @@ def test_hostile_captions_and_licences_stay_data_in_every_format(tmp_path: Path)
     assert HOSTILE in json.loads((export(stage.out, "croissant", tmp_path / "croissant") / "croissant.json").read_text())["license"]
 
 
-def test_an_export_into_a_folder_that_exists_is_refused(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export-data", "--shards", str(shards), "--as", "hf", "--out", str(tmp_path)]) == 20
-    assert "expected no such folder yet" in capsys.readouterr().err
-    assert main(["export-data", "--shards", str(shards), "--as", "coco", "--out", str(tmp_path / "x")]) == 20
-    assert io.StringIO(capsys.readouterr().err).read().startswith("ConfigError")
+def test_a_format_that_does_not_exist_is_refused(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export-data", "--in", f"shards={shards}", "--set", "format=coco", "--out", str(tmp_path / "x")]) == 20
+    assert capsys.readouterr().err.startswith("ConfigError: Found 'coco' for 'format'")
+    assert not (tmp_path / "x").exists()

@@ -133,6 +133,7 @@ def test_a_picture_is_taken_down_and_everything_else_stays_as_it_was(site: Site,
     assert second["extract"].counts["dropped.taken_down"] == 1
     assert len(site.web.asked) == asked, "nothing is fetched again"
     code, proof = scan(capsys)
+    assert proof["not_looked_at"] == []
     assert (code, proof["hits"], proof["not_readable"]) == (0, 0, [])
     assert proof["files"] > 10
     assert (site.root / "home" / "takedowns" / f"proof-{proof['takedowns'][:12]}.json").is_file()
@@ -312,20 +313,62 @@ def test_tombstones_cover_by_name_address_bytes_and_look(tmp_path: Path) -> None
     assert pc.all(pc.equal(pa.array([bool(stones), bool(tombstones.Tombstones())]), pa.array([True, False]))).as_py()
 
 
+def data_folder(root: Path) -> None:
+    """The folders of the small world where assets look for them."""
+    (root / "data").mkdir()
+    for name in ("pairs", "images", "filtered"):
+        (root / "data" / {"pairs": "candidate_pairs"}.get(name, name)).symlink_to(root / "in" / name)
+    (root / "data" / "shards").symlink_to(root / "shards")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "leaked"),
+    [
+        ("url", "http://photos.demo.test/0007.png", {"in_pictures": 1, "in_kept": 1, "in_shards": 1}),
+        ("url", "http://photos.demo.test/page3.html", {"in_pictures": 10, "in_kept": 10, "in_shards": 10}),
+        ("domain", "demo.test", {"in_pictures": 60, "in_kept": 60, "in_shards": 60}),
+        ("sha256", f"{9:064x}", {"in_pictures": 1, "in_kept": 1, "in_shards": 1}),
+        ("pdq", "f" * 64, {"in_pictures": 2, "in_kept": 2, "in_shards": 2}),
+        ("uid", "0" * 32, {"in_pictures": 0, "in_kept": 0, "in_shards": 0}),
+    ],
+)
+def test_a_leak_is_found_by_every_column_even_when_the_takedown_knew_no_uid(made: Path, kind: str, value: str, leaked: dict[str, int]) -> None:
+    from assets.checks import no_takedown_leak
+    from assets.filtered import filtered
+    from assets.images import images
+    from assets.shards import shards
+    from pipelines.resources import Launcher
+
+    data_folder(made)
+    status = pq.read_table(made / "in" / "images" / "status.parquet").to_pylist()
+    pq.write_table(
+        pa.Table.from_pylist([{**row, "pdq": "f" * 60 + "fff0" if number < 2 else "0" * 64} for number, row in enumerate(status)]),
+        made / "in" / "images" / "status.parquet",
+    )
+    launcher = Launcher(root=str(made))
+    stone = {"takedown_id": "1" * 32, "kind": kind, "value": value, "radius": 8}
+    for asset, look in ((images, "in_pictures"), (filtered, "in_kept"), (shards, "in_shards")):
+        assert no_takedown_leak(asset, look)(launcher).passed
+    append(made / "home" / "catalog", "takedowns", pa.Table.from_pylist([stone]), "t")
+    for asset, look in ((images, "in_pictures"), (filtered, "in_kept"), (shards, "in_shards")):
+        result = no_takedown_leak(asset, look)(launcher)
+        assert (result.passed, result.metadata["samples that were taken down"].value) == (leaked[look] == 0, leaked[look]), look
+
+
 def test_the_check_of_the_shards_and_the_table_of_the_snapshot_say_what_was_taken_down(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from assets.checks import no_takedown_leak
+    from assets.shards import shards
     from pipelines.ledger import changes
     from pipelines.resources import Launcher
 
-    (made / "data").mkdir()
-    (made / "data" / "shards").symlink_to(made / "shards")
-    launcher = Launcher(root=str(made))
+    data_folder(made)
+    launcher, check = Launcher(root=str(made)), no_takedown_leak(shards, "in_shards")
     before = json.loads((made / "shards.run" / "result.json").read_text())["data_version"]
-    assert no_takedown_leak(launcher).passed
+    assert check(launcher).passed
     take(capsys, "--uid", read_index(made / "shards")["uid"][0].as_py())
-    assert not no_takedown_leak(launcher).passed
+    assert not check(launcher).passed
     now = reshard(made).data_version
-    assert no_takedown_leak(launcher).passed
+    assert check(launcher).passed
     rows = changes(made / "home" / "catalog", before, now)
     assert {(row["change"], row["reason"]): row["samples"] for row in rows} == {("removed", "taken_down"): 1, ("unchanged", ""): 59}
     assert changes(made / "home" / "catalog", "", now) == changes(made / "home" / "catalog", "f" * 36, now) == []
@@ -361,3 +404,106 @@ def test_a_scan_finds_it_in_every_kind_of_file_and_says_which_it_could_not_read(
         "answers.sqlite": 1, "nested.parquet": 1, "bytes.parquet": 1, "img2dataset.log": 1, "img_emb_0.npy": 1,
     }  # fmt: skip
     assert [said.split(":")[0].rpartition("/")[2] for said in proof["not_readable"]] == ["broken.parquet"]
+
+
+def test_a_scan_reads_every_size_and_packing_and_says_what_it_could_not_look_at(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import bz2
+    import gzip
+    import io
+    import lzma
+    import tarfile
+
+    import numpy as np
+
+    from vlm_core.data.lineage.exports import pack_uids
+
+    uid = read_index(made / "shards")["uid"][0].as_py()
+    take(capsys, "--uid", uid)
+    take(capsys, "--url", "https://x.org/a.jpg")
+    reshard(made)
+    folder, hit = made / "shards.run" / "more", json.dumps({"url": "https://x.org/a.jpg"}).replace("/", "\\/")
+    folder.mkdir()
+    lines = (json.dumps({"n": n, "pad": "x" * 1000}) + "\n" for n in range(66_000))
+    with (folder / "large.jsonl").open("w") as stream:
+        stream.writelines(lines)
+        stream.write(hit)
+    assert (folder / "large.jsonl").stat().st_size > 66 * 10**6
+    (folder / "one_line.json").write_text("[" + "1, " * 1_500_000 + hit + "]")
+    (folder / "packed.jsonl.gz").write_bytes(gzip.compress(f"first\n{hit}\n".encode()) + gzip.compress(hit.encode()))
+    (folder / "packed.csv.bz2").write_bytes(bz2.compress(f"url\nhttps://x.org/a.jpg\n".encode()))
+    (folder / "packed.txt.xz").write_bytes(lzma.compress(uid.encode()))
+    with pa.output_stream(str(folder / "packed.tsv.zst"), compression="zstd") as packed:
+        packed.write(f"1\t{uid}\n".encode())
+    inner = io.BytesIO()
+    with tarfile.open(fileobj=inner, mode="w") as tar:
+        info = tarfile.TarInfo("a.json")
+        info.size = len(hit)
+        tar.addfile(info, io.BytesIO(hit.encode()))
+    (folder / "packed.tar.gz").write_bytes(gzip.compress(inner.getvalue()))
+    (folder / "no_ending").write_text(f"looked at {uid}")
+    (folder / f"{uid}.jpg").write_bytes(b"\xff\xd8\xff")
+    np.save(folder / "uids.npy", pack_uids([uid, "0" * 32]))
+    np.save(folder / "numbers.npy", np.arange(4))
+    pq.write_table(pa.table({"site": pa.array([uid, "b"]).dictionary_encode()}), folder / "coded.parquet")
+    (folder / "cut.json.gz").write_bytes(gzip.compress(os.urandom(4000).hex().encode())[:-100])
+    (folder / "book.pdf").write_bytes(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n" + os.urandom(100))
+    code, proof = scan(capsys)
+    assert code == 20
+    assert {Path(hit["path"]).name: hit["hits"] for hit in proof["found"]} == {
+        "large.jsonl": 1, "one_line.json": 1, "packed.jsonl.gz": 2, "packed.csv.bz2": 1, "packed.txt.xz": 1, "packed.tsv.zst": 1, "packed.tar.gz": 1,
+        "no_ending": 1, f"{uid}.jpg": 1, "uids.npy": 1, "coded.parquet": 1,
+    }  # fmt: skip
+    assert [said.split(": ")[0].rpartition("/")[2] for said in proof["not_readable"]] == ["cut.json.gz"]
+    assert [said.rpartition("/")[2] for said in proof["not_looked_at"]] == ["book.pdf: no reader for .pdf"]
+    for path in folder.iterdir():
+        if path.name not in {"book.pdf", "numbers.npy"}:
+            path.unlink()
+    code, proof = scan(capsys)
+    assert (code, proof["hits"], proof["not_readable"], len(proof["not_looked_at"])) == (20, 0, [], 1), "what nobody looked at proves nothing"
+    (folder / "book.pdf").unlink()
+    assert scan(capsys)[0] == 0
+
+
+def test_exports_are_looked_at_and_named_by_the_proof_until_they_are_made_again(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uid = read_index(made / "shards", "train")["uid"][0].as_py()
+
+    def export(*more: str) -> dict[str, int]:
+        done = {}
+        for kind in ("croissant", "datasheet", "datacomp", "hf"):
+            done[kind] = main(["export-data", "--recipe", kind, "--in", "shards=shards", "--out", f"exports/{kind}", *more])
+        return done
+
+    assert set(export().values()) == {0}
+    take(capsys, "--uid", uid)
+    assert set(export().values()) == {20}, "the snapshot is revoked"
+    assert set(export("--set", "despite_takedowns=true").values()) == {0}
+    assert (made / "exports" / "hf" / "REVOKED.txt").read_text().startswith("Made of shards (")
+    reshard(made)
+    found = {Path(hit["path"]).relative_to(made).as_posix() for hit in scan(capsys)[1]["found"]}
+    assert {"exports/croissant/metadata.parquet", "exports/datacomp/uids.npy", "exports/hf/train/metadata.jsonl", f"exports/hf/train/{uid}.jpg"} <= found
+    assert any(name.startswith("exports/croissant/train-") for name in found)
+    assert set(export().values()) == {0}
+    code, proof = scan(capsys)
+    assert (code, proof["found"], proof["not_looked_at"]) == (0, [], [])
+    assert not (made / "exports" / "hf" / "REVOKED.txt").exists()
+
+
+def test_the_proof_is_a_run_of_its_own_and_its_check_reads_it(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from assets.checks import nothing_left
+    from pipelines.resources import Launcher
+    from vlm_core.data.config import TakedownProof
+
+    def proof() -> Report:
+        return run("takedown-proof", TakedownProof(), {}, made / "data" / "takedown_proof")
+
+    launcher = Launcher(root=str(made))
+    assert proof().counts["takedowns"] == 0
+    assert nothing_left(launcher).passed
+    take(capsys, "--uid", read_index(made / "shards")["uid"][0].as_py())
+    report = proof()
+    assert report.counts["hits"] == json.loads((made / "data" / "takedown_proof" / "proof.json").read_text())["hits"] > 0
+    assert not nothing_left(launcher).passed
+    reshard(made)
+    report = proof()
+    assert (report.counts["takedowns"], report.counts["hits"], report.counts["not_looked_at"]) == (1, 0, 0)
+    assert nothing_left(launcher).passed

@@ -155,6 +155,26 @@ class Fingerprint(Config):
     batch: int = Field(128, ge=1, description="pictures encoded at once")
 
 
+class ExportData(Config):
+    """A snapshot for others."""
+
+    format: Literal["croissant", "datasheet", "datacomp", "hf"] = Field("croissant", description="what is written: Croissant with the shards, a datasheet, DataComp's metadata and uids, an image folder")
+    name: str = Field("snapshot", min_length=1, max_length=200, description="title of the data set")
+    despite_takedowns: bool = Field(False, description="export a snapshot although something of it was taken down; it stays on record and in the export")
+
+
+class TakedownProof(Config):
+    """Looks for everything that was taken down in every live product."""
+
+    also: list[str] = Field(default=[], description="further files or folders to look through, such as web archives (.warc.gz)")
+    cache: str = Field("", description="files/md5 of the DVC cache; empty: that of this project")
+    purge: bool = Field(False, description="delete the objects of the DVC cache that hold something of it; remotes are never touched")
+
+    @property
+    def reads_the_world(self) -> bool:
+        return True
+
+
 DATASETS = ("emoji_groups", "emoji_subgroups", "emoji_shift", "clipart_folders")
 
 

@@ -1,7 +1,7 @@
 """Named settings of the data verbs. A function's return type says which verb it belongs to; the first is the verb's default."""
 
 from vlm_core.data.captions.config import Gates, OpenAiWriter, Recaption, Rewrite
-from vlm_core.data.config import Embed, EvalSets, Fingerprint, ModelScorer, OfflineScorer, OpenClipScorer, Shard
+from vlm_core.data.config import Embed, EvalSets, ExportData, Fingerprint, ModelScorer, OfflineScorer, OpenClipScorer, Shard, TakedownProof
 from vlm_core.data.crawl.config import Crawl, Download, Extract, Fetch, Folder, Network, OptOuts, Site, Table, Warc, WebDataset
 from vlm_core.data.filter.config import (
     ExactDuplicates,
@@ -231,3 +231,34 @@ def demo_eval_sets() -> EvalSets:
 def dataset_page() -> DatasetPage:
     """A page of at most 3 MB."""
     return DatasetPage()
+
+
+# ---- export-data: a recipe for each format
+
+
+def croissant() -> ExportData:
+    """Croissant 1.0 with the shards beside it."""
+    return ExportData(format="croissant")
+
+
+def datasheet() -> ExportData:
+    """A datasheet in Markdown, with pictures."""
+    return ExportData(format="datasheet")
+
+
+def datacomp() -> ExportData:
+    """Metadata and uids as DataComp lays them out."""
+    return ExportData(format="datacomp")
+
+
+def hf() -> ExportData:
+    """An image folder with metadata.jsonl."""
+    return ExportData(format="hf")
+
+
+# ---- upkeep
+
+
+def standard_proof() -> TakedownProof:
+    """Every product, and the DVC cache of this project."""
+    return TakedownProof()

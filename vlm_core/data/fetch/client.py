@@ -42,7 +42,7 @@ class Client:
         self.lists = HashLists({name: (one.kind, Path(one.path)) for name, one in config.hash_lists.items()}) if config.hash_lists else None
         self.kinds = {one.kind for one in config.hash_lists.values()}
         self.outage, self.decoding, self.unfinished = Outage(), threading.Lock(), self.ledger.unfinished()
-        self.fetcher = Fetcher(config.network, config.fetch, self.ledger.origins, self.blocked if self.lists else None, Sites(self.ledger.root / "sites"))
+        self.fetcher = Fetcher(config.network, config.fetch, self.ledger.origins, self.blocked if self.lists else None, Sites(self.ledger.root / "sites.slots"))
 
     def fetch(self, url: str) -> tuple[Fetched, Place | None]:
         """Ask for an address, or give what an earlier process learnt, and where its bytes lie. Raises Later."""

@@ -4,7 +4,7 @@ addresses.parquet   url, status, runs, due_at, record (JSON): the state after th
 passes/NN/          todo.parquet, img2dataset's tars and tables, and NNNNN.jsonl: what became of the addresses of a finished shard
 urls/               of each process: the addresses whose shard is not finished, with their bytes (`spool`); strikes of pictures that a process died of
 origins/            robots.txt, tdmrep.json and ai.txt of each origin
-sites               the token buckets of this run (`politeness.Sites`)
+sites.slots         the token buckets of this run (`politeness.Sites`)
 decoding/, memory/  of each process: the picture that it decodes, its largest resident size
 stopped             why this run asks no further
 """
@@ -69,7 +69,7 @@ class Ledger:
         pq.write_table(pa.table({"url": pa.array(order, pa.string())}), part)
         part.rename(self.todo)
         hosts = {host_of(url) for url in order}
-        Sites.create(self.root / "sites", len(hosts) + len({domain_of(host) for host in hosts}))
+        Sites.create(self.root / "sites.slots", len(hosts) + len({domain_of(host) for host in hosts}))
 
     def read_todo(self) -> list[str]:
         found: list[str] = pq.read_table(self.todo)["url"].to_pylist()

@@ -1,6 +1,6 @@
 """The rule `uid_list`: samples that somebody listed, as DataComp publishes subsets. A list costs 16 bytes a uid, whatever form it comes in.
 
-uids.npy of `vlm export-data --as datacomp` is such a list: another snapshot's samples, chosen again or kept out.
+uids.npy of `vlm export-data --recipe datacomp` is such a list: another snapshot's samples, chosen again or kept out.
 """
 
 import functools

@@ -1,19 +1,19 @@
-"""`vlm export-data --shards DIR --as FORMAT --out DIR`: a snapshot in the words of others.
+"""`vlm export-data --recipe FORMAT --in shards=DIR --out DIR`: a snapshot in the words of others.
 
     croissant   croissant.json (Croissant 1.0, JSON-LD) and metadata.parquet beside links to the shards: what search engines and mlcroissant read
     datasheet   datasheet.md (arXiv 1803.09010) with pictures, every number counted from the shards
     datacomp    metadata/NNNNNNNN.parquet and uids.npy, sorted (hi, lo) pairs of the 128-bit uids, as DataComp's tools read them
     hf          SPLIT/metadata.jsonl and SPLIT/<uid>.jpg: what `datasets.load_dataset("imagefolder")` reads
 
-Equal shards give equal files. Captions are data: they are quoted wherever a format could take them for markup.
+Equal shards give equal files. Captions are data: they are quoted wherever a format could take them for markup. A snapshot that was revoked is refused
+unless `despite_takedowns` is set; what is made of it then says so.
 """
 
-import argparse
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +21,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vlm_core import stage as stages
+from vlm_core.data.config import ExportData
 from vlm_core.data.lineage import croissant, datasheet
+from vlm_core.data.lineage.revoked import revoked
+from vlm_core.data.lineage.values import UID_PAIR
 from vlm_core.data.shards.shards import SPLITS, read_index, read_manifest, read_samples
-from vlm_core.errors import BadManifest, ConfigError
+from vlm_core.errors import BadManifest
+from vlm_core.stage import Report, Stage
 
-UID_PAIR = np.dtype("u8,u8")
 METADATA = pa.schema([
     ("uid", pa.string()), ("split", pa.string()), ("shard", pa.string()), ("key", pa.string()), ("url", pa.string()), ("page_url", pa.string()),
     ("caption", pa.string()), ("lang", pa.string()), ("captions", pa.list_(pa.string())), ("origins", pa.list_(pa.string())), ("sha256", pa.string()),
@@ -33,27 +36,15 @@ METADATA = pa.schema([
 ])  # fmt: skip
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message[:1].upper()}{message[1:]}; see '{self.prog} --help'.")
-
-
-def main(argv: list[str]) -> int:
-    """`vlm export-data`. Raises VlmError."""
-    parser = _Parser(prog="vlm export-data", description="a snapshot for others")
-    parser.add_argument("--shards", type=Path, required=True, help="folder made by 'vlm shard'")
-    parser.add_argument("--as", dest="format", choices=sorted(WRITERS), required=True)
-    parser.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
-    parser.add_argument("--name", default="snapshot", help="title of the data set")
-    args = parser.parse_args(argv)
-    if args.out.exists():
-        raise ConfigError(f"Found {args.out}, expected no such folder yet; give another --out or remove it.")
-    tmp = args.out.with_name(f"{args.out.name}.tmp-{os.getpid()}")
-    tmp.mkdir(parents=True)
-    said = WRITERS[args.format](args.shards, tmp, args.name)
-    stages.publish(tmp, args.out)
-    print(f"{args.out}: {said}")
-    return 0
+def export_data(config: ExportData, stage: Stage) -> Report:
+    """The verb."""
+    shards = stage.input("shards")
+    held = revoked(stages.home(), "shards", shards, stage.versions.get("shards", ""))
+    counts = WRITERS[config.format](shards, stage.out, config.name)
+    if held is not None:
+        (stage.out / "REVOKED.txt").write_text(f"Made of {held}.\n")
+    mb = sum(path.stat().st_size for path in stage.out.rglob("*") if path.is_file()) / 1e6
+    return Report(counts={"in": sum(read_manifest(shards)["totals"].values()), **counts}, metrics={"mb": mb})
 
 
 def metadata(shards: Path) -> pa.Table:
@@ -73,22 +64,23 @@ def metadata(shards: Path) -> pa.Table:
 # ---------------------------------------------------------------- formats
 
 
-def write_croissant(shards: Path, out: Path, name: str) -> str:
+def write_croissant(shards: Path, out: Path, name: str) -> dict[str, int]:
     """Shards are linked, so that the folder is whole: hard links, or copies on another file system."""
     table = metadata(shards)
     pq.write_table(table, out / "metadata.parquet", compression="zstd")
     for entry in read_manifest(shards)["shards"]:
         link(shards / entry["name"], out / entry["name"])
     stages.write_json(out / "croissant.json", croissant.describe(shards, out, name, table))
-    return f"croissant.json, metadata of {len(table):,} samples, {len(read_manifest(shards)['shards'])} shards"
+    return {"samples": len(table), "shards": len(read_manifest(shards)["shards"])}
 
 
-def write_datasheet(shards: Path, out: Path, name: str) -> str:
-    datasheet.write(shards, out, name, metadata(shards))
-    return "datasheet.md with its pictures"
+def write_datasheet(shards: Path, out: Path, name: str) -> dict[str, int]:
+    table = metadata(shards)
+    datasheet.write(shards, out, name, table)
+    return {"samples": len(table)}
 
 
-def write_datacomp(shards: Path, out: Path, name: str) -> str:
+def write_datacomp(shards: Path, out: Path, name: str) -> dict[str, int]:
     """Training samples only: that is what a DataComp subset names."""
     table = metadata(shards)
     table = table.filter(pa.compute.equal(table["split"], "train"))
@@ -106,10 +98,10 @@ def write_datacomp(shards: Path, out: Path, name: str) -> str:
     for number in range(0, len(renamed), 100_000):
         pq.write_table(renamed.slice(number, 100_000), out / "metadata" / f"{number // 100_000:08d}.parquet", compression="zstd")
     np.save(out / "uids.npy", pack_uids(table["uid"].to_pylist()))
-    return f"{len(table):,} training samples"
+    return {"samples": len(table)}
 
 
-def write_hf(shards: Path, out: Path, name: str) -> str:
+def write_hf(shards: Path, out: Path, name: str) -> dict[str, int]:
     table = metadata(shards).to_pylist()
     counts = dict.fromkeys(SPLITS, 0)
     for row, sample in zip(table, read_samples(shards), strict=True):
@@ -119,10 +111,10 @@ def write_hf(shards: Path, out: Path, name: str) -> str:
         with (folder / "metadata.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"file_name": f"{row['uid']}.jpg", "text": row["caption"], **row}, ensure_ascii=False, sort_keys=True) + "\n")
         counts[row["split"]] += 1
-    return ", ".join(f"{count:,} {split}" for split, count in counts.items())
+    return {"samples": len(table), **counts}
 
 
-WRITERS: dict[str, Callable[[Path, Path, str], str]] = {
+WRITERS: dict[str, Callable[[Path, Path, str], dict[str, int]]] = {
     "croissant": write_croissant, "datasheet": write_datasheet, "datacomp": write_datacomp, "hf": write_hf,
 }  # fmt: skip
 

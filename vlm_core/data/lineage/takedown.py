@@ -23,12 +23,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vlm_core import stage as stages
-from vlm_core.data.lineage import scan
+from vlm_core.data.lineage import proof
 from vlm_core.data.lineage.catalog import Answer, Row, append, ask, open_catalog
-from vlm_core.data.lineage.exact_bytes import dvc_cache
 from vlm_core.data.lineage.lineage import models_behind, show
 from vlm_core.data.lineage.tombstones import KINDS, PDQ_RADIUS, Tombstones, load, standard
-from vlm_core.errors import ConfigError, DataError
+from vlm_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -54,7 +53,7 @@ def main(argv: list[str]) -> int:
         print(show(withdraw(stages.home(), args.withdraw, args.reason)))
         return 0
     if not named:
-        return _prove(args)
+        return proof.say(args.cache, args.also, purge=args.purge, as_json=args.json)
     answer = take_down(stages.home(), *named[0], reason=args.reason, radius=args.radius, dry_run=args.dry_run)
     print(json.dumps(answer, indent=1, default=str, ensure_ascii=False) if args.json else show(answer))
     return 0
@@ -240,59 +239,3 @@ def impact(con: "DuckDBPyConnection") -> Answer:
                 ORDER BY ALL LIMIT {EXAMPLES}""",
         ),
     }
-
-
-# ---------------------------------------------------------------- the proof
-
-
-def _prove(args: argparse.Namespace) -> int:
-    home = stages.home()
-    proof = prove(home, [*scan.products(home), *args.also], _cache(args.cache), purge=args.purge)
-    print(json.dumps(proof, indent=1, ensure_ascii=False) if args.json else _sentence(proof))
-    return 20 if proof["hits"] or proof["not_readable"] else 0  # what cannot be read proves nothing
-
-
-def prove(home: Path, folders: list[Path], cache: Path | None, *, purge: bool = False) -> dict[str, Any]:
-    """Scan the folders for everything that was ever taken down; the finding is printed and kept under takedowns/ of the platform home. Raises DataError."""
-    stones = load(home)
-    if not stones:
-        raise DataError(f"Found no takedown in {home / 'catalog'}, expected one to look for; take something down first.")
-    found = scan.scan(folders, stones)
-    cached = scan.scan_cache(cache, stones) if cache else []
-    purged = [scan.drop(path) for path in cached] if purge else []
-    proof = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"), "takedowns": stones.digest, "uids": len(stones.uids), "folders": [str(path) for path in folders],
-        "files": found.files, "values": found.values, "not_readable": found.unreadable, "hits": sum(hit["hits"] for hit in found.hits), "found": found.hits,
-        "pages_as_crawled": found.pages, "pages_that_show_it": found.shown,
-        "cache": str(cache or ""), "cached_files_that_hold_it": [path.name for path in cached if not purge], "purged": purged,
-    }  # fmt: skip
-    (home / "takedowns").mkdir(parents=True, exist_ok=True)
-    stages.write_json(home / "takedowns" / f"proof-{stones.digest[:12]}.json", proof)
-    return proof
-
-
-def _cache(given: Path | None) -> Path | None:
-    if given is not None:
-        return given
-    try:
-        return dvc_cache(Path.cwd())
-    except DataError:  # no DVC project here: nothing is cached
-        return None
-
-
-def _sentence(proof: dict[str, Any]) -> str:
-    lines = [f"{proof['hits']} hits in {proof['files']:,} files ({proof['values']:,} values) of {len(proof['folders'])} folders for {proof['uids']:,} samples"]
-    lines += [f"  {hit['hits']:6,}  {hit['path']}" for hit in proof["found"]]
-    lines += [f"  not readable: {said}" for said in proof["not_readable"]]
-    lines += [f"  {len(hit['pages']):6,}  pages as crawled in {hit['path']}, such as {hit['pages'][0]}" for hit in proof["pages_that_show_it"]]
-    if proof["pages_that_show_it"]:
-        lines.append(
-            "Pages are source material, which 'vlm extract' refuses to read where they show it; crawl them again or remove them if they shall go, too."
-        )
-    if proof["hits"]:
-        lines.append("Run the stages that made these folders again (job 'data', or 'dvc repro'), then scan again.")
-    if held := proof["cached_files_that_hold_it"]:
-        lines.append(f"{len(held)} files of the DVC cache {proof['cache']} hold it still; --purge deletes them. Remotes are yours to clean.")
-    if proof["purged"]:
-        lines.append(f"{len(proof['purged'])} files deleted from the DVC cache {proof['cache']}. Remotes are yours to clean.")
-    return "\n".join(lines)

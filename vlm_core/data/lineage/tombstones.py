@@ -38,6 +38,11 @@ class Tombstones:
     def __bool__(self) -> bool:
         return bool(self.digest)
 
+    @property
+    def ids(self) -> set[str]:
+        """The takedowns that hold."""
+        return {*self.uids.values(), *self.urls.values(), *self.domains.values(), *self.sha256s.values(), *(found for _, _, found in self.pdqs)}
+
     def hit(self, row: Row) -> str:
         """The first takedown that covers the row, or ''. Columns that the row lacks are not asked."""
         return self._named(row) or self._address(row) or self._near(str(row.get("pdq") or ""))

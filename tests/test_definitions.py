@@ -157,7 +157,7 @@ def test_the_takedown_sensor_starts_the_data_job_once_for_every_list_of_takedown
     launcher = Launcher(root=str(tmp_path))
 
     def tick(cursor: str | None) -> dg.SensorResult | dg.SkipReason:
-        found = new_takedown(dg.build_sensor_context(cursor=cursor, definitions=defs), launcher)
+        found = new_takedown(dg.build_sensor_context(cursor=cursor), launcher=launcher)
         assert isinstance(found, dg.SensorResult | dg.SkipReason)
         return found
 

@@ -98,7 +98,7 @@ def write_pool(folder: Path, samples: Sequence[tuple[str, Image.Image, str]]) ->
         captions = [{"text": caption, "origin": "alt", "lang": "en"}]
         pairs.append({"uid": uid, "url": url, "page_url": "", "source": "pool", "caption": caption, "lang": "en", "captions": captions})
         status.append(
-            {"uid": uid, "url": url, "status": "ok", "sha256": hashlib.sha256(data).hexdigest(), "phash": to_hex(phash(rgb)), "pdq": to_hex(bits), "pdq_quality": quality,
+            {"uid": uid, "url": url, "status": "ok", "shard": "00000.tar", "sha256": hashlib.sha256(data).hexdigest(), "phash": to_hex(phash(rgb)), "pdq": to_hex(bits), "pdq_quality": quality,
              "original_width": image.width, "original_height": image.height, "bytes": len(data), "mime": "image/jpeg"}
         )  # fmt: skip
     for part, rows, schema in (("candidate_pairs/pairs", pairs, PAIRS), ("images/status", status, DOWNLOADS)):

@@ -49,7 +49,7 @@ def write_inputs(folder: Path) -> None:
         uid = make_uid(url, text)
         captions = [{"text": text, "origin": "alt", "lang": lang}]
         pairs.append({"uid": uid, "url": url, "page_url": "http://emoji.demo.test/", "source": "noto", "caption": text, "lang": lang, "captions": captions})
-        downloads.append({"uid": uid, "url": url, "status": "ok", "sha256": hashlib.sha256(data).hexdigest()})
+        downloads.append({"uid": uid, "url": url, "status": "ok", "shard": "00000.tar", "sha256": hashlib.sha256(data).hexdigest()})
         pictures[uid] = data
     gone = make_uid("http://emoji.demo.test/gone.png", "gone")
     pairs.append({**pairs[0], "uid": gone, "url": "http://emoji.demo.test/gone.png", "caption": "gone"})

@@ -61,7 +61,7 @@ def shards_of(corpus: Corpus, pictures: list[Picture], root: Path) -> Path:
                 "captions": [{"text": caption, "origin": "alt", "lang": lang}],
             }
         )
-        status.append({"uid": uid, "url": picture.url, "status": "ok", "sha256": hashlib.sha256(content).hexdigest(), "width": 64, "height": 64})
+        status.append({"uid": uid, "url": picture.url, "status": "ok", "shard": "00000.tar", "sha256": hashlib.sha256(content).hexdigest(), "width": 64, "height": 64})
         kept.append({"uid": uid, "caption": caption, "lang": lang, "clip_score": 0.3, "group": uid})
     with TarWriter(folders["images"] / "00000.tar") as tar:
         for row, picture in sorted(zip(status, pictures, strict=True), key=lambda pair: pair[0]["uid"]):

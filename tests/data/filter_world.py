@@ -80,7 +80,7 @@ def _download(sample: dict[str, Any]) -> dict[str, Any]:
     bits, quality = perceptual.pdq(rgb)
     width, height = sample.get("original", sample["image"].size)
     return {
-        "uid": sample["uid"], "url": sample["url"], "status": "ok", "sha256": hashlib.sha256(sample["raw"]).hexdigest(), "original_width": width, "original_height": height,
+        "uid": sample["uid"], "url": sample["url"], "status": "ok", "shard": "00000.tar", "sha256": hashlib.sha256(sample["raw"]).hexdigest(), "original_width": width, "original_height": height,
         "bytes": sample.get("size", len(sample["raw"])), "mime": sample.get("mime", "image/png"),
         "phash": perceptual.to_hex(perceptual.phash(rgb)), "pdq": perceptual.to_hex(bits), "pdq_quality": quality,
     }  # fmt: skip

@@ -37,7 +37,7 @@ def write_inputs(root: Path, n: int = 60, group_size: int = 3) -> dict[str, Path
         page = f"http://photos.demo.test/page{number // 10}.html"
         pairs.append({"uid": uid, "url": url, "page_url": page, "source": "demo", "caption": text, "lang": lang, "licence": "CC0", "credit": "nobody",
                       "captions": [{"text": text, "origin": "alt", "lang": lang}]})  # fmt: skip
-        status.append({"uid": uid, "url": url, "status": "ok", "sha256": f"{number:064x}", "width": 40, "height": 32})
+        status.append({"uid": uid, "url": url, "status": "ok", "shard": "00000.tar", "sha256": f"{number:064x}", "width": 40, "height": 32})
         kept.append({"uid": uid, "caption": text, "lang": lang, "clip_score": 0.25 + number / 1000, "group": f"g{number // group_size}"})
         for variant, accepted in (("again", True), ("differently", False)):
             captions.append({"uid": uid, "caption_id": f"{uid}-{variant}", "origin": "rewritten", "text": f"{text}, said {variant}", "lang": lang,

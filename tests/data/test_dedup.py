@@ -160,7 +160,7 @@ def test_union_find_names_every_component_by_its_smallest_row() -> None:
 
 
 def test_keys_connect_equal_values_and_an_empty_key_connects_nothing() -> None:
-    assert dedup.key_edges(["a", "", "b", "a", "", "a"]).tolist() == [[0, 3], [0, 5]]
+    assert dedup.key_edges(dedup.coded([["a", "", "b"], ["a", "", "a"]])).tolist() == [[0, 3], [0, 5]]
 
 
 def test_semdedup_in_blocks_equals_the_definition() -> None:

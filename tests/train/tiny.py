@@ -54,7 +54,17 @@ def make_shards(root: Path, copies: int = 8, held_out: float = 0.2) -> Path:
                     jpegs[uid] = picture(colour, shape, place, random)
                     pairs.append({"uid": uid, "url": url, "page_url": "", "source": "shapes", "caption": text, "lang": "en", "licence": "CC0",
                                   "credit": "", "captions": [{"text": text, "origin": "alt", "lang": "en"}]})  # fmt: skip
-                    status.append({"uid": uid, "url": url, "status": "ok", "sha256": hashlib.sha256(jpegs[uid]).hexdigest(), "width": SIDE, "height": SIDE})
+                    status.append(
+                        {
+                            "uid": uid,
+                            "url": url,
+                            "status": "ok",
+                            "shard": "00000.tar",
+                            "sha256": hashlib.sha256(jpegs[uid]).hexdigest(),
+                            "width": SIDE,
+                            "height": SIDE,
+                        }
+                    )
                     kept.append({"uid": uid, "caption": text, "lang": "en", "clip_score": 0.3, "group": text})
     folders = {name: root / name for name in ("pairs", "images", "filtered", "captions")}
     for folder in folders.values():

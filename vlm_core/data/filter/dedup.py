@@ -3,10 +3,12 @@
 N samples, D joint width, K centroids. Sources: methods/data.md 13; SemDeDup arXiv 2303.09540. Checked by golden `data/semdedup`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vlm_core.data.filter.near_hashes import near_pairs, twins
@@ -85,26 +87,38 @@ def survivors(order: NDArray[Any], indexes: Sequence[HashIndex], alike: Callable
 
 
 def components(n: int, edges: Edges) -> NDArray[Any]:
-    """Union-find: per row the smallest row that it is connected with."""
-    parent = list(range(n))
+    """Per row the smallest row that it is connected with."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
 
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = parent[parent[row]]
-            row = parent[row]
-        return row
-
-    for i, j in edges.tolist():
-        a, b = root(i), root(j)
-        parent[max(a, b)] = min(a, b)
-    return np.array([root(row) for row in range(n)], np.int64)
+    if not len(edges):
+        return np.arange(n)
+    graph = coo_matrix((np.ones(len(edges), np.bool_), (edges[:, 0], edges[:, 1])), shape=(n, n))
+    labels = connected_components(graph, directed=False)[1]
+    return np.asarray(np.unique(labels, return_index=True)[1][labels], np.int64)
 
 
-def key_edges(keys: Sequence[Any]) -> Edges:
-    """Edges that connect every row with the first of the same key; an empty key connects nothing."""
-    first: dict[Any, int] = {}
-    pairs = [(first.setdefault(key, row), row) for row, key in enumerate(keys) if key]
-    return np.array([pair for pair in pairs if pair[0] != pair[1]], np.int64).reshape(-1, 2)
+def coded(parts: Iterable[Iterable[str]]) -> NDArray[np.int64]:
+    """A number per text, equal for equal ones; -1 for an empty one. Texts come in blocks, and each is held once."""
+    texts = pa.chunked_array([pa.array(list(part), pa.large_string()) for part in parts], pa.large_string())
+    known = pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), pa.array([], pa.large_string())) if not len(texts) else _whole(texts.dictionary_encode())
+    numbers = known.indices.to_numpy().astype(np.int64)
+    numbers[numbers == pc.index(known.dictionary, "").as_py()] = -1
+    return numbers
+
+
+def _whole(column: pa.ChunkedArray) -> pa.DictionaryArray:
+    found = column.unify_dictionaries().combine_chunks()
+    return found.chunk(0) if isinstance(found, pa.ChunkedArray) else found
+
+
+def key_edges(numbers: NDArray[np.int64]) -> Edges:
+    """Edges that connect every row with the first of the same number; a negative one connects nothing."""
+    rows = np.flatnonzero(numbers >= 0)
+    rows = rows[np.argsort(numbers[rows], kind="stable")]
+    begins = np.flatnonzero(np.diff(numbers[rows], prepend=-1))
+    first = np.repeat(rows[begins], np.diff(begins, append=len(rows)))
+    return np.stack([first, rows], axis=1)[first != rows]
 
 
 # ---- SemDeDup

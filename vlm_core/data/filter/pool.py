@@ -21,10 +21,10 @@ from PIL import Image
 
 from vlm_core.data.blocks import Blocks, ByUid, Stored
 from vlm_core.data.filter.language import page_code
+from vlm_core.data.filter.picture_places import PicturePlaces
 from vlm_core.data.filter.scores import clip_score
 from vlm_core.data.filter.text_rules import clean
-from vlm_core.data.shards.tar import read_tar
-from vlm_core.errors import BadManifest, MissingInput, SchemaMismatch
+from vlm_core.errors import MissingInput, SchemaMismatch
 
 Column = NDArray[Any]
 HALF_PRECISION = 4e-3  # how far vectors stored in float16 may move a cosine
@@ -32,7 +32,7 @@ HALF_PRECISION = 4e-3  # how far vectors stored in float16 may move a cosine
 _TEXTS = ("uid", "caption", "source", "url", "licence", "credit", "page_optout", "status", "sha256", "phash", "pdq", "mime")
 _NUMBERS = ("bytes", "pdq_quality", "original_width", "original_height")
 _PAIRS = ("uid", "caption", "captions", "lang", "source", "url", "licence", "credit", "page_optout")
-_DOWNLOADS = ("uid", "status", "sha256", "phash", "pdq", "mime", *_NUMBERS)
+_DOWNLOADS = ("uid", "status", "sha256", "phash", "pdq", "mime", "shard", *_NUMBERS)
 _SCHEMA = pa.schema([
     *((name, pa.string()) for name in _TEXTS), *((name, pa.int64()) for name in _NUMBERS),
     ("origin", pa.string()), ("others", pa.list_(pa.string())), ("emb_row", pa.int64()), ("clip", pa.float64()), ("masked_clip", pa.float64()),
@@ -63,7 +63,7 @@ class Pool:
     mime: Stored
     width: Stored  # before any resizing
     height: Stored
-    images: Path
+    places: PicturePlaces  # of the stored pictures
     image_emb: "Column | Parts"  # (E, D) in its files
     text_emb: "Column | Parts"
     emb_row: Stored  # row of the sample in the two, -1 when it has none
@@ -85,16 +85,7 @@ class Pool:
 
     def pictures(self, rows: Column) -> Iterator[tuple[int, bytes]]:
         """(row, stored JPEG) of the rows, in the order of the tars. Raises BadManifest when one is not there."""
-        wanted = {f"{uid}.jpg": row for uid, row in zip(self.uid[rows].tolist(), rows.tolist(), strict=True)}
-        for path in sorted(self.images.glob("*.tar")):
-            for name, data in read_tar(path):
-                row = wanted.pop(name, None)
-                if row is not None:
-                    yield row, data
-        if wanted:
-            raise BadManifest(
-                f"Found no picture {min(wanted)} in {self.images}/*.tar ({len(wanted):,} are missing), expected one for every row with status ok; download again."
-            )
+        return self.places.read(rows)
 
     def stored_hashes(self, rows: Column) -> list[str]:
         """SHA-256 of the stored pictures: equal when the decoded and resized pixels are, since one encoder wrote them all."""
@@ -135,6 +126,9 @@ class Named:
     def arrow(self, rows: Column) -> pa.DictionaryArray:
         return pa.DictionaryArray.from_arrays(pa.array(self._codes[rows].astype(np.int32)), pa.array(self._names, pa.string()))
 
+    def rows_of(self, name: str) -> Column:
+        return np.flatnonzero(self._codes == self._names.index(name)) if name in self._names else np.zeros(0, np.int64)
+
     def isin(self, rows: Column, wanted: Sequence[str]) -> Column:
         found: Column = np.array([name in wanted for name in self._names], bool)[self._codes[rows]]
         return found
@@ -151,7 +145,7 @@ def load_pool(pairs: Path, images: Path, embeddings: Path, scratch: Path | None 
     downloads = ByUid([images / "status.parquet"], _DOWNLOADS, "downloads")
     image_emb, text_emb, metadata, scorer = _open_embeddings(embeddings)
     embedded = ByUid(metadata, ("uid",), "embeddings", optional=("score", "masked_score"))
-    langs = list[pa.ChunkedArray]()
+    langs, tars = list[pa.ChunkedArray](), list[pa.ChunkedArray]()
     with Blocks(_SCHEMA, scratch / "pool.arrow" if scratch else None) as blocks:
         for table in candidates:
             uids = table["uid"].combine_chunks()
@@ -160,13 +154,17 @@ def load_pool(pairs: Path, images: Path, embeddings: Path, scratch: Path | None 
             exact, masked = (pc.fill_null(vectors[name].cast(pa.float64()), np.nan) for name in ("score", "masked_score"))
             scores = {"emb_row": where, "clip": _exact(_clip_scores(image_emb, text_emb, where), exact.to_numpy(), uids), "masked_clip": masked}
             langs.append(pc.fill_null(table["lang"].cast(pa.string()), "").dictionary_encode())
-            blocks.add(_joined(table, downloads.match(uids), scores))
+            pictures = downloads.match(uids)
+            tars.append(pc.fill_null(pictures["shard"].cast(pa.string()), "").dictionary_encode())
+            blocks.add(_joined(table, pictures, scores))
     columns: dict[str, Any] = {
         name: Stored(blocks, name) for name in _SCHEMA.names if name not in {"caption", "others", "original_width", "original_height", "bytes"}
     }
+    tar_of = Named(tars, str)
+    places = PicturePlaces(images, blocks.rows, columns["uid"].__getitem__, tar_of.__getitem__, tar_of.rows_of)
     return Pool(
         raw=Stored(blocks, "caption"), caption=Stored(blocks, "caption", derive=clean_all), texts=Stored(blocks, "caption", "others", derive=_all_texts),
-        width=Stored(blocks, "original_width"), height=Stored(blocks, "original_height"), lang=Named(langs, page_code), images=images, file_bytes=Stored(blocks, "bytes"),
+        width=Stored(blocks, "original_width"), height=Stored(blocks, "original_height"), lang=Named(langs, page_code), places=places, file_bytes=Stored(blocks, "bytes"),
         image_emb=image_emb, text_emb=text_emb, scorer=scorer, scratch=scratch, **columns,
     )  # fmt: skip
 

@@ -40,8 +40,8 @@ def _copies(pool: Pool, rows: Column, survivor: Column, reason: Reason, detail: 
 
 def exact_duplicates(section: ExactDuplicates, pool: Pool, rows: Column) -> Verdict:
     """Equal bytes as fetched, or equal stored pictures (the same pixels in another file format or with other metadata)."""
-    sha = pool.sha256[rows].tolist()
-    same = dedup.components(len(rows), np.concatenate([dedup.key_edges(sha), dedup.key_edges(pool.stored_hashes(rows))]))
+    sha, stored = dedup.coded(pool.sha256[part] for part in pieces(rows)), dedup.coded([pool.stored_hashes(rows)])
+    same = dedup.components(len(rows), np.concatenate([dedup.key_edges(sha), dedup.key_edges(stored)]))
     langs = pool.lang[rows] if section.within == "language" else [""] * len(rows)
     keys = [f"{number} {lang}" for number, lang in zip(same, langs, strict=True)]
     verdict = _copies(pool, rows, dedup.first_of_each(keys, by_preference(pool, rows)), "exact_duplicate", "copy of")

@@ -56,6 +56,7 @@ def metadata(report: Report, launcher: Launcher) -> dict[str, Any]:
         **{name: float(value) if isinstance(value, float) else value for name, value in plain.items()},
         **{title: table(rows) for title, rows in tables.items() if rows},
         **{title: picture(pictures / file) for title, file in report.pictures.items() if (pictures / file).exists()},
+        **({"warnings": dg.MetadataValue.md("\n\n".join(report.warnings))} if report.warnings else {}),
         **{title: dg.MetadataValue.url(link) for title, link in report.links.items()},
         **({"read despite takedowns": table(read)} if (read := report.provenance.get(WAIVER)) else {}),
         "settings": dg.MetadataValue.json(report.provenance.get("config", {})),

@@ -166,7 +166,7 @@ def _fail(verb: str, code: int, lines: list[str], record: Path) -> NoReturn:
     said = {
         "verb": verb,
         "exit code": code,
-        "last lines": dg.MetadataValue.md("```\n" + "\n".join(lines[-20:]) + "\n```"),
+        "last lines": dg.MetadataValue.md("```\n" + "\n".join(lines[-40:]) + "\n```"),
         "record": dg.MetadataValue.path(str(record)),
     }
     if code == 10:

@@ -116,14 +116,15 @@ def _run(verb: str, words: list[str]) -> int:
     if args.dry_run:
         print(_yaml(config))
         return 0
-    from vlm_core.track import from_environment
+    from vlm_core.track import from_environment, reaching
 
     tracker = from_environment(verb, recipe)
     try:
-        report = seam.run(verb, config, inputs, args.out, tracker, recipe=recipe, force=args.force)
-    except BaseException:
+        with reaching(os.environ.get("MLFLOW_TRACKING_URI", "")):
+            report = seam.run(verb, config, inputs, args.out, tracker, recipe=recipe, force=args.force)
+    except BaseException as error:
         if tracker is not None:
-            tracker.close("FAILED")
+            tracker.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     if tracker is not None:
         tracker.close("FINISHED")

@@ -13,6 +13,7 @@ import pkgutil
 import platform
 import resource
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -133,7 +134,7 @@ def run(verb: str, config: Config, inputs: Mapping[str, Path], out: Path, tracke
     Raises VlmError, TakenDown among them; nothing that was published before is touched by a run that fails, and no input is replaced by another run meanwhile.
     """
     what, out = verb_named(verb), out.absolute()
-    with reading(inputs.values(), stages.record_of(out)):
+    with reading([*inputs.values(), *snapshots_named(config).values()], stages.record_of(out)):
         return _run(what, verb, config, inputs, out, tracker, recipe, force)
 
 
@@ -153,6 +154,8 @@ def _run(
             raise ConfigError(f"Found the input {name!r} for 'vlm {verb}', expected a known one; {did_you_mean(name, known)}")
     with stages.lease(record):
         stages.recover(out)
+        if tracker is not None:
+            tracker.keep(record)
         versions = {name: stages.data_version(path) for name, path in sorted(inputs.items())}
         spec = {
             "verb": verb,
@@ -236,16 +239,25 @@ def _work(
             "seconds": round(time.monotonic() - begin, 3), "peak_memory_mb": peak_memory_mb(), "provenance": _provenance(spec),
         }
     )  # fmt: skip
-    tracker.tags({"data_version": version})
-    tracker.metrics({**{f"count.{k}": float(v) for k, v in report.counts.items()}, **report.metrics, "seconds": report.seconds})
-    for title, file in report.pictures.items():
-        tracker.picture(title, pictures / file)
     if tracker.url:
         report.links["mlflow"] = tracker.url
     _remember(report, config, spec, begin_at)
-    stages.write_json(record / "result.json", report.model_dump(mode="json"))
+    stages.write_json(record / "result.json", report.model_dump(mode="json"))  # from here on nothing is lost, whatever becomes of the tracker
+    if said := _track(tracker, report, pictures):
+        print(said, file=sys.stderr, flush=True)
+        report.warnings.append(said)
+        stages.write_json(record / "result.json", report.model_dump(mode="json"))
     shutil.rmtree(state, ignore_errors=True)
     return report
+
+
+def _track(tracker: Tracker, report: Report, pictures: Path) -> str:
+    """Tell the tracker how the run ended; a sentence about what it could not pass on, or ''."""
+    tracker.tags({"data_version": report.data_version})
+    tracker.metrics({**{f"count.{k}": float(v) for k, v in report.counts.items()}, **report.metrics, "seconds": report.seconds})
+    for title, file in report.pictures.items():
+        tracker.picture(title, pictures / file)
+    return tracker.settle()
 
 
 def files_named(config: Config) -> dict[str, str]:

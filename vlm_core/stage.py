@@ -55,6 +55,7 @@ class Report(BaseModel):
     peak_memory_mb: float = 0.0
     out: str = ""
     provenance: dict[str, Any] = {}
+    warnings: list[str] = []  # what went wrong beside the work, a sentence each
 
 
 @dataclass

@@ -14,11 +14,12 @@ import time
 import urllib.request
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
 
 from vlm_core.errors import ServiceError
+from vlm_core.outbox import VALUES, Outbox, Word, is_refusal, read
 
 EXPERIMENT = "vlm"
 DAGSTER_RUN = "dagster/run_id"
@@ -35,6 +36,14 @@ class Tracker(Protocol):
     def dataset(self, name: str, digest: str, uri: str, context: str) -> None: ...
     def trace(self, name: str, asked: Mapping[str, str], answered: str, seconds: float, facts: Mapping[str, Any]) -> str:
         """One call of a language model, just ended; gives the id of its trace, '' where none is kept."""
+        ...
+
+    def keep(self, record: Path) -> None:
+        """Where words may lie that nobody takes: the record of the output folder, whose lease the caller holds."""
+        ...
+
+    def settle(self) -> str:
+        """The end of the work: a sentence about what could not be said, or ''."""
         ...
 
     def child(self, name: str) -> Self:
@@ -58,6 +67,10 @@ class NullTracker:
     def artefact(self, path: Path, folder: str = "") -> None: ...
     def dataset(self, name: str, digest: str, uri: str, context: str) -> None: ...
     def trace(self, name: str, asked: Mapping[str, str], answered: str, seconds: float, facts: Mapping[str, Any]) -> str:
+        return ""
+
+    def keep(self, record: Path) -> None: ...
+    def settle(self) -> str:
         return ""
 
     def child(self, name: str) -> Self:
@@ -84,15 +97,16 @@ class CsvTracker(NullTracker):
 class MlflowTracker:
     """One MLflow run, opened at the first word said to it: a stage that is reused leaves no empty run behind.
 
-    Metrics are buffered and sent in batches; when the server is away for a while they wait for the next batch, training does not.
+    Opening it needs the server (ServiceError: better before the work than after it). From then on nothing said here raises or blocks for long: what the
+    server does not take waits, and is written to OUT.run/mlflow in the end; the next run of the same output sends it, and ends what a killed one left open.
     """
 
-    def __init__(self, uri: str, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None) -> None:
+    def __init__(self, uri: str, name: str, *, parent: str | None = None, tags: Mapping[str, str] | None = None, folder: Path | None = None) -> None:
         self.uri, self.name, self.parent = uri, name, parent
         self._tags, self._run, self._experiment = dict(tags or {}), "", ""
-        self._metrics: list[Any] = []
+        self._folder = folder  # OUT.run/mlflow
+        self._box = Outbox(self._send, f"MLflow at {uri}")
         self._traced = False
-        self._flushed = time.monotonic()
 
     @functools.cached_property
     def client(self) -> Any:
@@ -101,64 +115,116 @@ class MlflowTracker:
     @property
     def run_id(self) -> str:
         if not self._run:
-            self._experiment = _experiment(self.client)
-            tags = {**self._tags, "mlflow.runName": self.name, "mlflow.source.name": "vlm", **({"mlflow.parentRunId": self.parent} if self.parent else {})}
-            self._run = self.client.create_run(self._experiment, tags=tags, run_name=self.name).info.run_id
+            with reaching(self.uri):
+                self._experiment = _experiment(self.client)
+                tags = {**self._tags, "mlflow.runName": self.name, "mlflow.source.name": "vlm", **({"mlflow.parentRunId": self.parent} if self.parent else {})}
+                self._run = self.client.create_run(self._experiment, tags=tags, run_name=self.name).info.run_id
+            if self._folder is not None:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                (self._folder / f"{self._run}.open").write_text(self.uri)
         return self._run
 
     @property
     def url(self) -> str | None:
         return run_url(self.uri, self._experiment, self._run) if self._run else None
 
-    def params(self, values: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param
+    def keep(self, record: Path) -> None:
+        """First what runs before this one left there: words are sent, and what they left RUNNING ends as KILLED (its process held the lease that is ours now)."""
+        self._folder = record / "mlflow"
+        for file in sorted(self._folder.glob("*.jsonl")):
+            words = [word for word in read(file) if word["uri"] == self.uri]
+            box = Outbox(self._send, f"MLflow at {self.uri}")
+            box.waiting = words
+            if words and box.send(now=True) and not box.refused:
+                file.unlink()
+                shutil.rmtree(file.with_suffix(".files"), ignore_errors=True)
+        for file in self._folder.glob("*.open"):
+            if file.read_text() == self.uri:
+                with contextlib.suppress(Exception):  # away, or the run was deleted: the work does not need it
+                    _end_killed(self.client, file.stem)
+                    file.unlink()
 
-        rows = [Param(_key(name), str(value)[:6000]) for name, value in values.items()]
+    def params(self, values: Mapping[str, Any]) -> None:
+        rows = [[_key(name), str(value)[:6000]] for name, value in values.items()]
         for start in range(0, len(rows), 100):
-            self.client.log_batch(self.run_id, params=rows[start : start + 100])
+            self._say("params", values=rows[start : start + 100])
 
     def tags(self, values: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        self.client.log_batch(self.run_id, tags=[RunTag(name, str(value)[:5000]) for name, value in values.items()])
+        self._say("tags", values=[[name, str(value)[:5000]] for name, value in values.items()])
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
-        from mlflow.entities import Metric
-
         now = int(time.time() * 1000)
-        self._metrics += [Metric(_key(name), float(value), now, step or 0) for name, value in values.items()]
-        if len(self._metrics) >= 500 or time.monotonic() - self._flushed > 2:
-            self.flush()
+        rows = [[_key(name), float(value), now, step or 0] for name, value in values.items()]
+        for start in range(0, len(rows), VALUES):
+            self._say("metrics", values=rows[start : start + VALUES])
+
+    def _say(self, call: str, **what: Any) -> None:
+        self._box.put({"call": call, "uri": self.uri, "run": self.run_id, **what})
+        self._box.send(now=call != "metrics" and not self._box.is_away)
+
+    def _send(self, word: Word) -> None:
+        from mlflow import entities as e
+
+        run, call, values = word["run"], word["call"], word.get("values", [])
+        if call == "params":
+            self.client.log_batch(run, params=[e.Param(*row) for row in values])
+        elif call == "tags":
+            self.client.log_batch(run, tags=[e.RunTag(*row) for row in values])
+        elif call == "metrics":
+            self.client.log_batch(run, metrics=[e.Metric(*row) for row in values])
+        elif call == "dataset":
+            found = e.Dataset(name=word["name"], digest=word["digest"], source_type="local", source=json.dumps({"uri": word["source"]}))
+            self.client.log_inputs(run, [e.DatasetInput(dataset=found, tags=[e.InputTag("mlflow.data.context", word["context"])])])
+        elif call == "file":
+            self.client.log_artifact(run, word["path"], word["folder"])
+        else:
+            self.client.set_terminated(run, word["status"], word["at"])
 
     def flush(self) -> bool:
-        """Send what waits; False when the server did not take it (it stays in the buffer)."""
-        self._flushed = time.monotonic()
-        try:
-            while self._metrics:
-                self.client.log_batch(self.run_id, metrics=self._metrics[:1000])
-                del self._metrics[:1000]
-        except Exception as error:  # whatever MLflow or its transport raises: numbers are not worth a training run
-            print(f"MLflow at {self.uri} did not take {len(self._metrics)} metrics ({type(error).__name__}); kept for later", file=sys.stderr)
-        return not self._metrics
+        """Send what waits; False when the server did not take it (it stays)."""
+        return self._box.send(now=True)
+
+    def settle(self) -> str:
+        """Send what waits; a sentence about what was not taken and where it lies, or ''."""
+        if not self._run or (self.flush() and not self._box.refused):
+            return ""
+        where = self._leave()
+        kept = f"it lies in {where} and is sent by the next 'vlm' command for the same output" if where else "it is lost, because this run has no folder"
+        refused = f"{len(self._box.refused)} refused, " if self._box.refused else ""
+        return f"MLflow at {self.uri} did not take {refused}{self._box.said()} of run {self._run}; {kept}."
+
+    def _leave(self) -> Path | None:
+        if self._folder is None:
+            return None
+        file = self._folder / f"{self._run}.jsonl"
+        self._box.write(file, file.with_suffix(".files"))
+        return file
 
     def picture(self, name: str, path: Path) -> None:
-        self.client.log_artifact(self.run_id, str(path), "pictures")
+        self.artefact(path, "pictures")
 
     def artefact(self, path: Path, folder: str = "") -> None:
-        log = self.client.log_artifacts if path.is_dir() else self.client.log_artifact
-        log(self.run_id, str(path), folder or None)
+        self._say("file", path=str(path.absolute()), folder=folder or None)
+        if self._folder is not None:  # it may be moved or removed before it can be sent
+            self._box.keep_files(self._folder / f"{self._run}.files")
 
     def dataset(self, name: str, digest: str, uri: str, context: str) -> None:
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
-        found = Dataset(name=name, digest=digest[:36], source_type="local", source=json.dumps({"uri": uri}))
-        self.client.log_inputs(self.run_id, [DatasetInput(dataset=found, tags=[InputTag("mlflow.data.context", context)])])
+        self._say("dataset", name=name, digest=digest[:36], source=uri, context=context)
 
     def trace(self, name: str, asked: Mapping[str, str], answered: str, seconds: float, facts: Mapping[str, Any]) -> str:
+        run_id = self.run_id  # also finds the experiment
+        if self._box.is_away:
+            return ""
+        try:
+            return self._trace(run_id, name, asked, answered, seconds, facts)
+        except Exception as error:  # a trace is not worth a run
+            print(f"MLflow at {self.uri} did not take a trace ({type(error).__name__})", file=sys.stderr)
+            return ""
+
+    def _trace(self, run_id: str, name: str, asked: Mapping[str, str], answered: str, seconds: float, facts: Mapping[str, Any]) -> str:
         import mlflow
 
         end, attributes = time.time_ns(), {key: str(value) for key, value in facts.items()}
-        run_id = self.run_id  # also finds the experiment
         mlflow.set_tracking_uri(self.uri)  # traces go where this says, not where the client does
         with warnings.catch_warnings(action="ignore"):  # MLflow warns of type hints of its own
             span = self.client.start_trace(
@@ -186,16 +252,42 @@ class MlflowTracker:
         self.client.set_logged_model_tags(model_id, cards)
 
     def child(self, name: str) -> Self:
-        return type(self)(self.uri, name, parent=self.run_id, tags=self._tags)
+        return type(self)(self.uri, name, parent=self.run_id, tags=self._tags, folder=self._folder)
 
     def close(self, status: str = "FINISHED") -> None:
-        if self._run or self._metrics:
-            self.flush()
-            if self._traced:
-                import mlflow
+        if not self._run:
+            return
+        if self._traced and not self._box.is_away:
+            import mlflow
 
+            with contextlib.suppress(Exception):
                 mlflow.flush_trace_async_logging()
-            self.client.set_terminated(self.run_id, status)
+        self._box.put({"call": "end", "uri": self.uri, "run": self._run, "status": status, "at": int(time.time() * 1000)})
+        self.flush()
+        if self._leave() is not None and self._folder is not None:
+            (self._folder / f"{self._run}.open").unlink(missing_ok=True)
+
+
+def _end_killed(client: Any, run_id: str) -> None:
+    """End a run whose process is gone, and the runs nested in it, where MLflow still calls them RUNNING."""
+    run = client.get_run(run_id)
+    for child in client.search_runs([run.info.experiment_id], f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{run_id}'"):
+        _end_killed(client, child.info.run_id)
+    if run.info.status == "RUNNING":
+        client.set_terminated(run_id, "KILLED")
+
+
+@contextlib.contextmanager
+def reaching(uri: str) -> Iterator[None]:
+    """Where an answer of MLflow is needed: that it does not come, or is an error of the server, is one sentence. Raises ServiceError."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("mlflow") or is_refusal(error):
+            raise
+        raise ServiceError(
+            f"Found no answer from MLflow at {uri} ({type(error).__name__}: {str(error)[:200]}), expected one; give the same command again once it runs."
+        ) from error
 
 
 def from_environment(verb: str, recipe: str) -> Tracker | None:

@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -44,25 +45,32 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a real server with an empty store."""
+@contextmanager
+def serving_mlflow(folder: Path, port: int) -> "Iterator[subprocess.Popen[bytes]]":
+    """A real server over the store in a folder, in a process group of its own."""
     switch_off()
-    folder, port = tmp_path_factory.mktemp("mlflow"), free_port()
-    uri = f"http://127.0.0.1:{port}"
     words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     words += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "artifacts")]
-    with (folder / "log").open("w") as log:
+    with (folder / "log").open("a") as log:
         server = subprocess.Popen(words, cwd=folder, stdout=log, stderr=log, start_new_session=True, env=dict(os.environ))
     try:
-        for _ in range(600):
+        for _ in range(1200):
             try:
-                urllib.request.urlopen(f"{uri}/health", timeout=1).close()
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
                 break
             except OSError:
                 assert server.poll() is None, (folder / "log").read_text()[-2000:]
                 time.sleep(0.1)
-        yield uri
+        yield server
     finally:
-        os.killpg(server.pid, 15)
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, 15)
         server.wait(30)
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real server with an empty store."""
+    port = free_port()
+    with serving_mlflow(tmp_path_factory.mktemp("mlflow"), port):
+        yield f"http://127.0.0.1:{port}"

@@ -37,7 +37,9 @@ def probe(config: Probe, stage: Stage) -> Report:
         (Path(config.calls) / str(os.getpid())).touch()
         calls = len(list(Path(config.calls).iterdir()))
     stage.progress("sleeping" if config.sleep_s else "working")
-    time.sleep(config.sleep_s)
+    for step in range(int(20 * config.sleep_s)):
+        time.sleep(0.05)
+        stage.tracker.metrics({"slept": (step + 1) / 20}, step=step)
     if config.ends == "busy" and calls < config.good_from:
         raise ServiceError(f"Found no server at call {calls}, expected one; wait.")
     if config.ends == "refused":

@@ -17,12 +17,12 @@ from typing import Any
 
 import dagster as dg
 import psutil
-import pyarrow.parquet as pq
 
 from pipelines import services
-from pipelines.choices import MODELS, ROOT
+from pipelines.choices import ROOT
+from pipelines.demo_table import table
 from vlm_core.errors import LaunchError, VlmError
-from vlm_core.stage import Report, die_with_parent, home, record_of
+from vlm_core.stage import die_with_parent, home
 
 JOB = "data_to_model"
 
@@ -116,7 +116,7 @@ def _job(began: float, memory: Memory) -> int:
     if run.status != dg.DagsterRunStatus.SUCCESS:
         print(f"The job ended as {run.status.value}; what was finished stays, 'make demo' goes on from there. Its log: {log}", file=sys.stderr)
         return 20
-    print(report())
+    print(table(ROOT / "data"))
     print(
         f"whole job                 {(time.monotonic() - began) / 60:.1f} min, {kept} of {made} results unchanged and reused, peak memory {memory.peak_mb / 1000:.2f} GB with services"
     )
@@ -193,78 +193,6 @@ def _words(found: Mapping[str, Any]) -> str:
 
 def _line(sign: str, name: str, said: str, seconds: float) -> None:
     print(f"  {sign} {name:36} {f'{seconds:6.1f} s' if seconds else '        '}  {said}"[:400], flush=True)
-
-
-# ---------------------------------------------------------------- the table at the end
-
-
-def report() -> str:
-    """What came out, from the records beside the outputs."""
-    return "\n".join([f"\n{'=' * 100}", *_data(), *_models(), *_transfers(), *_registry()])
-
-
-def read_report(*asset: str) -> Report | None:
-    path = record_of(ROOT.joinpath("data", *asset)) / "result.json"
-    return Report.model_validate_json(path.read_text()) if path.exists() else None
-
-
-def _data() -> Iterator[str]:
-    found = {name: read_report(name) for name in ("candidate_pairs", "filtered", "shards")}
-    for name, said in found.items():
-        if said is not None:
-            whole = ", ".join(f"{key} {value:,}" for key, value in said.counts.items() if "." not in key)
-            yield f"{name:25} {whole}"
-            reasons = sorted(((key, value) for key, value in said.counts.items() if "." in key), key=lambda pair: -pair[1])
-            for start in range(0, len(reasons), 5):
-                yield " " * 26 + ", ".join(f"{key} {value:,}" for key, value in reasons[start : start + 5])
-    if found["shards"] is not None:
-        yield f"snapshot                  {found['shards'].data_version}"
-
-
-def _models() -> Iterator[str]:
-    for asset in [*(("pretrained", recipe) for recipe in MODELS), ("distilled",)]:
-        trained = read_report(*asset)
-        if trained is not None:
-            yield f"{'/'.join(asset):25} " + _numbers(trained.metrics)
-    for folder in sorted((ROOT / "data" / "evaluation").glob("*/metrics.parquet")):
-        yield f"evaluation of {folder.parent.name}"
-        yield from _intervals(folder)
-    yield from _twins()
-
-
-def _twins() -> Iterator[str]:
-    """What the teacher was worth: paired differences, student minus twin."""
-    student, twin = (ROOT / "data" / "evaluation" / name for name in ("student", "twin"))
-    if student.exists() and twin.exists():
-        from vlm_core.evaluate.compare import compare
-
-        yield "student minus its twin without a teacher"
-        for row in (row for row in compare(twin, student, 1000) if row.suite.startswith("heldout/") or row.suite.endswith("zero_shot_ensemble/acc1")):
-            yield f"    {row.suite.replace('/', ' '):50} {row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]  n {row.n:,}"
-
-
-def _intervals(path: Path) -> Iterator[str]:
-    for row in pq.read_table(path).to_pylist():
-        if row.get("seed") is None and (row["dataset"] == "heldout" or (row["metric"] == "acc1" and row["task"] != "zero_shot_single")):
-            yield f"    {row['dataset'] + ' ' + row['task'] + ' ' + row['metric']:50} {row['value']:.3f} [{row['ci_low']:.3f}, {row['ci_high']:.3f}]  n {row['n']:,}"
-
-
-def _transfers() -> Iterator[str]:
-    folder = ROOT / "data" / "transferred"
-    for record in sorted(folder.glob("*/*.run/result.json")):
-        said = Report.model_validate_json(record.read_text())
-        yield f"{record.parent.parent.name + ' on ' + record.parent.name.removesuffix('.run'):40} {_numbers(said.metrics)}"
-
-
-def _registry() -> Iterator[str]:
-    for recipe in [*MODELS, "student"]:
-        said = read_report("registry", recipe)
-        for row in said.tables.get("registry", []) if said else []:
-            yield f"{row['name']:25} version {row['version']} ({recipe}) {row['aliases'] or 'no alias'}: {row['reason']}"
-
-
-def _numbers(metrics: Mapping[str, float], most: int = 6) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:most])
 
 
 def _addresses() -> Iterator[str]:

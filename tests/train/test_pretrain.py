@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from pipelines.demo_table import TRAINED
 from tests.train.tiny import SMALL, make_shards, small
 from vlm_core.checkpoint import read_weights
 from vlm_core.errors import CheckpointError, Incompatible, LaunchError, NumericsError
@@ -62,6 +63,7 @@ def settings(config: Pretrain, shards: Path) -> dict[str, object]:
 
 def test_a_model_from_scratch_finds_sentences_it_never_saw(shards: Path, tmp_path: Path, own_home: Path) -> None:
     report = pretrain(small("fit.epochs=25"), shards, tmp_path / "model")
+    assert set(TRAINED.values()) <= report.metrics.keys()  # what the table of `make demo` shows
     assert report.metrics["quick.auc"] > 0.8  # 0.5 is chance
     assert report.metrics["final_loss"] < 0.75 * 4.16  # log(64) is chance
     assert report.counts["steps"] == 25 * (report.counts["in"] // 64)

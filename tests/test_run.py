@@ -149,7 +149,9 @@ def test_a_wrong_command_is_one_sentence_and_its_exit_code(words: list[str], cod
 
 def test_the_dry_run_prints_what_would_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["shard", "--recipe", "web_shard", "--set", "seed=4", "--out", str(tmp_path / "o"), "--dry-run"]) == 0
-    assert capsys.readouterr().out == ("format: tar\ngrow: true\nseed: 4\nheld_out: 0.01\nsamples_per_shard: 10000\nshard_mb: 256\nblur_faces: false\n")
+    assert capsys.readouterr().out == (
+        "format: tar\ngrow: true\nseed: 4\nheld_out: 0.01\nsamples_per_shard: 10000\nshard_mb: 256\ngroup:\n  pdq_bits: 40\n  phash_bits: 4\n  max_credit_share: 0.02\nblur_faces: false\n"
+    )
     assert not (tmp_path / "o").exists()
 
 

@@ -43,7 +43,7 @@ class Verb(NamedTuple):
     function: str
     recipes: str
     inputs: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()  # "pages.*" takes any number, each with a name of its own after the dot, also in the place of a required `pages`
     obeys: bool = False  # what was taken down counts among its inputs: it leaves that out of what it makes
     compared: tuple[str, ...] = ()  # inputs that it only compares with: nothing of them comes into what it makes
 
@@ -56,7 +56,7 @@ VERBS: dict[str, Verb] = {
     "embed": Verb("pictures and texts -> embeddings and a search index", "vlm_core.data.config:Embed", "vlm_core.models.embed:embed", "vlm_core.recipes.data", ("images", "pairs"), ("scorer", "trained_on", "eval_sets"), compared=("trained_on", "eval_sets")),
     "filter": Verb("decide which samples stay, with a reason each", "vlm_core.data.filter.config:Filter", "vlm_core.data.filter.filters:filter_samples", "vlm_core.recipes.data", ("pairs", "images", "embeddings"), ("groups",), obeys=True),
     "recaption": Verb("further captions: reworded, translated, seen, fused; within a budget", "vlm_core.data.captions.config:Recaption", "vlm_core.models.rewrite:recaption", "vlm_core.recipes.data", ("filtered", "pairs", "embeddings"), ("images",)),
-    "shard": Verb("kept samples -> reproducible tar shards, split by group", "vlm_core.data.config:Shard", "vlm_core.data.shards.shards:shard", "vlm_core.recipes.data", ("pairs", "images", "filtered", "captions"), obeys=True),
+    "shard": Verb("kept samples -> reproducible tar shards, split by group", "vlm_core.data.config:Shard", "vlm_core.data.shards.shards:shard", "vlm_core.recipes.data", ("pairs", "images", "filtered", "captions"), ("pairs.*", "images.*", "filtered.*", "captions.*"), obeys=True),
     "eval-sets": Verb("labelled test sets that share nothing with the training shards", "vlm_core.data.config:EvalSets", "vlm_core.data.eval_sets.eval_sets:eval_sets", "vlm_core.recipes.data", ("shards",), obeys=True),
     "fingerprint": Verb("evaluation sets -> fingerprints that the filter keeps out", "vlm_core.data.config:Fingerprint", "vlm_core.models.fingerprint:fingerprint", "vlm_core.recipes.data", ("eval_sets", "embeddings")),
     "report": Verb("one page that shows a snapshot: what was kept, dropped, scored, copied, and why", "vlm_core.data.report.config:DatasetPage", "vlm_core.data.report.report:report", "vlm_core.recipes.data", ("pairs", "images", "embeddings", "filtered", "captions", "shards"), obeys=True),
@@ -142,16 +142,7 @@ def _run(
     what: Verb, verb: str, config: Config, inputs: Mapping[str, Path], out: Path, tracker: Tracker | None, recipe: str, force: bool
 ) -> Report:  # fmt: skip
     record = stages.record_of(out)
-    for name in what.inputs:
-        if name not in inputs or not inputs[name].exists():
-            found = f"nothing at {inputs[name]}" if name in inputs else "none given"
-            raise MissingInput(
-                f"Found {found} for the input {name!r} of 'vlm {verb}', expected a folder; run the stage that makes it, then add --in {name}=PATH."
-            )
-    for name in inputs:
-        family = f"{name.partition('.')[0]}.*"  # "pages.*" takes any number of inputs, each with a name of its own after the dot
-        if name not in (known := (*what.inputs, *what.optional)) and family not in known:
-            raise ConfigError(f"Found the input {name!r} for 'vlm {verb}', expected a known one; {did_you_mean(name, known)}")
+    _check_inputs(what, verb, inputs)
     with stages.lease(record):
         stages.recover(out)
         if tracker is not None:
@@ -178,6 +169,19 @@ def _run(
         except (OSError, RuntimeError) as error:
             _say_if_full(error, verb, out)
             raise
+
+
+def _check_inputs(what: Verb, verb: str, inputs: Mapping[str, Path]) -> None:
+    """Raises MissingInput, ConfigError."""
+    families = {name.partition(".")[0] for name in inputs if f"{name.partition('.')[0]}.*" in what.optional}
+    for name in (*inputs, *(name for name in what.inputs if name not in families)):
+        if name in what.inputs and not (name in inputs and inputs[name].exists()):
+            found = f"nothing at {inputs[name]}" if name in inputs else "none given"
+            raise MissingInput(
+                f"Found {found} for the input {name!r} of 'vlm {verb}', expected a folder; run the stage that makes it, then add --in {name}=PATH."
+            )
+        if name not in (known := (*what.inputs, *what.optional)) and name.partition(".")[0] not in families:
+            raise ConfigError(f"Found the input {name!r} for 'vlm {verb}', expected a known one; {did_you_mean(name, known)}")
 
 
 def _digest(value: Any) -> str:

@@ -22,6 +22,7 @@ class OfflineScorer(Config):
     fit_epochs: int = Field(40, ge=1, description="passes over those pairs")
     seed: int = Field(0, ge=0, description="seed of the choice of pairs and of the fit")
     precision: Literal["auto", "32", "bf16"] = Field("auto", description="of the image tower; auto: bf16 where the processor has it and the features agree")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the towers look at pictures; auto takes a GPU if there is one")
 
 
 class OpenClipScorer(Config):
@@ -41,6 +42,7 @@ class ModelScorer(Config):
     kind: Literal["model"] = "model"
     model: str = Field("", description="registered NAME@ALIAS or NAME:VERSION; empty: the folder given as the input scorer")
     unchecked: bool = Field(False, description="use it although its training data cannot be compared with the test sets; off: the inputs trained_on and eval_sets are required")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the towers look at pictures and read texts; auto takes a GPU if there is one")
 
 
 ScorerConfig = Annotated[OfflineScorer | OpenClipScorer | ModelScorer, Field(discriminator="kind")]
@@ -75,6 +77,7 @@ class Shard(Config):
     held_out: float = Field(0.15, gt=0, lt=1, description="share of groups that no model is trained on")
     samples_per_shard: int = Field(10_000, ge=1, description="samples in one tar at most")
     shard_mb: int = Field(256, ge=1, description="size of one tar at most, in MB")
+    group: Grouping = Field(default=Grouping(), description="what ties samples of different batches to one side of the split; inside a batch the filter says it")
     blur_faces: bool = Field(False, description="write pictures with the faces blurred that the filter's rule faces found")
 
 

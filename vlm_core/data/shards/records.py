@@ -11,25 +11,24 @@ import pyarrow.parquet as pq
 
 from vlm_core.data.sample import ORIGINS
 from vlm_core.errors import BadManifest, MissingInput, NothingLeft, SchemaMismatch
-from vlm_core.stage import Stage
 
 RECORD = ("uid", "url", "page_url", "caption", "captions", "lang", "sha256", "width", "height", "source", "licence", "credit", "group", "blurred")
 Row = dict[str, Any]
 
 
-def join_records(stage: Stage) -> list[Row]:
+def join_records(pairs_dir: Path, images: Path, filtered: Path, captions: Path) -> list[Row]:
     """One record per kept sample, sorted by uid. Raises NothingLeft, BadManifest, SchemaMismatch."""
-    kept = read_table(stage.input("filtered") / "kept.parquet", ("uid", "caption", "lang", "clip_score", "group")).sort_by("uid").to_pylist()
+    kept = read_table(filtered / "kept.parquet", ("uid", "caption", "lang", "clip_score", "group")).sort_by("uid").to_pylist()
     wanted = {row["uid"] for row in kept}
     if not kept:
-        raise NothingLeft(f"Found no kept sample in {stage.input('filtered')}, expected at least two groups; loosen the filter.")
+        raise NothingLeft(f"Found no kept sample in {filtered}, expected at least two groups; loosen the filter.")
     if len(wanted) != len(kept):
         raise BadManifest(
-            f"Found {len(kept)} rows for {len(wanted)} samples in {stage.input('filtered') / 'kept.parquet'}, expected one each; run the filter again."
+            f"Found {len(kept)} rows for {len(wanted)} samples in {filtered / 'kept.parquet'}, expected one each; run the filter again."
         )
-    pairs = _by_uid(stage.input("pairs") / "pairs.parquet", ("url", "page_url", "source", "captions", "licence", "credit"), wanted)
-    pictures = _by_uid(stage.input("images") / "status.parquet", ("sha256", "width", "height"), wanted)
-    accepted = _accepted(stage.input("captions") / "captions.parquet", wanted)
+    pairs = _by_uid(pairs_dir / "pairs.parquet", ("url", "page_url", "source", "captions", "licence", "credit"), wanted)
+    pictures = _by_uid(images / "status.parquet", ("sha256", "width", "height"), wanted)
+    accepted = _accepted(captions / "captions.parquet", wanted)
     records = []
     for row in kept:
         uid = row["uid"]

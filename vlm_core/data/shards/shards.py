@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from vlm_core import stage as stages
 from vlm_core.config import canonical_json
 from vlm_core.data.shards import growth
+from vlm_core.data.shards.batches import Batch, Pooled, Stored, batches_of, looks_of, regroup
 from vlm_core.data.lineage import tombstones
 from vlm_core.data.config import Shard
 from vlm_core.data.filter.faces import BlurredPictures, Box
@@ -57,9 +58,8 @@ class Sample(NamedTuple):
 
 def shard(config: Shard, stage: Stage) -> Report:
     """`vlm shard`: join what the stages before said about the kept samples, and write it."""
-    records, refused = _allowed(join_records(stage), stage.input("images"))
-    pictures = _pictures(stage.input("images"), records.keys(), faces_in(stage.input("filtered"), records) if config.blur_faces else {})
-    settings = config.model_dump(mode="json", exclude={"grow"})
+    records, pictures, about = _joined(config, list(batches_of(stage)))
+    settings = config.model_dump(mode="json", exclude={"grow", "group"})
     last = growth.last_snapshot(stage.final, settings) if config.grow else None
     placed = growth.settle(list(records.values()), last, lambda group: split_of(group, config))
     _check_splits(placed, records, config)
@@ -75,7 +75,25 @@ def shard(config: Shard, stage: Stage) -> Report:
             done.write(name, part)
     done.finish()
     contact_sheet(((pictures.read(row["uid"]), records[row["uid"]]["caption"]) for row in done.rows[:24]), stage.pictures / "samples.png")
-    return _report(done, growth.changes(payloads, placed, last) if last else {}, plan, refused)
+    return _report(done, growth.changes(payloads, placed, last) if last else {}, plan, about)
+
+
+def _joined(config: Shard, batches: list[Batch]) -> tuple[dict[str, Row], Stored, dict[str, int]]:
+    """Records of all batches by uid, in its order; their pictures; and how many samples were refused, lay in several batches or in tied groups."""
+    records, stores, looks, refused, known = dict[str, Row](), dict[str, Stored](), dict[str, tuple[str, str, int]](), 0, 0
+    for batch in batches:
+        own, held_back = _allowed(join_records(*batch[1:]), batch.images)
+        refused, known = refused + held_back, known + len(own.keys() & records.keys())
+        own = {uid: record for uid, record in own.items() if uid not in records}
+        store = _pictures(batch.images, own.keys(), faces_in(batch.filtered, own) if config.blur_faces else {})
+        records, stores = records | own, stores | dict.fromkeys(own, store)
+        if len(batches) > 1:
+            looks |= looks_of(batch.images)
+    records = {uid: records[uid] for uid in sorted(records)}
+    about = {"dropped.taken_down": refused} if refused else {}
+    if len(batches) > 1 and records:
+        about |= {"batches": len(batches), "in_several_batches": known, "groups_tied": regroup(records, looks, config.group)}
+    return records, Pooled(stores), about
 
 
 def _allowed(records: list[Row], images: Path) -> tuple[dict[str, Row], int]:
@@ -127,7 +145,7 @@ def _check_splits(placed: dict[str, str], records: dict[str, Row], config: Shard
             )
 
 
-def _payloads(records: dict[str, Row], pictures: Pictures, stage: Stage) -> tuple[dict[str, Payload], dict[str, tuple[int, int]]]:
+def _payloads(records: dict[str, Row], pictures: Stored, stage: Stage) -> tuple[dict[str, Payload], dict[str, tuple[int, int]]]:
     """Digests and sizes of what is going to be stored of each sample."""
     payloads, sizes = dict[str, Payload](), dict[str, tuple[int, int]]()
     for done, (uid, record) in enumerate(records.items(), 1):
@@ -155,7 +173,7 @@ def _cut(split: str, uids: list[str], sizes: dict[str, tuple[int, int]], config:
 class _Shards:
     """The folder being filled."""
 
-    def __init__(self, stage: Stage, config: Shard, records: dict[str, Row], pictures: Pictures, payloads: dict[str, Payload], last: Last | None) -> None:
+    def __init__(self, stage: Stage, config: Shard, records: dict[str, Row], pictures: Stored, payloads: dict[str, Payload], last: Last | None) -> None:
         self.stage, self.config, self.records, self.pictures, self.payloads, self.last = stage, config, records, pictures, payloads, last
         self.entries, self.rows, self.bytes_written = list[Row](), list[Row](), 0
 
@@ -189,7 +207,7 @@ class _Shards:
             "format": 1,
             "members": ["<key>.jpg", "<key>.json"] if self.config.format == "tar" else ["key", "jpg", "json"],
             "record": list(RECORD),
-            "settings": self.config.model_dump(mode="json", exclude={"grow"}),
+            "settings": self.config.model_dump(mode="json", exclude={"grow", "group"}),
             "split": {"by": "group", "seed": self.config.seed, "held_out": self.config.held_out},
             "parent": "" if self.last is None else self.last.manifest["parent"] if same else self.last.version,
             "shards": self.entries,
@@ -213,14 +231,14 @@ def _same_file(old: Path, new: Path) -> None:
         shutil.copy2(old, new)
 
 
-def _report(done: _Shards, changed: dict[str, int], plan: growth.Plan, refused: int) -> Report:
+def _report(done: _Shards, changed: dict[str, int], plan: growth.Plan, about: dict[str, int]) -> Report:
     captions = [caption for record in done.records.values() for caption in record["captions"]]
     origins, sources = Counter(c["origin"] for c in captions), Counter((r["source"], r["lang"]) for r in done.records.values())
     splits, total = Counter(row["split"] for row in done.rows), len(done.rows)
     mb = sum(entry["bytes"] for entry in done.entries) / 1e6
     return Report(
         counts={
-            "in": total + refused, **({"dropped.taken_down": refused} if refused else {}), **{split: splits[split] for split in SPLITS}, "shards": len(done.entries), **({"shards_kept": len(plan.stays)} if changed else {}),
+            "in": total + about.get("dropped.taken_down", 0), **about, **{split: splits[split] for split in SPLITS}, "shards": len(done.entries), **({"shards_kept": len(plan.stays)} if changed else {}),
             **{f"captions.{o}": origins[o] for o in ORIGINS if o in origins},
         },
         metrics={"held_out_share": splits["heldout"] / total, "captions_per_sample": len(captions) / total, "mb": mb, "mb_written": done.bytes_written / 1e6},

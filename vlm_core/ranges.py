@@ -12,6 +12,8 @@ $VLM_ENGINE says where ranges are done; it is no setting, because it must not ch
     processes:4      in four processes of this machine
     ray              on the Ray cluster of $RAY_ADDRESS, or else on one that is started on this machine (extra `ray`)
     ray:HOST:PORT    on that cluster. Its machines must see code and data under the same paths
+
+$VLM_RANGE_GPUS is what each range asks Ray for: 1, or 0.25 where four share one. Unset, none, and Ray's processes see no GPU.
 """
 
 import functools
@@ -139,7 +141,7 @@ def _begin(parent: int) -> None:
 def _ray(folder: Path, missing: list[Range], address: str) -> Iterator[Range]:
     """Ray gives a range whose worker or node died to another one."""
     ray = _start_ray(address)
-    remote = ray.remote(num_cpus=1, max_retries=TRIES - 1)(do)
+    remote = ray.remote(num_cpus=1, num_gpus=_gpus(), max_retries=TRIES - 1)(do)
     waiting = {remote.remote(str(folder), *span): span for span in missing}
     try:
         while waiting:
@@ -168,6 +170,17 @@ def _start_ray(address: str) -> Any:
         workers = {"env_vars": {"PYTHONPATH": paths, "VLM_ENGINE": "", **_threads()}}
         ray.init(address=address or os.environ.get("RAY_ADDRESS"), runtime_env=workers, include_dashboard=False, log_to_driver=False, configure_logging=False)
     return ray
+
+
+def _gpus() -> float:
+    """What a range asks Ray for. Raises ConfigError."""
+    said = os.environ.get("VLM_RANGE_GPUS", "0")
+    try:
+        if (share := float(said)) >= 0:
+            return share
+    except ValueError:
+        pass
+    raise ConfigError(f"Found {said!r} in VLM_RANGE_GPUS, expected a number of GPUs per range, or a share of one, such as 1 or 0.25; correct it or unset it.")
 
 
 def _threads() -> dict[str, str]:

@@ -79,6 +79,11 @@ class Stage:
         """Where `out` will be once it is published."""
         return self.state.parent.with_name(self.state.parent.name.removesuffix(".run"))
 
+    @property
+    def kept(self) -> Path:
+        """What a later run for the same output may take over, whatever has changed; the verb itself says how much it keeps."""
+        return self.state.parent / "kept"
+
     def input(self, name: str) -> Path:
         """The folder or file given as `--in name=PATH`. Raises MissingInput."""
         path = self.inputs.get(name)

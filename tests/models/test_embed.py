@@ -103,7 +103,16 @@ def test_fitted_pairs_are_marked_and_no_more_than_asked_for(small_set):
     assert len(fitted) == report["metrics"]["fit_pairs"] == SCORER.fit_pairs == 56
     assert {row["lang"] for row in fitted} == {"en"}
     assert len({row["caption"] for row in fitted}) == 56
-    assert report["counts"] == {"in": 81, "without_picture": 1, "unreadable": 0, "embedded": 80}
+    assert report["counts"] == {
+        "in": 81,
+        "without_picture": 1,
+        "unreadable": 0,
+        "embedded": 80,
+        "pictures.new": 72,
+        "pictures.reused": 0,
+        "texts.new": 80,
+        "texts.reused": 0,
+    }
 
 
 def test_same_inputs_give_the_same_bytes_and_a_killed_run_goes_on_from_its_blocks(small_set, tmp_path, monkeypatch):
@@ -123,7 +132,7 @@ def test_same_inputs_give_the_same_bytes_and_a_killed_run_goes_on_from_its_block
     with pytest.raises(KeyboardInterrupt):
         seam.run("embed", Embed(scorer=SCORER), inputs, tmp_path / "again")
     report = seam.run("embed", Embed(scorer=SCORER), inputs, tmp_path / "again")
-    assert seen == [32, 32, 8, 8]  # 72 pictures; the two finished blocks were not looked at again
+    assert seen == [64, 64, 64, 64]  # 72 pictures in three blocks, each filled up to a batch; the two finished ones were not looked at again
     assert report.data_version == json.loads((small_set / "embeddings.run" / "result.json").read_text())["data_version"]
 
 

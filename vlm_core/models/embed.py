@@ -6,11 +6,11 @@
     index/image.index, index/text.index              faiss, built by `clip-retrieval index`
     scorer.json (+ scorer.safetensors)               which scorer, so that new texts and pictures can meet these vectors
 
-open_clip models are run by `clip-retrieval inference`; the offline scorer writes the same layout itself.
+open_clip models are run by `clip-retrieval inference`; the offline scorer writes the same layout itself. What towers say of pictures and texts is kept beside
+the output (`kept_outputs.py`), so that the next run looks at new ones only and writes the same bytes as one from nothing.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,14 +28,13 @@ from torch import Tensor
 from vlm_core.data.child import run_module
 from vlm_core.data.config import Embed, ModelScorer, OfflineScorer, OpenClipScorer
 from vlm_core.data.fetch.stored import Pictures
-from vlm_core.data.shards.tar import TarWriter
 from vlm_core.errors import LaunchError, MissingInput, NothingLeft
-from vlm_core.models import embed_report, masked, picture_ranges
-from vlm_core.models.scorer import Offline, OpenClip, Scorer, Vectors, fit_heads, sentences
+from vlm_core.models import embed_report, masked, open_clip_ranges, picture_ranges, whole_batches
+from vlm_core.models.kept_outputs import Kept, digest_of
+from vlm_core.models.scorer import Offline, OpenClip, Scorer, Vectors, device_of, fit_heads, sentences
 from vlm_core.models.trained_scorer import Trained, find, refuse_overlap
 from vlm_core.stage import Report, Stage, write_json
 
-BLOCK = 512  # pictures whose tower outputs are kept together, so that a killed run goes on there
 FOLDS = 2  # halves of the pictures; each is scored by heads that were fitted on the other
 MEASURED = 600  # trusted pairs on which the heads are measured
 METADATA = pa.schema(
@@ -47,7 +46,6 @@ METADATA = pa.schema(
         ("text_area", pa.float32()),
     ]
 )
-WORKER = "vlm_core.models.clip_retrieval_worker"
 
 
 class Embedded(NamedTuple):
@@ -60,6 +58,7 @@ class Embedded(NamedTuple):
     metrics: dict[str, float]
     scores: NDArray[np.float32]  # in full precision
     other_pictures: Callable[[Sequence[Image.Image], NDArray[np.int64]], Vectors]  # vectors of pictures in place of those of some rows
+    kept: dict[str, int]  # pictures and texts that are new, and those whose outputs the last run left
 
 
 def embed(config: Embed, stage: Stage) -> Report:
@@ -68,12 +67,12 @@ def embed(config: Embed, stage: Stage) -> Report:
     store = Pictures(stage.input("images"))
     match config.scorer:
         case OfflineScorer() as settings:
-            found = _offline(settings, samples, store, stage)
+            found = _offline(settings, samples, stage)
         case OpenClipScorer() as settings:
-            found = _open_clip(settings, samples, store, stage, config.python)
+            found = _open_clip(settings, samples, stage, config.python)
         case ModelScorer() as settings:
-            found = _trained(settings, samples, store, stage)
-    counts = {**counts, "unreadable": len(samples) - len(found.samples), "embedded": len(found.samples)}
+            found = _trained(settings, samples, stage)
+    counts = {**counts, "unreadable": len(samples) - len(found.samples), "embedded": len(found.samples), **found.kept}
     extra = masked.masked_scores(config.text_mask, found, store, stage) if config.text_mask is not None else {}
     write_layout(stage.out, found, extra)
     found.scorer.save(stage.out)
@@ -115,7 +114,7 @@ def build_index(folder: Path, config: Embed, work: Path) -> None:
         "max_index_memory_usage": config.index_memory, "current_memory_available": f"{2 * int(config.index_memory[:-1])}{config.index_memory[-1]}", "nb_cores": 1 if rows <= 100_000 else torch.get_num_threads(),
     }  # fmt: skip
     write_json(work / "index.json", job)
-    run_module(WORKER, work / "index.json", work / "index.log", config.python)
+    run_module(open_clip_ranges.WORKER, work / "index.json", work / "index.log", config.python)
     for part in ("image", "text"):
         if not (folder / "index" / f"{part}.index").exists():  # it logs an error and ends with 0
             said = (work / "index.log").read_text(errors="replace").strip().splitlines()[-1:]
@@ -140,15 +139,15 @@ def _samples(stage: Stage) -> tuple[pa.Table, dict[str, int]]:
 # ---------------------------------------------------------------- offline
 
 
-def _offline(config: OfflineScorer, samples: pa.Table, store: Pictures, stage: Stage) -> Embedded:
-    scorer = Offline(config.size_px, config.names, config.precision)
+def _offline(config: OfflineScorer, samples: pa.Table, stage: Stage) -> Embedded:
+    scorer = Offline(config.size_px, config.names, config.precision, device=device_of(config.device))
+    kept = Kept(stage.kept, f"{scorer.version} {scorer.device}", picture_ranges.__name__)
     shas, first, image_row = np.unique(samples["sha256"].to_numpy(zero_copy_only=False).astype(str), return_index=True, return_inverse=True)
     uids = samples["uid"].to_pylist()
-    seen = picture_ranges.offline(stage, scorer, [uids[row] for row in first])
+    seen = kept.of("pictures", shas.tolist(), lambda new: picture_ranges.offline(stage, scorer, [uids[row] for row in first[new]]))
     features_IE, bridge_IE = torch.from_numpy(seen["features"]), torch.from_numpy(seen["bridge"])
     captions, text_row = np.unique(samples["caption"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
-    stage.progress("texts: reading", len(captions), len(captions))
-    text_TE = sentences()(captions.tolist())
+    text_TE = torch.from_numpy(_texts(kept, captions.tolist(), sentences().lengths, lambda part: sentences()(part).numpy(), stage))
     chosen = trusted_pairs(config, samples, image_row)
     fold_I = torch.tensor([hashlib.sha256(f"{config.seed}:{sha}".encode()).digest()[0] % FOLDS for sha in shas])
     fold = fold_I[image_row]
@@ -170,7 +169,19 @@ def _offline(config: OfflineScorer, samples: pa.Table, store: Pictures, stage: S
     def other_pictures(images: Sequence[Image.Image], rows: NDArray[np.int64]) -> Vectors:
         return scorer.images_of(*scorer.trunk(images), fold[torch.from_numpy(rows)])
 
-    return Embedded(samples, image_ND, text_ND, scorer, metrics, cosines(image_ND, text_ND), other_pictures)
+    return Embedded(samples, image_ND, text_ND, scorer, metrics, cosines(image_ND, text_ND), other_pictures, kept.counts)
+
+
+def _texts(
+    kept: Kept, texts: list[str], lengths: Callable[[Sequence[str]], NDArray[np.int64]], encode: Callable[[Sequence[str]], Vectors], stage: Stage
+) -> Vectors:
+    """Vectors (N, D) of distinct texts; only those are read that the last run did not."""
+
+    def make(new: NDArray[np.int64]) -> dict[str, Vectors]:
+        stage.progress("texts: reading", len(new), len(texts))
+        return {"text": whole_batches.texts([texts[row] for row in new], lengths, encode)}
+
+    return kept.of("texts", [digest_of(text) for text in texts], make)["text"]
 
 
 def cosines(image_ND: Vectors, text_ND: Vectors) -> NDArray[np.float32]:
@@ -217,69 +228,42 @@ def measure(scorer: Offline, features_NE: Tensor, bridge_NE: Tensor, text_NE: Te
 # ---------------------------------------------------------------- a model of ours
 
 
-def _trained(config: ModelScorer, samples: pa.Table, store: Pictures, stage: Stage) -> Embedded:
+def _trained(config: ModelScorer, samples: pa.Table, stage: Stage) -> Embedded:
     """Distinct pictures and captions through the model, block by block; blocks that a killed run finished are read back."""
     folder = find(config, stage)
     compared = refuse_overlap(config, folder, stage)
-    scorer = Trained(folder)
-    _, first, image_row = np.unique(samples["sha256"].to_numpy(zero_copy_only=False).astype(str), return_index=True, return_inverse=True)
+    scorer = Trained(folder, device_of(config.device))
+    kept = Kept(stage.kept, f"{scorer.version} {scorer.model.device}", picture_ranges.__name__)
+    shas, first, image_row = np.unique(samples["sha256"].to_numpy(zero_copy_only=False).astype(str), return_index=True, return_inverse=True)
     uids = samples["uid"].to_pylist()
-    seen_ID = picture_ranges.trained(stage, folder, [uids[row] for row in first])
+    device = str(scorer.model.device)
+    seen_ID = kept.of("pictures", shas.tolist(), lambda new: {"image": picture_ranges.trained(stage, folder, device, [uids[row] for row in first[new]])})[
+        "image"
+    ]
     captions, text_row = np.unique(samples["caption"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
-    image_ND, text_ND = seen_ID[image_row], scorer.encode_texts(captions.tolist())[text_row]
+    image_ND, text_ND = seen_ID[image_row], _texts(kept, captions.tolist(), scorer.lengths, scorer.encode_texts, stage)[text_row]
     samples = samples.append_column("fitted", pa.array(np.zeros(len(samples), bool)))
     metrics = {f"test_pictures_compared.{name}": float(count) for name, count in compared.items()}
-    return Embedded(samples, image_ND, text_ND, scorer, metrics, cosines(image_ND, text_ND), lambda images, _: scorer.encode_images(images))
+    return Embedded(samples, image_ND, text_ND, scorer, metrics, cosines(image_ND, text_ND), lambda images, _: scorer.encode_images(images), kept.counts)
 
 
 # ---------------------------------------------------------------- open_clip
 
 
-def _open_clip(config: OpenClipScorer, samples: pa.Table, store: Pictures, stage: Stage, python: str) -> Embedded:
-    """`clip-retrieval inference` over tars of our own making (it wants jpg, txt and json side by side); its rows, sorted by uid."""
+def _open_clip(config: OpenClipScorer, samples: pa.Table, stage: Stage, python: str) -> Embedded:
+    """`clip-retrieval inference` over distinct pairs of picture and caption, range by range."""
     scorer = OpenClip(config)
-    work, done = stage.state / "clip_retrieval", stage.state / "clip_retrieval.done"
-    if not done.exists():
-        shutil.rmtree(work, ignore_errors=True)
-        (work / "tars").mkdir(parents=True)
-        shards = _tars(samples, store, work / "tars")
-        job = {
-            "do": "inference", "architecture": config.architecture, "input_dataset": str(work / "tars" / f"{{00000..{shards - 1:05d}}}.tar"),
-            "output_folder": str(work / "out"), "input_format": "webdataset", "clip_model": f"open_clip:{config.model}/{config.checkpoint}",
-            "batch_size": config.batch, "num_prepro_workers": config.workers, "enable_metadata": True, "use_jit": False,
-            "wds_number_file_per_input_file": BLOCK, "write_batch_size": len(samples) + BLOCK,
-        }  # fmt: skip
-        write_json(work / "job.json", job)
-        stage.progress("pictures and texts: clip-retrieval reads", len(samples), len(samples))
-        run_module(WORKER, work / "job.json", work / "log.txt", python)
-        done.touch()
-    image, text, uids, score = _gather(work)
-    where = {uid: row for row, uid in enumerate(uids)}
-    kept = samples.filter(pa.array([uid in where for uid in samples["uid"].to_pylist()]))
-    kept = kept.append_column("fitted", pa.array(np.zeros(len(kept), bool)))
-    rows = [where[uid] for uid in kept["uid"].to_pylist()]
-    return Embedded(kept, image[rows], text[rows], scorer, {}, score[rows], lambda images, _: scorer.encode_images(images))
+    kept = Kept(stage.kept, f"{scorer.version} {config.batch} {device_of('auto')}", open_clip_ranges.__name__)
+    uids, captions, shas = (samples[name].to_pylist() for name in ("uid", "caption", "sha256"))
+    names = [f"{sha}-{digest_of(caption)}" for sha, caption in zip(shas, captions, strict=True)]
+    keys, first, row_of = np.unique(names, return_index=True, return_inverse=True)
 
+    def make(new: NDArray[np.int64]) -> open_clip_ranges.Arrays:
+        return open_clip_ranges.pairs(stage, config, python, [uids[row] for row in first[new]], [captions[row] for row in first[new]])
 
-def _tars(samples: pa.Table, store: Pictures, folder: Path) -> int:
-    rows = samples.select(["uid", "caption"]).to_pylist()
-    for begin in range(0, len(rows), BLOCK):
-        with TarWriter(folder / f"{begin // BLOCK:05d}.tar") as tar:
-            for row in rows[begin : begin + BLOCK]:
-                tar.add(f"{row['uid']}.jpg", store.read(row["uid"]))
-                tar.add(f"{row['uid']}.json", json.dumps({"uid": row["uid"]}).encode())
-                tar.add(f"{row['uid']}.txt", row["caption"].encode())
-    return -(-len(rows) // BLOCK)
-
-
-def _gather(work: Path) -> tuple[Vectors, Vectors, list[str], Vectors]:
-    """(image, text, uid, score) as clip-retrieval wrote them. Raises LaunchError when it dropped everything or its files do not match."""
-    tables = [pq.read_table(file, columns=["uid", "score"]) for file in sorted((work / "out" / "metadata").glob("*.parquet"))]
-    uids = [uid for table in tables for uid in table["uid"].to_pylist()]
-    image, text = ([np.load(file) for file in sorted((work / "out" / part).glob("*.npy"))] for part in ("img_emb", "text_emb"))
-    if not uids or not len(uids) == sum(map(len, image)) == sum(map(len, text)):
-        raise LaunchError(
-            f"Found {len(uids)} rows and {sum(map(len, image))} image embeddings from clip-retrieval, expected equal numbers above 0; read {work}/log.txt."
-        )
-    scores = np.concatenate([np.asarray(table["score"].to_numpy(), np.float32) for table in tables])
-    return np.concatenate(image).astype(np.float32), np.concatenate(text).astype(np.float32), uids, scores
+    found = {name: rows[row_of] for name, rows in kept.of("pairs", keys.tolist(), make).items()}
+    read = ~np.isnan(found["score"])
+    samples = samples.filter(pa.array(read))
+    samples = samples.append_column("fitted", pa.array(np.zeros(len(samples), bool)))
+    image, text, score = (found[name][read] for name in ("image", "text", "score"))
+    return Embedded(samples, image, text, scorer, {}, score, lambda images, _: scorer.encode_images(images), kept.counts)

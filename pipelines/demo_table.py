@@ -44,7 +44,7 @@ def _models(data: Path) -> Iterator[str]:
     reports |= {f"distilled/{name}": (distilled, f"{name}.") for name in ("student", "twin")}
     rows = {name: _row(report.metrics, prefix) for name, (report, prefix) in reports.items() if report is not None}
     if rows:
-        yield f"{'trained':25} " + "".join(f"{title:>20}" for title in TRAINED)
+        yield f"{'trained':25} " + "".join(f"{title:>22}" for title in TRAINED)
         yield from (f"{name:25} {row}" for name, row in rows.items() if row.strip(" -"))
     for file in sorted((data / "evaluation").glob("*/metrics.parquet")):
         yield f"evaluation of {file.parent.name}"
@@ -53,7 +53,7 @@ def _models(data: Path) -> Iterator[str]:
 
 
 def _row(metrics: Mapping[str, float], prefix: str) -> str:
-    return "".join(f"{metrics[prefix + key]:>20,.3f}" if prefix + key in metrics else f"{'-':>20}" for key in TRAINED.values())
+    return "".join(f"{metrics[prefix + key]:>22,.3f}" if prefix + key in metrics else f"{'-':>22}" for key in TRAINED.values())
 
 
 def _twins(data: Path) -> Iterator[str]:

@@ -34,7 +34,7 @@ def test_the_table_has_pairs_per_second_of_every_training_under_its_name(tmp_pat
         record(data, "pretrained", recipe, metrics={**seen, "final_loss": 2.5, "pairs_per_s": 1234.5 + number, "parameters": 9e6, "logit_scale": 20.0})
     both = {f"{name}.{key}": value for name, speed in (("student", 321.0), ("twin", 333.0)) for key, value in {**seen, "pairs_per_s": speed}.items()}
     record(data, "distilled", metrics=both)
-    record(data, "transferred", "emoji", "tip_adapter", metrics={"acc1/16_shots": 0.7, "acc1/4_shots": 0.5, "acc1/zero_shot_text": 0.3})
+    record(data, "transferred", "tip_adapter", "emoji", metrics={"acc1/16_shots": 0.7, "acc1/4_shots": 0.5, "acc1/zero_shot_text": 0.3})
     record(data, "registry", MODELS[0], tables={"registry": [{"name": "vlm-base", "version": 3, "aliases": "champion", "reason": "It is better."}]})
     lines = table(data).splitlines()
     (head,) = (line for line in lines if line.startswith("trained"))

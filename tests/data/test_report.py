@@ -37,7 +37,7 @@ def make_world(folder: Path) -> dict[str, Path]:
     uids.append(world.add("a picture that is gone", 22, status="http_4xx", url="http://two.test/gone.png", licence=""))
     world.add(HOSTILE, 23, cosine=0.95, url="javascript:alert(3)//x", licence=HOSTILE)
     inputs = world.write(folder)
-    settings = Filter(rights=Rights(), text=TextRules(), personal=Personal(), exact_duplicates=ExactDuplicates(), cut=Cut(fraction=0.75, within="all"))
+    settings = Filter(rights=Rights(), text=TextRules(), personal=Personal(), exact_duplicates=ExactDuplicates(), cuts={"clip": Cut(fraction=0.75, within="all")})
     seam.run("filter", settings, inputs, folder / "filtered")
     kept = pq.read_table(folder / "filtered" / "kept.parquet").to_pylist()
     rows = [_caption(row["uid"], "alt", row["caption"]) for row in kept]
@@ -118,8 +118,8 @@ def test_the_page_counts_what_is_there(world, tmp_path, home):
 
 
 def test_histograms_hold_every_score_and_the_cut_lies_between_kept_and_dropped(world):
-    (found,) = [row for row in queries.histograms(queries.Tables(world)) if row["rule"] == "cut"]
-    decisions = [row for row in pq.read_table(world["filtered"] / "decisions.parquet").to_pylist() if row["rule"] == "cut"]
+    (found,) = [row for row in queries.histograms(queries.Tables(world)) if row["rule"] == "cuts.clip"]
+    decisions = [row for row in pq.read_table(world["filtered"] / "decisions.parquet").to_pylist() if row["rule"] == "cuts.clip"]
     assert sum(row["kept"] for row in found["bins"]) == sum(row["keep"] for row in decisions)
     assert sum(row["dropped"] for row in found["bins"]) == sum(not row["keep"] for row in decisions) > 0
     worst_kept, best_dropped = min(row["score"] for row in decisions if row["keep"]), max(row["score"] for row in decisions if not row["keep"])

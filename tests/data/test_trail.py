@@ -66,7 +66,7 @@ def by_hand(world: World, clip: dict[str, float]) -> Iterator[tuple[str, str, fl
     left = sorted((uid for uid, trail in stays.items() if not trail[-1][3]), key=lambda uid: (-clip[uid], uid))
     kept = left[: len(left) // 2]
     for uid in left:
-        stays[uid].append(("cut", clip[uid], clip[kept[-1]], "" if uid in kept else "low_score", "clip_score in all"))
+        stays[uid].append(("cuts.clip", clip[uid], clip[kept[-1]], "" if uid in kept else "low_score", "clip_score in all"))
     return ((uid, *row) for uid in sorted(stays) for row in stays[uid])
 
 
@@ -74,7 +74,7 @@ def by_hand(world: World, clip: dict[str, float]) -> Iterator[tuple[str, str, fl
 def test_every_decision_is_what_a_loop_over_the_samples_says(tmp_path: Path, block: int, scratch: bool) -> None:
     world = made_up()
     pool = load_pool(*world.write(tmp_path / "in").values(), tmp_path if scratch else None)
-    config = Filter(**RULES, language=LanguageRule(who="page", wanted=["en", "de"]), cut=Cut(fraction=0.5, within="all"))
+    config = Filter(**RULES, language=LanguageRule(who="page", wanted=["en", "de"]), cuts={"clip": Cut(fraction=0.5, within="all")})
     trail = filters.judge(config, pool, scratch=tmp_path if scratch else None)
     expected = list(by_hand(world, dict(zip(pool.uid.tolist(), pool.clip.tolist(), strict=True))))
     found = trail.decisions().to_pylist()

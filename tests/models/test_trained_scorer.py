@@ -99,7 +99,7 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
         made.model("network", Filter(domains=Domains(only=["trusted.test"]), group=GROUPS), made.inputs["embeddings"], "fit.epochs=12")
         clean = eval_sets(root / "eval_sets", {str(seed): encoded(filter_world.picture(seed, 96)) for seed in range(200, 210)})
         made.embed("embeddings", scorer=root / "network", trained_on=root / "network_shards", eval_sets=clean)
-        noisy = Filter(domains=Domains(only=["noisy.test"]), cut=Cut(fraction=0.5, within="all"), group=GROUPS)
+        noisy = Filter(domains=Domains(only=["noisy.test"]), cuts={"clip": Cut(fraction=0.5, within="all")}, group=GROUPS)
         made.model("student", noisy, root / "embeddings", "fit.epochs=1", "loader.batch_size=16")
     return made
 

@@ -61,7 +61,7 @@ def test_a_filter_takes_over_the_groups_of_another_one_and_refuses_samples_that_
     monkeypatch.setenv("VLM_HOME", str(tmp_path / "home"))
     given = {"pairs": small_set / "candidate_pairs", "images": small_set / "images", "embeddings": small_set / "embeddings"}
     run("filter", load("filter", "no_filter")[1], given, tmp_path / "all")
-    half = load("filter", "no_filter", None, ("cut={fraction: 0.5}", "group={pdq_bits: 0, phash_bits: 0}"))[1]
+    half = load("filter", "no_filter", None, ("cuts={clip: {fraction: 0.5}}", "group={pdq_bits: 0, phash_bits: 0}"))[1]
     run("filter", half, {**given, "groups": tmp_path / "all"}, tmp_path / "half")
     groups = [
         dict(zip(*(pq.read_table(tmp_path / name / "kept.parquet")[column].to_pylist() for column in ("uid", "group")), strict=True))
@@ -82,7 +82,7 @@ def test_every_candidate_is_judged_on_pairs_that_no_training_set_holds(small_set
     (tmp_path / "captions").mkdir()
     pq.write_table(pa.Table.from_pylist([], CAPTIONS), tmp_path / "captions" / "captions.parquet")
     given = {"pairs": small_set / "candidate_pairs", "images": small_set / "images", "embeddings": small_set / "embeddings", "captions": tmp_path / "captions"}
-    data = {"crawl": {"filter": "no_filter"}, "best": {"filter": "no_filter", "changes": ["cut={fraction: 0.7}"]}}
+    data = {"crawl": {"filter": "no_filter"}, "best": {"filter": "no_filter", "changes": ["cuts={clip: {fraction: 0.7}}"]}}
     sets = {"datasets": ["emoji_groups"]}
     config = plan(data=data, judged_on="best", rungs=1, keep=0.5, eval_sets=sets, shard={"held_out": 0.3, "grow": False})
     report = run("sweep", config, given, tmp_path / "sweep")

@@ -42,7 +42,7 @@ class Variant(Config):
     """One way from the crawl to training data."""
 
     filter: str = Field("demo_filter", description="recipe of filter")
-    changes: list[str] = Field(default=[], description="settings laid over that recipe, as --set takes them, such as cut.fraction=0.5")
+    changes: list[str] = Field(default=[], description="settings laid over that recipe, as --set takes them, such as cuts.clip.fraction=0.5")
     captions: dict[str, float] = Field(
         default={},
         description="how often a caption is chosen, by origin (alt, rewritten, ...), for recipes that read one caption and do not say which; one not named weighs 1",

@@ -4,6 +4,7 @@ from vlm_core.data.captions.config import Gates, OpenAiWriter, Recaption, Rewrit
 from vlm_core.data.config import Embed, EvalSets, ExportData, Fingerprint, ModelScorer, OfflineScorer, OpenClipScorer, Shard, TakedownProof
 from vlm_core.data.crawl.config import Crawl, Download, Extract, Fetch, Folder, Network, OptOuts, Site, Table, Warc, WebDataset
 from vlm_core.data.filter.config import (
+    Balance,
     ExactDuplicates,
     Filter,
     ImageRules,
@@ -13,11 +14,13 @@ from vlm_core.data.filter.config import (
     Quality,
     Rights,
     Safety,
+    SemanticDuplicates,
+    Targets,
     TextRules,
     Titles,
     Vocabulary,
 )
-from vlm_core.data.filter.cut_config import Cut, MaskedClipScore
+from vlm_core.data.filter.cut_config import Cut, MaskedClipScore, NegClipLoss, NormSim
 from vlm_core.data.report.config import DatasetPage
 
 # ---- crawl, extract, download
@@ -127,24 +130,62 @@ def demo_filter() -> Filter:
         exact_duplicates=ExactDuplicates(),
         near_duplicates=NearDuplicates(),
         safety=Safety(),
-        cut=Cut(fraction=0.9),
+        cuts={"clip": Cut(fraction=0.9)},
         truth="infra/demo/truth.jsonl",
     )
 
 
 def web_filter() -> Filter:
-    """A crawled web in any language: everything but targets and balance; 30 % by the scorer, as DataComp does."""
-    return demo_filter().merged({"titles": {"max_pictures": 20}, "image": {"min_side": 200}, "language": {"wanted": []}, "cut": {"fraction": 0.3}, "truth": ""})
+    """A crawled web in any language: every rule that needs no file of yours, 30 % by the scorer as DataComp does, and at most 10,000 samples of a domain."""
+    changes = ("titles.max_pictures=20", "image.min_side=200", "language.wanted=[]", "cuts.clip.fraction=0.3", "truth=''")
+    return demo_filter().but(*changes, "quality={}", "semantic_duplicates={}", "faces={}", "domain_cap={}")
+
+
+def decontaminated_filter() -> Filter:
+    """The embedded web without what test sets hold: 'vlm fingerprint' writes data/fingerprints first (set decontaminate.prints for others)."""
+    return demo_filter().merged({"decontaminate": {"prints": "data/fingerprints/prints.parquet"}})
+
+
+_FASTTEXT = LanguageRule(who="fasttext", wanted=["en"])
+_BEST = Cut(fraction=0.3, within="all", over="pool", mode="reference")  # DataComp ranks the whole pool
+TARGETS = "data/targets/image_emb.npy"
 
 
 def datacomp_filter() -> Filter:
-    """DataComp's basic rules and 30 % by CLIP score over all; short captions of other languages stay, where DataComp drops them."""
+    """DataComp's basic rules and its best 30 % of the pool by CLIP score, intersected; fastText names the language, and the dearest rule comes last."""
     return Filter(
-        text=TextRules(min_words=3, min_chars=6, by_script=False),
+        text=TextRules(min_words=3, min_chars=6, max_words=None, by_script=False),
         image=ImageRules(min_side=200, max_aspect=3.0),
-        language=LanguageRule(wanted=["en"], min_confidence=0.0),
-        cut=Cut(fraction=0.3, within="all", mode="reference"),
+        language=_FASTTEXT,
+        cuts={"clip": _BEST},
+        order=["cuts.clip", "image", "text", "language"],
     )
+
+
+def datacomp_image_filter() -> Filter:
+    """DataComp-1B: clusters with a training image of the target task (set targets.targets), intersected with the best 30 % of the pool by CLIP score."""
+    return Filter(
+        text=TextRules(min_words=2, min_chars=6, max_words=None, by_script=False),
+        language=_FASTTEXT,
+        targets=Targets(targets=TARGETS, clusters=100_000),
+        cuts={"clip": _BEST},
+    )
+
+
+def negcliploss_filter() -> Filter:
+    """negCLIPLoss and NormSim (arXiv 2405.19547): the best 30 % by the first, of these the 20 % of all nearest to target images (set cuts.norm_sim.score.targets)."""
+    loss, near = NegClipLoss(), NormSim(targets=TARGETS)
+    return Filter(cuts={"neg_clip_loss": Cut(score=loss, fraction=0.3, within="all"), "norm_sim": Cut(score=near, fraction=2 / 3, within="all")})
+
+
+def semdedup_filter() -> Filter:
+    """SemDeDup as for LAION-440M (arXiv 2303.09540): 50,000 clusters, a cosine above 0.93 inside a cluster is a duplicate; that left half of it."""
+    return Filter(semantic_duplicates=SemanticDuplicates(eps=0.07, clusters=50_000, iterations=100, neighbours=1, seed=1234))
+
+
+def metaclip_filter() -> Filter:
+    """MetaCLIP (arXiv 2309.16671): copies and unsafe pictures go, then captions are balanced over your entries (balance.entries), in each language for itself."""
+    return Filter(language=LanguageRule(), exact_duplicates=ExactDuplicates(), safety=Safety(), balance=Balance(entries="data/entries.txt", per_language=True))
 
 
 def no_filter() -> Filter:
@@ -175,32 +216,38 @@ def laion_filter() -> Filter:
         image=ImageRules(min_side=1, max_aspect=10_000, min_bytes=5_000),
         language=LanguageRule(),
         exact_duplicates=ExactDuplicates(),
-        cut=Cut(fraction=None, threshold=0.26, thresholds={"en": 0.28}),
+        cuts={"clip": Cut(fraction=None, threshold=0.26, thresholds={"en": 0.28})},
         safety=Safety(),
-        order=["text", "image", "language", "cut", "exact_duplicates", "safety"],
+        order=["text", "image", "language", "cuts.clip", "exact_duplicates", "safety"],
     )
 
 
 def datacomp_text_filter() -> Filter:
     """DataComp's text-based filter with the names of ImageNet's classes; set vocabulary.file for those of ImageNet-21k."""
-    return Filter(text=TextRules(min_words=0, min_chars=0, by_script=False), language=LanguageRule(wanted=["en"], min_confidence=0.0), vocabulary=Vocabulary())
+    return Filter(language=_FASTTEXT, vocabulary=Vocabulary())
 
 
 def tmars_filter() -> Filter:
     """T-MARS: of the best half by CLIP score the better half without lettering. The embeddings need text_mask."""
-    return Filter(cut=Cut(fraction=0.5, within="all"), second_cut=Cut(score=MaskedClipScore(), fraction=0.5, within="all"))
+    return Filter(cuts={"clip": Cut(fraction=0.5, within="all"), "masked": Cut(score=MaskedClipScore(), fraction=0.5, within="all")})
 
 
 def trusted_filter() -> Filter:
     """A small clean subset to train a data filtering network on: every rule, well-kept sites (set domains.only), and the better half by the scorer."""
     return demo_filter().merged(
-        {"domains": {"only": ["emoji.demo.test", "photos.demo.test"]}, "quality": {}, "text": {"min_words": 2}, "cut": {"fraction": 0.5}, "truth": ""}
+        {
+            "domains": {"only": ["emoji.demo.test", "photos.demo.test"]},
+            "quality": {},
+            "text": {"min_words": 2},
+            "cuts": {"clip": {"fraction": 0.5}},
+            "truth": "",
+        }
     )
 
 
 def dfn_filter() -> Filter:
     """The best fifth by a data filtering network: embed with dfn_embed first."""
-    return demo_filter().merged({"cut": {"fraction": 0.2}})
+    return demo_filter().merged({"cuts": {"clip": {"fraction": 0.2}}})
 
 
 # ---- shard, eval-sets

@@ -1,8 +1,9 @@
 """Settings of filter: the menu of rules. Torch-free."""
 
+import re
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vlm_core.config import Config
 from vlm_core.data.filter.cut_config import Cut
@@ -37,7 +38,7 @@ class TextRules(Config):
 
     min_words: int = Field(1, ge=0, description="fewest words")
     min_chars: int = Field(2, ge=0, description="fewest characters")
-    max_words: int = Field(256, ge=1, description="most words")
+    max_words: int | None = Field(256, ge=1, description="most words; none: no limit, as in DataComp")
     by_script: bool = Field(True, description="count words of unspaced scripts by their length, and wide characters twice; off: as DataComp does")
 
 
@@ -212,6 +213,9 @@ class Balance(Config):
 
     entries: str = Field(description="text file of entries, one per line")
     t: int = Field(20_000, ge=1, description="captions an entry may have before it is thinned; MetaCLIP takes 20,000 for 400 M pairs")
+    per_language: bool = Field(
+        False, description="t is that of English; each other language gets the one that leaves the same share of matches to rare entries (MetaCLIP 2)"
+    )
     match: Literal["padded", "automaton"] = Field("automaton", description="how entries are found: v1, or v2 which also suits scripts without spaces")
     seed: int = Field(0, ge=0, description="seed of the draw, which depends on seed and uid only")
 
@@ -249,8 +253,7 @@ class Filter(Config):
     watermark: Hook | None = Field(default=None, description="limits on an outside watermark score")
     aesthetic: Hook | None = Field(default=None, description="limits on an outside score of beauty")
     targets: Targets | None = Field(default=None, description="clusters of target images")
-    cut: Cut | None = Field(default=None, description="the best share by a score")
-    second_cut: Cut | None = Field(default=None, description="another share of what the first cut leaves")
+    cuts: dict[str, Cut] = Field(default={}, description="the best shares by scores, by names of yours; each is a rule cuts.NAME, and they run in the order of their names")
     domain_cap: DomainCap | None = Field(default=None, description="most samples of one domain")
     balance: Balance | None = Field(default=None, description="balance over entries, last because it counts what survived")
     group: Grouping = Field(default=Grouping(), description="groups for the split")
@@ -259,16 +262,33 @@ class Filter(Config):
 
     def chosen(self) -> list[str]:
         """The rules that run, in their order."""
-        return self.order or [name for name in self.menu() if getattr(self, name) is not None]
+        return self.order or self._set()
+
+    def section(self, rule: str) -> Config:
+        """The settings of a rule that is set."""
+        name, _, cut = rule.partition(".")
+        found: Config = self.cuts[cut] if cut else getattr(self, name)
+        return found
 
     @classmethod
     def menu(cls) -> list[str]:
-        """Every rule, in the order of the fields."""
-        return [name for name, field in cls.model_fields.items() if field.default is None]
+        """Every rule, in the order of the fields; `cuts` stands for any number of them."""
+        return [name for name, field in cls.model_fields.items() if field.default is None or name == "cuts"]
+
+    def _set(self) -> list[str]:
+        named = [[f"cuts.{cut}" for cut in sorted(self.cuts)] if name == "cuts" else [name] * (getattr(self, name) is not None) for name in self.menu()]
+        return [name for names in named for name in names]
+
+    @field_validator("cuts")
+    @classmethod
+    def _names(cls, cuts: dict[str, Cut]) -> dict[str, Cut]:
+        if wrong := [name for name in cuts if not re.fullmatch(r"[a-z][a-z0-9_]*", name)]:
+            raise ValueError(f"Found the cut {wrong[0]!r}, expected a name of small letters, digits and _; rename it.")
+        return cuts
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:
-        chosen = [name for name in self.menu() if getattr(self, name) is not None]
+        chosen = self._set()
         for name in self.order:
             if name not in chosen:
                 raise ValueError(f"Found the rule {name!r} in order, expected one that is set; {did_you_mean(name, chosen)}")

@@ -124,6 +124,11 @@ def _norm_sim(config: NormSim, pool: Pool) -> tuple[Callable[[Column], Column], 
 
 
 def _hype(config: Hype, pool: Pool) -> tuple[Callable[[Column], Column], str]:
+    if not pool.tangent:
+        raise SchemaMismatch(
+            f"Found embeddings by {pool.scorer}, directions without a length, expected a hyperbolic model's tangent vectors for hype; "
+            'none of the platform\'s scorers makes them, so bring embeddings whose scorer.json says "vectors": "tangent", or cut by another score.'
+        )
     (image_ref, one), (text_ref, two) = (load_targets(file, pool) for file in (config.image_references, config.text_references))
 
     def score_of(where: Column) -> Column:

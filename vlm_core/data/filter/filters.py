@@ -27,7 +27,7 @@ from vlm_core.stage import Report, Stage, home
 
 NOTHING = Tombstones()
 
-# Field of Filter -> rule; `downloaded` and `taken_down` have no field, because they always run, the second where anything was taken down.
+# Field of Filter -> rule (of `cuts`, for each of them); `downloaded` and `taken_down` have no field, because they always run, the second where anything was taken down.
 RULES: dict[str, Callable[[Any, Pool, Column], Verdict]] = {
     "downloaded": rules.downloaded,
     "taken_down": rules.taken_down,
@@ -51,8 +51,7 @@ RULES: dict[str, Callable[[Any, Pool, Column], Verdict]] = {
     "watermark": cuts.watermark,
     "aesthetic": cuts.aesthetic,
     "targets": pool_rules.targets,
-    "cut": cuts.cut,
-    "second_cut": cuts.cut,
+    "cuts": cuts.cut,
     "domain_cap": cuts.domain_cap,
     "balance": pool_rules.balance,
 }
@@ -62,7 +61,7 @@ ROW_WISE = frozenset({"downloaded", "taken_down", "uid_list", "rights", "domains
 
 # Rules that look at all rows first, and then judge block by block.
 SURVEYS: dict[str, Callable[[Any, Pool, Column], Callable[[Column], Verdict]]] = {
-    "decontaminate": decontaminate.survey, "cut": cuts.survey, "second_cut": cuts.survey,
+    "decontaminate": decontaminate.survey, "cuts": cuts.survey,
 }  # fmt: skip
 
 
@@ -107,10 +106,11 @@ def judge(config: Filter, pool: Pool, progress: Callable[..., None] = lambda *_,
             continue
         for name, section in group:
             progress(f"{name}: looking at", len(trail.rows), len(trail.rows))
-            if name not in SURVEYS:
-                trail.add(name, RULES[name](section, pool, trail.rows))
+            kind = name.partition(".")[0]
+            if kind not in SURVEYS:
+                trail.add(name, RULES[kind](section, pool, trail.rows))
                 continue
-            verdict_on = SURVEYS[name](section, pool, trail.rows)
+            verdict_on = SURVEYS[kind](section, pool, trail.rows)
             with trail.segment():
                 for rows in pieces(trail.rows):
                     trail.look(name, rows, verdict_on(rows))
@@ -122,4 +122,4 @@ def _chosen(config: Filter, stones: Tombstones) -> Iterator[tuple[str, Any]]:
     if stones:
         yield "taken_down", stones
     for name in config.chosen():
-        yield name, getattr(config, name)
+        yield name, config.section(name)

@@ -52,7 +52,7 @@ def _cut_rows(decisions: Path, *columns: str) -> Iterator[pa.Table]:
 
 
 def is_cut(rules: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.is_in(rules, value_set=pa.array(["cut", "second_cut"]))
+    return pc.starts_with(rules, "cuts.")
 
 
 def _marks(decisions: Path) -> dict[str, dict[str, float]]:

@@ -70,6 +70,7 @@ class Pool:
     clip: Stored
     masked_clip: Stored  # of the picture with its text masked; NaN where nobody masked it
     scorer: str  # name and version of what made the embeddings
+    tangent: bool = False  # the embeddings are tangent vectors of a hyperbolic space, not directions
     scratch: Path | None = None  # where rules may keep what they work on
     copy_of: dict[str, str] = field(default_factory=dict)  # uid that went -> uid that stayed for it
     same_picture: dict[str, int] = field(default_factory=dict)  # those of them that went as exact copies -> their rows
@@ -100,13 +101,20 @@ class Pool:
 class Named:
     """A column of few different texts that may be replaced: two bytes a row. `column[rows]` are texts."""
 
-    def __init__(self, texts: Iterable[pa.ChunkedArray], turn: Callable[[str], str]) -> None:
-        """The rows of all these parts (dictionary arrays), what `turn` makes of their texts."""
-        self._names, parts = list[str](), [np.zeros(0, np.uint16)]
-        for part in texts:
-            known = part.unify_dictionaries().combine_chunks()
-            parts.append(self._code([turn(text) for text in known.dictionary.to_pylist()])[known.indices.to_numpy()])
-        self._codes = np.concatenate(parts)
+    def __init__(self, turn: Callable[[str], str]) -> None:
+        """`turn` makes a column's text of what is added."""
+        self._turn, self._names, self._parts = turn, list[str](), list[NDArray[np.uint16]]()
+
+    def add(self, texts: pa.ChunkedArray) -> None:
+        """Further rows."""
+        known = texts.dictionary_encode().unify_dictionaries().combine_chunks()
+        self._parts.append(self._code([self._turn(text) for text in known.dictionary.to_pylist()])[known.indices.to_numpy()])
+
+    @property
+    def _codes(self) -> NDArray[np.uint16]:
+        if len(self._parts) != 1:
+            self._parts = [np.concatenate([np.zeros(0, np.uint16), *self._parts])]
+        return self._parts[0]
 
     def _code(self, names: Sequence[str]) -> NDArray[np.uint16]:
         known = {name: code for code, name in enumerate(self._names)}
@@ -143,9 +151,9 @@ def load_pool(pairs: Path, images: Path, embeddings: Path, scratch: Path | None 
     """Read and join the three inputs. With a scratch folder the join lies there, else in memory. Raises MissingInput, SchemaMismatch, BadManifest."""
     candidates = ByUid([pairs / "pairs.parquet" if pairs.is_dir() else pairs], _PAIRS, "candidate pairs")
     downloads = ByUid([images / "status.parquet"], _DOWNLOADS, "downloads")
-    image_emb, text_emb, metadata, scorer = _open_embeddings(embeddings)
+    image_emb, text_emb, metadata, scorer, kind = _open_embeddings(embeddings)
     embedded = ByUid(metadata, ("uid",), "embeddings", optional=("score", "masked_score"))
-    langs, tars = list[pa.ChunkedArray](), list[pa.ChunkedArray]()
+    lang, tar_of = Named(page_code), Named(str)
     with Blocks(_SCHEMA, scratch / "pool.arrow" if scratch else None) as blocks:
         for table in candidates:
             uids = table["uid"].combine_chunks()
@@ -153,19 +161,18 @@ def load_pool(pairs: Path, images: Path, embeddings: Path, scratch: Path | None 
             where = pc.fill_null(vectors["row"].cast(pa.int64()), -1).to_numpy()
             exact, masked = (pc.fill_null(vectors[name].cast(pa.float64()), np.nan) for name in ("score", "masked_score"))
             scores = {"emb_row": where, "clip": _exact(_clip_scores(image_emb, text_emb, where), exact.to_numpy(), uids), "masked_clip": masked}
-            langs.append(pc.fill_null(table["lang"].cast(pa.string()), "").dictionary_encode())
+            lang.add(pc.fill_null(table["lang"].cast(pa.string()), ""))
             pictures = downloads.match(uids)
-            tars.append(pc.fill_null(pictures["shard"].cast(pa.string()), "").dictionary_encode())
+            tar_of.add(pc.fill_null(pictures["shard"].cast(pa.string()), ""))
             blocks.add(_joined(table, pictures, scores))
     columns: dict[str, Any] = {
         name: Stored(blocks, name) for name in _SCHEMA.names if name not in {"caption", "others", "original_width", "original_height", "bytes"}
     }
-    tar_of = Named(tars, str)
     places = PicturePlaces(images, blocks.rows, columns["uid"].__getitem__, tar_of.__getitem__, tar_of.rows_of)
     return Pool(
         raw=Stored(blocks, "caption"), caption=Stored(blocks, "caption", derive=clean_all), texts=Stored(blocks, "caption", "others", derive=_all_texts),
-        width=Stored(blocks, "original_width"), height=Stored(blocks, "original_height"), lang=Named(langs, page_code), places=places, file_bytes=Stored(blocks, "bytes"),
-        image_emb=image_emb, text_emb=text_emb, scorer=scorer, scratch=scratch, **columns,
+        width=Stored(blocks, "original_width"), height=Stored(blocks, "original_height"), lang=lang, places=places, file_bytes=Stored(blocks, "bytes"),
+        image_emb=image_emb, text_emb=text_emb, scorer=scorer, tangent=kind == "tangent", scratch=scratch, **columns,
     )  # fmt: skip
 
 
@@ -205,13 +212,13 @@ def _all_texts(raw: pa.Array, others: pa.Array) -> list[str]:
 
 def load_embeddings(folder: Path) -> tuple[Column, Column, list[str], str]:
     """(image, text, uid per row, scorer) of a folder in clip-retrieval's layout. Raises MissingInput, SchemaMismatch."""
-    *vectors, metadata, scorer = _open_embeddings(folder)
+    *vectors, metadata, scorer, _ = _open_embeddings(folder)
     image, text = (rows[np.arange(len(rows))] if isinstance(rows, Parts) else rows for rows in vectors)
     return image, text, [uid for file in metadata for uid in pq.read_table(file, columns=["uid"])["uid"].to_pylist()], scorer
 
 
-def _open_embeddings(folder: Path) -> "tuple[Column | Parts, Column | Parts, list[Path], str]":
-    """(image, text, files of metadata, scorer)."""
+def _open_embeddings(folder: Path) -> "tuple[Column | Parts, Column | Parts, list[Path], str, str]":
+    """(image, text, files of metadata, scorer, what the vectors are: "unit" or "tangent")."""
     image, text = (_stack(folder / part, part) for part in ("img_emb", "text_emb"))
     metadata = _numbered(folder / "metadata", "parquet")
     rows = sum(pq.read_metadata(file).num_rows for file in metadata)
@@ -223,7 +230,7 @@ def _open_embeddings(folder: Path) -> "tuple[Column | Parts, Column | Parts, lis
         card = json.loads((folder / "scorer.json").read_text())
     except FileNotFoundError:
         raise MissingInput(f"Found no {folder / 'scorer.json'}, expected the name and version of the scorer; embed again.") from None
-    return image, text, metadata, f"{card['scorer']}@{str(card['version'])[:12]}"
+    return image, text, metadata, f"{card['scorer']}@{str(card['version'])[:12]}", str(card.get("vectors", "unit"))
 
 
 def _numbered(folder: Path, suffix: str) -> list[Path]:

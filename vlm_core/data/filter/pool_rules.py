@@ -1,6 +1,7 @@
 """Rules that compare samples with each other: copies, clusters, balance. Same form as in `rules`."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from vlm_core.data.filter import semantic
 from vlm_core.data.blocks import pieces
 from vlm_core.data.filter.cuts import load_targets
 from vlm_core.data.filter.decisions import Reason, Verdict, first_reason
-from vlm_core.data.filter.entries import Entries, entry_prob
+from vlm_core.data.filter.entries import Entries, entry_prob, p_to_t, t_to_p
 from vlm_core.data.filter.config import Balance, ExactDuplicates, NearDuplicates, SemanticDuplicates, Targets
 from vlm_core.data.filter.grouping import EMPTY, usable_hashes
 from vlm_core.data.filter.perceptual import parse_hex
@@ -123,9 +124,23 @@ def balance(section: Balance, pool: Pool, rows: Column) -> Verdict:
     entries = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     finder = Entries(entries, section.match)
     hits = [finder.find(caption) for part in pieces(rows) for caption in pool.caption[part]]
-    counts = np.bincount([entry for row in hits for entry in row], minlength=len(entries))
-    prob = entry_prob(counts, section.t)
-    keep_prob = np.array([1 - np.prod(1 - prob[row]) if row else 0.0 for row in hits])
+    langs = pool.lang[rows].astype(str) if section.per_language else np.full(len(rows), ENGLISH)
+    keep_prob = balanced(hits, langs, len(entries), section.t)
     draw = select.uniform(pool.uid[rows].tolist(), section.seed)
     reason = first_reason(len(rows), ("no_entry", np.array([not row for row in hits], bool)), ("thinned", draw >= keep_prob))
     return Verdict(reason, keep_prob, draw, version=hashlib.sha256(path.read_bytes()).hexdigest()[:12])
+
+
+ENGLISH = "en"
+
+
+def balanced(hits: Sequence[Sequence[int]], langs: Column, entries: int, t: int) -> NDArray[np.float64]:
+    """Chance of every caption to stay: its entries are counted, and thinned, inside its language. Raises SchemaMismatch when no English caption says what share is rare."""
+    counts = {
+        lang: np.bincount([entry for row, own in zip(hits, langs == lang, strict=True) if own for entry in row], minlength=entries) for lang in np.unique(langs)
+    }
+    if not counts.get(ENGLISH, np.zeros(1)).any():
+        raise SchemaMismatch(f"Found no entry in any English caption of {len(hits):,}, expected some, since t is that of English; give other entries.")
+    share = t_to_p(counts[ENGLISH], t)
+    prob = {lang: entry_prob(own, t if lang == ENGLISH else max(1, p_to_t(own, share)) if own.any() else t) for lang, own in counts.items()}
+    return np.array([1 - np.prod(1 - prob[lang][row]) if row else 0.0 for row, lang in zip(hits, langs, strict=True)])

@@ -71,7 +71,7 @@ def _below(host: str, names: list[str]) -> bool:
 
 def text(section: TextRules, pool: Pool, rows: Column) -> Verdict:
     """Words and characters of the caption; the score is the number of words."""
-    if section.max_words < section.min_words:
+    if section.max_words is not None and section.max_words < section.min_words:
         raise ConfigError(f"Found text.max_words {section.max_words} below text.min_words {section.min_words}, expected it above; change one of them.")
     if section.by_script:
         captions = pool.caption[rows].tolist()
@@ -83,7 +83,7 @@ def text(section: TextRules, pool: Pool, rows: Column) -> Verdict:
         ("no_caption", chars == 0),
         ("too_few_words", words < section.min_words),
         ("too_few_chars", chars < section.min_chars),
-        ("too_many_words", words > section.max_words),
+        ("too_many_words", words > section.max_words if section.max_words is not None else np.zeros(len(rows), bool)),
     )
     return Verdict(reason, words, section.min_words, joined(chars, " characters"))
 

@@ -11,6 +11,7 @@ from tests.distributed.ranks import run_ranks
 from tests.train.test_pretrain import Told, one_thread, settings
 from tests.train.tiny import make_shards, small
 from vlm_core.checkpoint import read_weights
+from vlm_core.objectives.gather import carrier
 from vlm_core.train import launch
 from vlm_core.train.fit import read_rows
 from vlm_core.train.pretrain import train
@@ -27,6 +28,12 @@ def test_gathered_rows_come_in_rank_order_and_their_gradients_are_summed_over_ra
         assert all_ND.flatten().tolist() == [0.0, 0.0, 1.0, 1.0]
     assert [grad.flatten().tolist() for _, grad in results] == [[3.0, 6.0], [9.0, 12.0]]  # (1 + 2) * (j + 1)
     assert [rank["coin"] for rank in ranks] == [0.0, 0.0]
+
+
+def test_a_number_drawn_on_the_cpu_goes_to_the_gpu_where_ranks_talk_over_nccl() -> None:
+    cpu, second = torch.device("cpu"), torch.device("cuda", 1)
+    assert [carrier("nccl", cpu), carrier("nccl", second)] == [torch.device("cuda"), second]
+    assert [carrier("gloo", cpu), carrier("cpu:gloo,cuda:nccl", cpu)] == [cpu, cpu]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -75,10 +75,17 @@ def mean_over_ranks(count: Tensor) -> Tensor:
 
 
 def of_first(value: Tensor) -> Tensor:
-    """The first rank's value, on every rank."""
-    if world()[1] > 1:
-        dist.broadcast(value, 0)
-    return value
+    """The first rank's value, on every rank, wherever it lies."""
+    if world()[1] == 1:
+        return value
+    carried = value.to(carrier(dist.get_backend(), value.device))
+    dist.broadcast(carried, 0)
+    return carried.to(value.device)
+
+
+def carrier(backend: str, device: torch.device) -> torch.device:
+    """Where a value has to lie to be sent: nccl carries what is on a GPU only."""
+    return torch.device("cuda") if backend == "nccl" and device.type == "cpu" else device
 
 
 def exchange(image_BD: Tensor, text_BD: Tensor, local_loss: bool = True, gather_with_grad: bool = True) -> Pairs:

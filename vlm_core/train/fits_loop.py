@@ -8,7 +8,8 @@ from vlm_core.objectives.config import Need
 if TYPE_CHECKING:
     from vlm_core.train.config import Pretrain
 
-OWN_PASSES: frozenset[Need] = frozenset({"fusion", "scenes", "one_tower"})  # run through blocks of the towers again, the whole batch at once
+# run blocks of a tower, or the decoder, over the whole batch at once
+OWN_PASSES: frozenset[Need] = frozenset({"fusion", "scenes", "one_tower", "visual_tokens", "decoder"})
 SLOW: frozenset[Need] = frozenset({"slow_towers", "key_view"})
 
 
@@ -39,7 +40,7 @@ def _gradients(config: "Pretrain") -> None:
     if again:
         raise Incompatible(
             f"Found the objective {again[0]!r} with fit.micro_batch={fit.micro_batch} and cached gradients, expected objectives that depend on features only, since its "
-            "further passes through the towers would see the whole batch at once; set fit.gradients=accumulated or drop one of the two."
+            "own passes through the towers or the decoder would see the whole batch at once; set fit.gradients=accumulated or drop one of the two."
         )
     if config.model.image.batch_norm:
         raise Incompatible(

@@ -24,7 +24,8 @@ COMPOSED: dict[str, dict[str, Any]] = {
     "alip": {"weighted_captions": {}},
     "zerovl": {"mixup": {}},
     "unicl": {"image_text_label": {}},
-    "coca": {"captioning": {}, "image_text_contrastive": {}},
+    "coca": {"captioning": {"chunk_size": 2}, "image_text_contrastive": {}},
+    "pali": {"prefix_generation": {"chunk_size": 4}},
     "ra-clip": {"retrieval_augmented": {}},
     "fiber's queue": {"queued_contrastive": SMALL["queued_contrastive"]},
 }
@@ -84,13 +85,22 @@ def test_cached_gradients_equal_those_of_the_whole_batch(name: str, size: int) -
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 6])
-@pytest.mark.parametrize("name", ["clip", "declip", "slip and moco", "filip and mae"])
+@pytest.mark.parametrize("name", ["clip", "declip", "slip and moco", "filip and mae", "pali"])
 def test_under_dropout_and_patch_dropout_every_part_is_dropped_the_same_again(name: str, size: int) -> None:
     given = batch(PAIRS, torch.float64)
     expected = gradients(body_of(COMPOSED[name], True), lambda body: parts_kept(body, given, size))
     assert_same(gradients(body_of(COMPOSED[name], True), lambda body: cached_step(body, given, size)), expected)
     other = gradients(body_of(COMPOSED[name], True), lambda body: (torch.manual_seed(8), cached_step(body, given, size))[1])
     assert other[0] != pytest.approx(expected[0], rel=1e-6)  # the noise matters
+
+
+@pytest.mark.parametrize(("kind", "name"), [("captioning", "decoder"), ("prefix_generation", "text.transformer")])
+def test_no_more_captions_are_written_at_a_time_than_the_towers_see(kind: str, name: str) -> None:
+    body, seen = body_of({kind: {"chunk_size": 2}}, False), list[int]()
+    body.towers.get_submodule(name).register_forward_hook(lambda _, given, made: seen.append(len(made)))
+    cached_step(body, batch(PAIRS, torch.float64), 2)[0].backward()
+    assert len(seen) >= 6
+    assert max(seen) == 2
 
 
 def test_accumulated_gradients_are_the_mean_over_parts_weighted_by_their_pairs() -> None:

@@ -247,6 +247,15 @@ def test_a_picture_that_holds_no_numbers_is_named(tmp_path: Path) -> None:
             "Found the objective 'image_text_matching' with fit.micro_batch=8 and cached gradients, expected objectives that depend on features only",
         ),
         (
+            ("fit.micro_batch=8", "objectives.masked_image={}", "model.visual_tokens={kind: patch_clusters}"),
+            "Found the objective 'masked_image' with fit.micro_batch=8 and cached gradients, expected objectives that depend on features only",
+        ),
+        (
+            ("fit.micro_batch=8", "objectives.captioning={chunk_size: 16}", "model.decoder={heads: 2}"),
+            "Found the objective 'captioning' with fit.micro_batch=8 and cached gradients, expected a decoder that sees no more captions at a time than the towers; "
+            "set objectives.captioning.chunk_size=8",
+        ),
+        (
             ("fit.micro_batch=8", "model.image={kind: clip_resnet, image_size: 32, layers: [1, 1, 1, 1], width: 8, heads: 4}"),
             "Found the image tower 'clip_resnet' with fit.micro_batch=8 and cached gradients, expected one without batch norm",
         ),

@@ -11,31 +11,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional as F
 
-from vlm_core.models.towers import Outputs, TwoTower, widen
+from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import config as menu
-from vlm_core.objectives.base import Objective, full_precision, present
+from vlm_core.objectives.base import Objective, present
 from vlm_core.objectives.heads import word_loss
 
 PAD = 0
 
 
-def caption_loss(logits_BLV: Tensor, labels_BL: Tensor, pad_id: int = PAD) -> Tensor:
-    """Mean cross-entropy over the labels that are not padding.
-
-    Source: CoCa, arXiv 2205.01917 (open_clip). Checked by golden `pretraining/coca_loss`.
-    """
-    return F.cross_entropy(logits_BLV.flatten(0, -2), labels_BL.flatten(), ignore_index=pad_id)
-
-
 class Captioning(Objective):
+    def __init__(self, config: menu.Captioning) -> None:
+        super().__init__()
+        self.config = config
+
     def forward(self, out: Outputs, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         decoder, labels_BL = present(present(out.towers).decoder), batch["ids"][:, 1:]
-        states_BLE = decoder(decoder.see(present(out.patches_BPE)), present(out.tokens_BLE)[:, :-1])
-        with full_precision(states_BLE.device):
-            return {"captioning": word_loss(widen(states_BLE), labels_BL, labels_BL != PAD, decoder.say)}
+        rows = present(out.patches_BPE), present(out.tokens_BLE)[:, :-1]
+
+        def write(patches_BPE: Tensor, tokens_BLE: Tensor) -> Tensor:
+            return decoder(decoder.see(patches_BPE), tokens_BLE)
+
+        return {"captioning": word_loss(write, rows, labels_BL, labels_BL != PAD, decoder.say, chunk_size=self.config.chunk_size)}
 
 
 def build(config: menu.Captioning, towers: TwoTower) -> Objective:
-    return Captioning()
+    return Captioning(config)

@@ -239,14 +239,20 @@ class MaskedCrossModal(Objective):
     joins = False
 
 
-class Captioning(Objective):
+class Writing(Objective):
+    """Those that write through the model's decoder."""
+
+    chunk_size: int = Field(0, ge=0, description="captions written at a time and written again in backward; 0: all at once")
+
+
+class Captioning(Writing):
     """The caption is written word by word while looking at the picture (CoCa, arXiv 2205.01917)."""
 
     needs = frozenset({"patches", "tokens", "decoder"})
     joins = False
 
 
-class PrefixGeneration(Objective):
+class PrefixGeneration(Writing):
     """From a picture, a task prompt and the first words of the caption the rest is written (PaLI, arXiv 2209.06794; SimVLM, arXiv 2108.10904)."""
 
     prompt: str = Field("alt text in english :", description="words in front of every caption that say the task; '' is none")

@@ -15,15 +15,18 @@ from torch.utils.checkpoint import checkpoint
 from vlm_core.objectives.gather import Pairs
 
 
-def over_rows(chunk: Callable[..., Tensor], rows: Sequence[Tensor], *others: object, chunk_size: int = 0) -> Tensor:
-    """Sum of `chunk(begin, *rows[begin:end], *others)` over chunks of rows; chunk_size 0 takes all rows at once and keeps what backward needs."""
+def over_rows(chunk: Callable[..., Tensor], rows: Sequence[Tensor], *others: object, chunk_size: int = 0, draws: bool = False) -> Tensor:
+    """Sum of `chunk(begin, *rows[begin:end], *others)` over chunks of rows; chunk_size 0 takes all rows at once and keeps what backward needs.
+
+    `draws` says that a chunk draws random numbers, which are drawn again in backward.
+    """
     count = len(rows[0])
     if not 0 < chunk_size < count:
         return chunk(0, *rows, *others)
     total = rows[0].new_zeros(())
     for begin in range(0, count, chunk_size):
         part = [row[begin : begin + chunk_size] for row in rows]
-        total = total + checkpoint(chunk, begin, *part, *others, use_reentrant=False, preserve_rng_state=False)
+        total = total + checkpoint(chunk, begin, *part, *others, use_reentrant=False, preserve_rng_state=draws)
     return total
 
 

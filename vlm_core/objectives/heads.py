@@ -1,13 +1,17 @@
 """Small networks that objectives put on top of the towers, and a batch norm that sees the global batch."""
 
-# B rows of this rank, N rows of all ranks, L places, E channels, K words of a chunk
+# B rows of this rank, b of them at a time, N rows of all ranks, L places, E channels, K words of a chunk
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from vlm_core.models.towers import widen
+from vlm_core.objectives.base import full_precision
+from vlm_core.objectives.contrast import over_rows
 from vlm_core.objectives.gather import gather, mean_over_ranks, world
 
 WORDS = 512  # whose logits over the vocabulary exist at a time
@@ -56,15 +60,37 @@ def masked_prediction_loss(states_BLE: Tensor, labels_BL: Tensor, head: nn.Modul
     return F.cross_entropy(head(states_BLE[masked_BL]), labels_BL[masked_BL], reduction="sum") / count.clamp(min=1 / world()[1])
 
 
-def word_loss(states_BLE: Tensor, labels_BL: Tensor, scored_BL: Tensor, say: nn.Module) -> Tensor:
-    """Mean cross-entropy over the words that are scored, all ranks' together. Their logits would be the largest tensor of a step: they are made a few
-    words at a time, and again in backward."""
-    states_KE, labels_K = states_BLE[scored_BL], labels_BL[scored_BL]
-    total = states_KE.new_zeros(())
-    for begin in range(0, len(labels_K), WORDS):
-        part = states_KE[begin : begin + WORDS], labels_K[begin : begin + WORDS]
-        total = total + checkpoint(_words, *part, say, use_reentrant=False, preserve_rng_state=False)
+def word_loss(
+    write: Callable[..., Tensor], rows: Sequence[Tensor], labels_BL: Tensor, scored_BL: Tensor, say: nn.Module, *, chunk_size: int = 0
+) -> Tensor:
+    """Mean cross-entropy over the words that are scored, all ranks' together.
+
+    Their logits would be the largest tensor of a step: they are made a few words at a time, and again in backward; with `chunk_size` so are their states.
+
+    Args:
+        write: rows -> states (b, L, E) of which `say` makes logits of the next word.
+        rows: what it writes from, a row per text each.
+        labels_BL: the words.
+        scored_BL: true where a word counts.
+        say: states -> logits over the vocabulary.
+        chunk_size: texts written at a time; 0 is all.
+
+    Source: CoCa, arXiv 2205.01917 (open_clip). Checked by golden `pretraining/coca_loss`.
+    """
+    total = over_rows(_texts, [labels_BL, scored_BL, *rows], write, say, chunk_size=chunk_size, draws=True)
     return total / mean_over_ranks(scored_BL.sum().to(total.dtype)).clamp(min=1 / world()[1])
+
+
+def _texts(begin: int, labels_bL: Tensor, scored_bL: Tensor, *rows_write_say: Any) -> Tensor:
+    *rows, write, say = rows_write_say
+    states_bLE = write(*rows)
+    with full_precision(states_bLE.device):
+        states_KE, labels_K = widen(states_bLE)[scored_bL], labels_bL[scored_bL]
+        total = states_KE.new_zeros(())
+        for first in range(0, len(labels_K), WORDS):
+            part = states_KE[first : first + WORDS], labels_K[first : first + WORDS]
+            total = total + checkpoint(_words, *part, say, use_reentrant=False, preserve_rng_state=False)
+    return total
 
 
 def _words(states_KE: Tensor, labels_K: Tensor, say: nn.Module) -> Tensor:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_core.models.towers import Outputs, TwoTower, widen
+from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import config as menu
-from vlm_core.objectives.base import Objective, full_precision, present
+from vlm_core.objectives.base import Objective, present
 from vlm_core.objectives.heads import word_loss
 
 
@@ -26,14 +26,21 @@ def scored(ids_BL: Tensor, given_B: Tensor) -> Tensor:
 
 
 class PrefixGeneration(Objective):
+    def __init__(self, config: menu.PrefixGeneration) -> None:
+        super().__init__()
+        self.config = config
+
     def forward(self, out: Outputs, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         towers, ids_BL = present(out.towers), batch["prefix_ids"]
         decoder, text = present(towers.decoder), towers.text
-        states_BLE = text.states(text.embed(ids_BL), ids_BL)  # type: ignore[operator]
-        states_BLE = decoder(decoder.see(present(out.patches_BPE)), states_BLE[:, :-1])
-        with full_precision(states_BLE.device):
-            return {"prefix_generation": word_loss(widen(states_BLE), ids_BL[:, 1:], scored(ids_BL, batch["given"]), decoder.say)}
+
+        def write(patches_BPE: Tensor, ids_BL: Tensor) -> Tensor:
+            states_BLE = text.states(text.embed(ids_BL), ids_BL)  # type: ignore[operator]
+            return decoder(decoder.see(patches_BPE), states_BLE[:, :-1])
+
+        rows, to_say_BL = (present(out.patches_BPE), ids_BL), scored(ids_BL, batch["given"])
+        return {"prefix_generation": word_loss(write, rows, ids_BL[:, 1:], to_say_BL, decoder.say, chunk_size=self.config.chunk_size)}
 
 
 def build(config: menu.PrefixGeneration, towers: TwoTower) -> Objective:
-    return PrefixGeneration()
+    return PrefixGeneration(config)

@@ -3,13 +3,12 @@
 from typing import TYPE_CHECKING
 
 from vlm_core.errors import Incompatible
-from vlm_core.objectives.config import Need
+from vlm_core.objectives.config import Need, Writing
 
 if TYPE_CHECKING:
     from vlm_core.train.config import Pretrain
 
-# run blocks of a tower, or the decoder, over the whole batch at once
-OWN_PASSES: frozenset[Need] = frozenset({"fusion", "scenes", "one_tower", "visual_tokens", "decoder"})
+OWN_PASSES: frozenset[Need] = frozenset({"fusion", "scenes", "one_tower", "visual_tokens"})  # run through blocks of the towers again, the whole batch at once
 SLOW: frozenset[Need] = frozenset({"slow_towers", "key_view"})
 
 
@@ -40,7 +39,13 @@ def _gradients(config: "Pretrain") -> None:
     if again:
         raise Incompatible(
             f"Found the objective {again[0]!r} with fit.micro_batch={fit.micro_batch} and cached gradients, expected objectives that depend on features only, since its "
-            "own passes through the towers or the decoder would see the whole batch at once; set fit.gradients=accumulated or drop one of the two."
+            "further passes through the towers would see the whole batch at once; set fit.gradients=accumulated or drop one of the two."
+        )
+    writing = [kind for kind, objective in chosen.items() if isinstance(objective, Writing) and not 0 < objective.chunk_size <= fit.micro_batch]
+    if writing:
+        raise Incompatible(
+            f"Found the objective {writing[0]!r} with fit.micro_batch={fit.micro_batch} and cached gradients, expected a decoder that sees no more captions at a time than the towers; "
+            f"set objectives.{writing[0]}.chunk_size={fit.micro_batch} or fit.gradients=accumulated."
         )
     if config.model.image.batch_norm:
         raise Incompatible(

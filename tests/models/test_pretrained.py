@@ -101,6 +101,42 @@ def test_another_logit_scale_is_no_other_architecture(tmp_path: Path) -> None:
     pretrained.load(write(tmp_path / "model"), expected=TINY.but("scale.init=20"))
 
 
+def test_training_goes_on_with_other_dropout_and_other_bounds_as_it_asks(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", TINY.but("image.patch_dropout=0.5"))
+    assert pretrained.load(folder).towers.image.patch_dropout.prob == 0.5
+    asked = TINY.but("image.patch_dropout=0", "scale.max=50")
+    towers = pretrained.load(folder, expected=asked).towers  # FLIP's last epochs see all patches
+    assert towers.config == asked
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(towers.train().image(images), pretrained.load(folder).towers.image(images))
+
+
+def test_positions_are_stretched_by_cubic_weights_for_larger_pictures(tmp_path: Path) -> None:
+    positions = torch.zeros(17, 2)
+    positions[0] = torch.tensor([7.0, -7.0])
+    positions[1:, 0] = torch.arange(4.0).repeat(4)  # the column
+    positions[6, 1] = 1.0  # the patch in the second row and column
+    wide = pretrained.stretched(positions, 8)
+    assert wide[0].tolist() == [7.0, -7.0]
+    grid = wide[1:].view(8, 8, 2)
+    # new place i lies at old place i / 2 - 1/4; two places in from the border a cubic keeps a straight line
+    assert grid[5, 3:5, 0].tolist() == pytest.approx([1.25, 1.75], abs=1e-6)
+    # Keys' weights (a = -1/2) of a neighbour 1/4 and 3/4 away, by hand
+    near, far = 1.5 * 0.25**3 - 2.5 * 0.25**2 + 1, 1.5 * 0.75**3 - 2.5 * 0.75**2 + 1
+    assert grid[3:5, 3:5, 1].flatten().tolist() == pytest.approx([near * near, near * far, far * near, far * far], abs=1e-6)
+
+
+def test_a_model_goes_on_with_larger_pictures_where_only_positions_hang_on_their_size(tmp_path: Path) -> None:
+    folder, larger = write(tmp_path / "model"), TINY.but("image.image_size=32")
+    towers, before = pretrained.load(folder, expected=larger).towers, pretrained.load(folder).towers
+    assert towers.image(torch.randn(2, 3, 32, 32)).shape == (2, 8)
+    assert torch.equal(towers.image.positional_embedding, pretrained.stretched(before.image.positional_embedding, 4))
+    assert torch.equal(towers.image.conv1.weight, before.image.conv1.weight)
+    for asked in ("image.patch_size=16", "regions={width: 16, blocks: 1, levels: 2}"):
+        with pytest.raises(CheckpointError, match=r"Found model\..* in .* as this recipe says"):
+            pretrained.load(folder, expected=larger.but(asked))
+
+
 def test_other_pixels_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "model")
     settings = pretrained.read_settings(folder)

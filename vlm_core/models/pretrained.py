@@ -1,6 +1,7 @@
 """A model folder and back: model.safetensors, config.json, card.md. `load(folder)` is all that the rest of the platform needs to know about a model."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from vlm_core.checkpoint import fill, read_weights, write_weights
 from vlm_core.config import canonical_json
@@ -20,9 +22,9 @@ from vlm_core.models.towers import TwoTower, unit
 from vlm_core.stage import write_json
 
 FORMAT = 1
-WEIGHTS = "model.safetensors"
+WEIGHTS, POSITIONS = "model.safetensors", "image.positional_embedding"
 
-# B pictures or texts, L tokens, D joint width
+# B pictures or texts, L tokens, D joint width, P class token and patches of a ViT, E its width, S and R rows of its grid
 
 
 class Vlm:
@@ -119,7 +121,8 @@ def load(folder: Path | str, expected: menu.TwoTower | None = None) -> Vlm:
 
     Args:
         folder: with model.safetensors and config.json.
-        expected: the architecture that the caller wants to continue with.
+        expected: the architecture that the caller wants to continue with. Its dropout and bounds of the logit scale may be others, and a ViT may read
+            pictures of another size: its positions are stretched.
     """
     folder = Path(folder)
     settings = read_settings(folder)
@@ -134,7 +137,10 @@ def load(folder: Path | str, expected: menu.TwoTower | None = None) -> Vlm:
             f"Found the tokenizer {tokenize.name!r} in {folder}, expected {settings['tokenizer']!r} as its config.json says; fetch the model again."
         )
     state = read_weights(folder / WEIGHTS, settings["weights_sha256"])
-    towers = TwoTower(config, fresh=False)
+    if expected is not None and _only_size_differs(expected, config):
+        rows = expected.image.image_size // expected.image.patch_size  # type: ignore[union-attr]  # a ViT
+        state = {**state, POSITIONS: stretched(state[POSITIONS], rows)}
+    towers = TwoTower(expected or config, fresh=False)
     fill(towers, state, str(folder / WEIGHTS))
     return Vlm(towers, settings, tokenize)
 
@@ -155,13 +161,37 @@ def _check(folder: Path, settings: Mapping[str, Any], config: menu.TwoTower, exp
         raise CheckpointError(
             f"Found weights of activation {config.activation!r} in {folder}, expected {expected.activation!r} as this recipe says; set model.activation={config.activation}."
         )
-    mine, theirs = ({name: value for name, value in part.flat().items() if not name.startswith("scale.")} for part in (expected, config))
-    wrong = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
-    if wrong:
-        name = wrong[0]
+    wrong = _differing(expected, config)
+    if wrong and not _only_size_differs(expected, config):
+        name, mine, theirs = wrong[0], expected.flat(), config.flat()
         raise CheckpointError(
             f"Found model.{name} {theirs.get(name)!r} in {folder}, expected {mine.get(name)!r} as this recipe says; set model.{name}={theirs.get(name)} or drop the input 'initial'."
         )
+
+
+def _differing(expected: menu.TwoTower, found: menu.TwoTower) -> list[str]:
+    """Settings that say which weights there are and what they mean: not how training drops or bounds them."""
+    mine, theirs = expected.flat(), found.flat()
+    return sorted(
+        name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name) and not name.startswith("scale.") and "dropout" not in name
+    )
+
+
+def _only_size_differs(expected: menu.TwoTower, found: menu.TwoTower) -> bool:
+    """Whether the one difference is the side of the pictures, and nothing but a ViT's positions hangs on it."""
+    hanging = (expected.regions, expected.retrieval, expected.visual_tokens)
+    return _differing(expected, found) == ["image.image_size"] and isinstance(expected.image, menu.Vit) and all(part is None for part in hanging)
+
+
+def stretched(positions_PE: Tensor, rows: int) -> Tensor:
+    """Positions (1 + rows x rows, E) of a ViT for pictures of another size: the class token's as it is, the grid of patches by bicubic interpolation.
+
+    CLIP's last epoch at 336 pixels begins so; open_clip resizes alike (`resize_pos_embed`).
+    """
+    side = math.isqrt(len(positions_PE) - 1)
+    grid_1ESS = positions_PE[1:].float().T.reshape(1, -1, side, side)
+    wide_1ERR = F.interpolate(grid_1ESS, size=(rows, rows), mode="bicubic", antialias=True, align_corners=False)
+    return torch.cat([positions_PE[:1], wide_1ERR[0].flatten(1).T.to(positions_PE.dtype)])
 
 
 def _card(settings: Mapping[str, Any]) -> str:

@@ -60,9 +60,7 @@ def masked_prediction_loss(states_BLE: Tensor, labels_BL: Tensor, head: nn.Modul
     return F.cross_entropy(head(states_BLE[masked_BL]), labels_BL[masked_BL], reduction="sum") / count.clamp(min=1 / world()[1])
 
 
-def word_loss(
-    write: Callable[..., Tensor], rows: Sequence[Tensor], labels_BL: Tensor, scored_BL: Tensor, say: nn.Module, *, chunk_size: int = 0
-) -> Tensor:
+def word_loss(write: Callable[..., Tensor], rows: Sequence[Tensor], labels_BL: Tensor, scored_BL: Tensor, say: nn.Module, *, chunk_size: int = 0) -> Tensor:
     """Mean cross-entropy over the words that are scored, all ranks' together.
 
     Their logits would be the largest tensor of a step: they are made a few words at a time, and again in backward; with `chunk_size` so are their states.

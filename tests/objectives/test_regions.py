@@ -13,6 +13,7 @@ from tests.objectives.region_ranks import KINDS, gradients, of_rank
 from tests.train.test_pretrain import Told, settings
 from tests.train.tiny import SMALL, make_shards, small
 from vlm_core.checkpoint import fill, read_weights
+from vlm_core.data.shards.augment import Transform
 from vlm_core.data.shards.scene_config import Scenes
 from vlm_core.errors import Incompatible
 from vlm_core.evaluate.grounding import answers, by_chance, hits, judge, pooled_ap, questions
@@ -20,13 +21,15 @@ from vlm_core.evaluate.heldout import read_heldout
 from vlm_core.models import pretrained
 from vlm_core.models.pixels import pixels_of
 from vlm_core.models.regions import Asked, Dense, anchors
+from vlm_core.models.tokenizer import BytePair
 from vlm_core.models.towers import TwoTower
 from vlm_core.objectives.regions import Scenes as Given
 from vlm_core.objectives.regions import region_losses, token_sigmoid_focal_loss
 from vlm_core.run import recipes
 from vlm_core.train.config import Pretrain
+from vlm_core.train.inputs import Kit
 from vlm_core.train.pretrain import train
-from vlm_core.train.scenes import composed
+from vlm_core.train.scenes import composed, fitting, scenes
 
 
 def test_the_focal_loss_of_one_hit_one_miss_and_padding_by_hand() -> None:
@@ -159,3 +162,34 @@ def test_coloured_shapes_are_grounded_better_than_by_chance(kind: str, tmp_path:
     assert learnt > 2 * chance
     assert learnt > 0.1
     assert np.concatenate([hits(one.scene.boxes_K4, one.phrase_K, guess) for one, guess in zip(asked, found, strict=True)]).mean() > 0.3
+
+
+def asked_of(*changes: str) -> tuple[dict[str, Tensor], list[list[int]]]:
+    """(what the maker of scenes lays over a batch of four pictures, the phrases that each scene shows)."""
+    config = small("scenes={negatives: 20, objects_max: 2, share: 1}", "model.text.context_length=64", *changes)
+    images = torch.full((4, 3, 32, 32), 255, dtype=torch.uint8)
+    images[:, :, 6:18, 4:20] = 40
+    texts = ["a red ball", "a blue square", "A red ball", "tench"]
+    made = scenes({"images": images, "texts": texts, "uids": ["x"], "step": 1}, Kit(config, Transform(32), BytePair(64)), torch.device("cpu"))
+    return made, [[one for one in shown if one >= 0] for shown in made["scene_phrases"].tolist()]
+
+
+def test_a_scene_is_asked_for_as_many_concepts_as_the_settings_say_from_the_dictionary_where_the_batch_has_too_few() -> None:
+    made, shown = asked_of("objectives.region_concept={}", "model.regions={reads: concepts, width: 16, blocks: 1, levels: 2}")
+    assert made["scene_column_BX"].shape == (4, 22)
+    for column, own in zip(made["scene_column_BX"].tolist(), shown, strict=True):
+        assert len(set(column)) == 22
+        assert set(own) <= set(column)
+        assert min(column) == 0
+    assert made["scene_ids"].shape[0] == 22  # three captions of the batch, nineteen names
+
+
+def test_a_prompt_holds_what_a_scene_shows_whole_and_as_many_others_as_have_room() -> None:
+    assert fitting([4, 2, -1, 0, 1, 3], [1, 4], lengths=[3, 4, 5, 2, 4], room=13) == [4, 2, -1, -1, 1, -1]
+    assert fitting([4, 2, 0, 1, 3], [1, 4], lengths=[3, 4, 5, 2, 4], room=13) == [4, 2, -1, 1, -1]
+    assert fitting([2, 0, 3], [], lengths=[3, 4, 9, 2, 4], room=5) == [-1, 0, 3]
+    made, shown = asked_of("objectives.region_word={}", "model.regions={reads: prompt, width: 16, blocks: 1, levels: 2}")
+    whole = {0: 3, 1: 3, 2: 2}  # words of the three captions in CLIP's vocabulary: "tench" is two
+    for column, own in zip(made["scene_column_BX"].tolist(), shown, strict=True):
+        assert {one: column.count(one) for one in own} == {one: whole[one] for one in own}
+        assert len(set(column)) - 1 > 3  # names of the dictionary, too

@@ -64,7 +64,7 @@ def words_of(ids_L: Sequence[int]) -> list[int]:
 
 
 def grounding_prompt(phrases: Sequence[Sequence[int]], separator: Sequence[int], ends: tuple[int, int], max_tokens: int) -> tuple[list[int], list[int]]:
-    """(ids of "first. second. ..", for each of them which phrase it belongs to, -1 for none). A phrase gets an equal share of the room at most.
+    """(ids of "first. second. ..", for each of them which phrase it belongs to, -1 for none). Where not all fit, a phrase gets an equal share of the room at most.
 
     Args:
         phrases: ids of each phrase, without special tokens.
@@ -72,7 +72,8 @@ def grounding_prompt(phrases: Sequence[Sequence[int]], separator: Sequence[int],
         ends: ids in front of and behind a text.
         max_tokens: of the whole prompt.
     """
-    room = max(1, (max_tokens - 2) // max(len(phrases), 1) - len(separator))
+    whole = sum(len(phrase) + len(separator) for phrase in phrases)
+    room = max_tokens if whole <= max_tokens - 2 else max(1, (max_tokens - 2) // max(len(phrases), 1) - len(separator))
     ids, owner = [ends[0]], [-1]
     for number, phrase in enumerate(phrases):
         cut = phrase[:room]

@@ -1,8 +1,11 @@
-"""The maker of scenes: composed from the batch's own pictures, asked for their captions and for those of other pictures of the batch."""
+"""The maker of scenes: composed from the batch's own pictures, asked for their captions, for those of other pictures of the batch, and, where these are fewer
+than `scenes.negatives` asks for, for names of the dictionary (GLIP adds names of other classes, DetCLIP concepts of its dictionary).
+"""
 
 # B pairs, C scenes, K objects, M phrases asked for, S side, 4 = left, top, right, bottom
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +20,8 @@ from vlm_core.data.shards.samples import Samples
 from vlm_core.data.shards.scene_config import Scenes
 from vlm_core.data.shards.scenes import CutOut, compose, cut_out
 from vlm_core.models import regions, tokenizer
-from vlm_core.models.concepts import build_parallel_concepts
+from vlm_core.models.concepts import build_parallel_concepts, packaged_concepts
+from vlm_core.models.region_text import words_of
 from vlm_core.train.body import Batch
 
 if TYPE_CHECKING:
@@ -35,10 +39,15 @@ def scenes(batch: Batch, kit: "Kit", device: torch.device) -> dict[str, Any]:
     number = {name: place for place, name in enumerate(names)}
     images_C3SS, boxes_CK4, phrase_CK = composed(batch["images"].cpu(), [number[phrase(text)] for text in batch["texts"]], kit.config.scenes, dice)
     total = kit.config.scenes.objects_max + kit.config.scenes.negatives
+    names += packaged_concepts().sample_negatives(names, total - len(names), dice) if total > len(names) else []
     asked = [build_parallel_concepts([one for one in shown if one >= 0], range(len(names)), total, dice) for shown in phrase_CK.tolist()]
-    settings = kit.config.model.regions
+    settings, tokenize = kit.config.model.regions, kit.tokenize
     assert settings is not None  # fits.py
-    found = regions.ask(settings, names, torch.tensor(asked), lambda texts: tokenizer.trim(kit.tokenize(texts)), kit.tokenize.context_length)
+    if settings.reads == "prompt":
+        lengths = [len(words_of(ids)) for ids in tokenize([". ", *names]).tolist()]
+        lengths, room = [length + lengths[0] for length in lengths[1:]], tokenize.context_length - 2
+        asked = [fitting(one, shown, lengths, room) for one, shown in zip(asked, phrase_CK.tolist(), strict=True)]
+    found = regions.ask(settings, names, torch.tensor(asked), lambda texts: tokenizer.trim(tokenize(texts)), tokenize.context_length)
     made = {
         "images": kit.transform.normalise(images_C3SS),
         "boxes": boxes_CK4,
@@ -48,6 +57,23 @@ def scenes(batch: Batch, kit: "Kit", device: torch.device) -> dict[str, Any]:
         "real_BX": found.real_BX,
     }
     return {f"scene_{name}": value.to(device) for name, value in made.items()}
+
+
+def fitting(asked: list[int], shown: Sequence[int], lengths: Sequence[int], room: int) -> list[int]:
+    """What is asked for with -1 in the place of what has no room in the prompt: what is shown comes first, then the others in their order.
+
+    Args:
+        asked: phrases, -1 for padding.
+        shown: those of them that the scene shows.
+        lengths: tokens of every phrase with what parts it from the next.
+        room: tokens of the prompt.
+    """
+    left, kept = room - sum(lengths[one] for one in asked if one >= 0 and one in shown), list[int]()
+    for one in asked:
+        there = one >= 0 and (one in shown or lengths[one] <= left)
+        left -= lengths[one] if there and one not in shown else 0
+        kept.append(one if there else -1)
+    return kept
 
 
 def sheet(config: "Pretrain", samples: Samples, transform: Transform, folder: Path) -> dict[str, str]:

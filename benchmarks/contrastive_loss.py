@@ -21,7 +21,7 @@ from pathlib import Path
 RESULT = Path(__file__).parent / "results" / "contrastive_loss.txt"
 NAMES = (
     "clip", "align (label smoothing)", "siglip", "soft targets (PyramidCLIP)", "labels (UniCL)", "mixup (ZeroVL)", "two views (SimCLR)", "neighbours (DeCLIP)",
-    "tokens (FILIP)", "transport (OTTER)", "two captions (ALIP)",
+    "tokens (FILIP)", "transport (OTTER)", "two captions (ALIP)", "noise (NLIP)", "queue (FIBER)",
 )  # fmt: skip
 
 
@@ -33,6 +33,8 @@ def losses(rows: int, width: int) -> dict[str, Callable[[int], object]]:
     from vlm_core.objectives.gather import Pairs
     from vlm_core.objectives.image_contrastive import nt_xent
     from vlm_core.objectives.image_text_label import unicl_loss
+    from vlm_core.objectives.noise_adaptive import adaptive_soft_infonce
+    from vlm_core.objectives.queued_contrastive import itc_queue_loss
     from vlm_core.objectives.sigmoid import siglip_loss
 
     torch.set_num_threads(1)
@@ -43,7 +45,7 @@ def losses(rows: int, width: int) -> dict[str, Callable[[int], object]]:
     scale, bias = torch.tensor(14.3, requires_grad=True), torch.tensor(-10.0, requires_grad=True)
     pairs, labels, taught = Pairs(image, text, image, text, 0), torch.arange(rows) // 2, optimal_transport.Taught(one, two)
     tokens = image.unflatten(1, (2, -1)), text.unflatten(1, (2, -1))  # twice the rows at half the width: the same embeddings
-    weight = torch.ones(rows)
+    weight, queued = torch.ones(rows), [side[: rows // 2] for side in (one, two)]  # FIBER's 4,096 beside 8,192
     return {
         "clip": lambda chunk: contrast.both_ways(pairs, scale, chunk_size=chunk),
         "align (label smoothing)": lambda chunk: contrast.both_ways(pairs, scale, chunk_size=chunk, label_smoothing=0.1),
@@ -56,6 +58,8 @@ def losses(rows: int, width: int) -> dict[str, Callable[[int], object]]:
         "tokens (FILIP)": lambda chunk: token_wise.filip_loss(*tokens, scale, chunk_size=chunk // 2),
         "transport (OTTER)": lambda chunk: torch.stack(optimal_transport.otter_loss(pairs, taught, scale, scale, chunk_size=chunk)).sum(),
         "two captions (ALIP)": lambda chunk: weighted_captions.weighted_clip_loss(image, text, scale, weight, weight, chunk_size=chunk),
+        "noise (NLIP)": lambda chunk: adaptive_soft_infonce(image, text, scale, 0.3 * weight, chunk_size=chunk),
+        "queue (FIBER)": lambda chunk: itc_queue_loss(image, text, *queued, scale, chunk_size=chunk),
     }
 
 

@@ -53,7 +53,7 @@ class Whole(nn.Module):
     def forward(self, given: dict[str, Any]) -> Tensor:
         out = self.towers(given, self.settings.needs)
         weights = {kind: settings.weight for kind, settings in self.settings.chosen().items()}
-        terms = [weights[kind] * value for kind, objective in self.objectives.items() for value in objective(out, given).values()]
+        terms = [weights[kind] * objective.factor(name) * value for kind, objective in self.objectives.items() for name, value in objective(out, given).items()]  # type: ignore[operator]
         return torch.stack(terms).sum()
 
 

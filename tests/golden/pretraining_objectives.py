@@ -17,7 +17,7 @@ from vlm_core.objectives import masked_autoencoder as mae
 from vlm_core.objectives import optimal_transport as otter
 from vlm_core.objectives import patch_grouping as grouping
 from vlm_core.objectives import regions
-from vlm_core.objectives.contrast import both_ways, cross_entropy, softened
+from vlm_core.objectives.contrast import both_ways, cross_entropy, logits, softened
 from vlm_core.objectives.gather import Pairs
 from vlm_core.objectives.heads import MaskedHead, masked_prediction_loss, word_loss
 from vlm_core.objectives.image_contrastive import image_contrastive_loss
@@ -109,6 +109,9 @@ def otter_arrays(arrays: Arrays) -> Iterator[Check]:
         for name, value in {"contrastive_loss": hard, "distill_loss": soft, "total": total}.items():
             yield near(f"{name}, chunk {chunk}", value, arrays[name])
         yield from gradients(total, arrays, {"grad_image_features": image, "grad_text_features": text, "grad_log_Ts": log_scale}, f", chunk {chunk}")
+    # its label-smoothing baseline: 0.9 on the own pair, 0.1 / (N - 1) on each other one
+    even = cross_entropy(image, text, log_scale.exp(), label_smoothing=0.1 * count / (count - 1))
+    yield near("label_smoothed_ce_row_loss_alpha09", even, arrays["label_smoothed_ce_row_loss_alpha09"])
 
 
 def pyramidclip_soft_infonce(arrays: Arrays) -> Iterator[Check]:
@@ -275,12 +278,16 @@ def itm_flava(arrays: Arrays) -> Iterator[Check]:
 def itc_queue_hard_negatives(arrays: Arrays) -> Iterator[Check]:
     image, text = leaves(arrays, "image_features", "text_features")
     queues = tensor(arrays["image_queue"]).T, tensor(arrays["text_queue"]).T
-    loss, sim_i2t, sim_t2i = itc_queue_loss(image, text, *queues, 1 / float(arrays["temperature"]))
+    scale = 1 / float(arrays["temperature"])
+    sim_i2t, sim_t2i = logits(image, torch.cat([text, queues[1]]), scale), logits(text, torch.cat([image, queues[0]]), scale)
     valid = len(image) + int(arrays["queue_valid"])
     weights = {"weights_i2t": itm.hard_negative_weights(sim_i2t, valid), "weights_t2i": itm.hard_negative_weights(sim_t2i, valid)}
-    for name, value in {"sim_i2t": sim_i2t, "sim_t2i": sim_t2i, "loss": loss, **weights}.items():
+    for name, value in {"sim_i2t": sim_i2t, "sim_t2i": sim_t2i, **weights}.items():
         yield near(name, value, arrays[name])
-    yield from gradients(loss, arrays, {"grad_image_features": image, "grad_text_features": text})
+    for chunk in (0, 3):
+        loss = itc_queue_loss(image, text, *queues, scale, chunk_size=chunk)
+        yield near(f"loss, chunk {chunk}", loss, arrays["loss"])
+        yield from gradients(loss, arrays, {"grad_image_features": image, "grad_text_features": text}, f", chunk {chunk}")
 
 
 def glip_alignment(arrays: Arrays) -> Iterator[Check]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from open_clip.modified_resnet import AttentionPool2d, Bottleneck
 from torch import nn
 
@@ -10,11 +11,15 @@ from tests.distributed.ranks import run_ranks
 from tests.golden.check import Arrays, Check, Entry, gradient, tensor
 from tests.golden.pretraining_objectives import OBJECTIVES, near
 from vlm_core.config import build
+from vlm_core.data.captions import alip
+from vlm_core.distill.base import Embeddings
+from vlm_core.distill.relation_kd import relation_kd_loss
 from vlm_core.models import config as models
 from vlm_core.objectives.contrast import logits as clip_logits
 from vlm_core.objectives.gather import exchange, gather
 from vlm_core.objectives.image_text_contrastive import clip_loss
 from vlm_core.objectives.sigmoid import siglip_loss
+from vlm_core.objectives.weighted_captions import weighted_clip_loss
 
 
 def clip_loss_arrays(arrays: Arrays) -> Iterator[Check]:
@@ -30,6 +35,40 @@ def clip_loss_arrays(arrays: Arrays) -> Iterator[Check]:
         yield near(f"grad_image_features, chunk {chunk}", gradient(loss, image), arrays["grad_image_features"])
         yield near(f"grad_text_features, chunk {chunk}", gradient(loss, text), arrays["grad_text_features"])
         yield near(f"grad_log_logit_scale, chunk {chunk}", gradient(loss, log_scale), arrays["grad_log_logit_scale"])
+
+
+def alip_arrays(arrays: Arrays) -> Iterator[Check]:
+    """A step with warm means of which some samples are not doubted; the whole loss with its gradients."""
+    image, raw, caption = (tensor(arrays[f"{name}_features"], grad=True) for name in ("image", "raw_text", "caption"))
+    names = ("raw_caption", "image_raw", "image_caption")
+    before = alip.Means(*(tensor(arrays[f"momentum_sim_{name}_before"]) for name in names))
+    weights, after = alip.alip_weights(image, raw, caption, before, float(arrays["gamma"]), float(arrays["ema_decay"]))
+    for name, mean in zip(names, after, strict=True):
+        yield near(f"momentum_sim_{name}_after", mean, arrays[f"momentum_sim_{name}_after"])
+    for name, value in {"weight_sample": weights.sample_B, "weight_raw": weights.raw_B, "weight_caption": weights.caption_B}.items():
+        yield near(name, value, arrays[name])
+    for chunk in (0, 4):
+        scale = tensor(arrays["logit_scale"])
+        of_raw = weighted_clip_loss(image, raw, scale, weights.raw_B, weights.sample_B, chunk_size=chunk)
+        of_caption = weighted_clip_loss(image, caption, scale, weights.caption_B, weights.sample_B, chunk_size=chunk)
+        for name, value in {"loss_raw": of_raw, "loss_caption": of_caption, "loss": of_raw + of_caption}.items():
+            yield near(f"{name}, chunk {chunk}", value, arrays[name])
+        for name, leaf in {"grad_image": image, "grad_raw": raw, "grad_caption": caption}.items():
+            yield near(f"{name}, chunk {chunk}", gradient(of_raw + of_caption, leaf), arrays[name])
+
+
+def distill_clip_loss_arrays(arrays: Arrays) -> Iterator[Check]:
+    """open_clip's is the cross-entropy with the teacher's softmax: ours, a divergence, and the teacher's entropy, which has no gradient."""
+    image, text = (tensor(arrays[f"{name}_features"], grad=True) for name in ("image", "text"))
+    student = Embeddings(image, text, tensor(arrays["logit_scale"]))
+    teacher = Embeddings(*(tensor(arrays[f"teacher_{name}"]) for name in ("image_features", "text_features", "logit_scale")))
+    wanted = clip_logits(teacher.image_BD, teacher.text_BD, teacher.scale)
+    entropy = sum(torch.distributions.Categorical(logits=rows).entropy().mean() for rows in (wanted, wanted.T)) / 2
+    contrast, distill = clip_loss(image, text, student.scale), relation_kd_loss(student, teacher)
+    yield near("contrastive_loss", contrast, arrays["contrastive_loss"])
+    yield near("distill_loss", distill + entropy, arrays["distill_loss"])
+    for name, leaf in {"grad_image_features": image, "grad_text_features": text}.items():
+        yield near(name, gradient(contrast + distill, leaf), arrays[name])
 
 
 def siglip_loss_arrays(arrays: Arrays) -> Iterator[Check]:
@@ -136,11 +175,13 @@ def clip_text_tower(arrays: Arrays) -> Iterator[Check]:
 
 
 TABLE: dict[str, Entry] = {
+    "alip": alip_arrays,
     "attention_pool2d": attention_pool2d,
     "clip_loss": clip_loss_arrays,
     "clip_resnet_bottleneck": clip_resnet_bottleneck,
     "clip_text_tower": clip_text_tower,
     "clip_vit": clip_vit,
+    "distill_clip_loss": distill_clip_loss_arrays,
     "distributed_losses": distributed_losses,
     "siglip_loss": siglip_loss_arrays,
     **OBJECTIVES,

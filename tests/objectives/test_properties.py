@@ -20,7 +20,7 @@ from vlm_core.objectives import optimal_transport as otter
 from vlm_core.objectives.contrast import both_ways, softened
 from vlm_core.objectives.gather import Pairs
 from vlm_core.objectives.heads import MaskedHead, masked_prediction_loss
-from vlm_core.objectives.hierarchical import pyramid_loss
+from vlm_core.objectives.hierarchical import pyramid_loss, shares
 from vlm_core.objectives.image_contrastive import image_contrastive_loss
 from vlm_core.objectives.image_text_label import own_labels, unicl_loss
 from vlm_core.objectives.image_text_matching import build_itm_batch, draw_negatives, hard_negative_weights, same_pairs
@@ -160,11 +160,13 @@ def test_weights_of_levels_that_are_there_sum_to_one() -> None:
     image, text, scale = pairs(5)
     all_equal = {name: image if name in ("G", "Lc", "R") else text for name in ("G", "Lc", "R", "S", "O", "A")}
     whole = softened(one_process(image, text), scale, 0.2)
-    near(sum(pyramid_loss(all_equal, scale).values(), torch.zeros(())).double(), whole)
+    for value in pyramid_loss(all_equal, scale).values():
+        near(value, whole)
     without = {name: value for name, value in all_equal.items() if name != "R"}
-    parts = pyramid_loss(without, scale, regions=0.5, attributes=0.1)
-    near(parts["attributes"] / parts["peer"], torch.tensor(0.25, dtype=torch.float64))
-    near(parts["attributes"] + parts["peer"], whole)
+    assert pyramid_loss(without, scale).keys() == {"peer", "attributes"}
+    assert shares(["peer", "regions", "attributes"]) == pytest.approx(dict.fromkeys(("peer", "regions", "attributes"), 1 / 3))
+    assert shares(["peer", "attributes"], regions=0.5, attributes=0.1) == pytest.approx({"peer": 0.8, "attributes": 0.2})
+    assert shares(["peer"]) == {"peer": 1.0}
 
 
 # ---------------------------------------------------------------- masks

@@ -87,6 +87,26 @@ def test_every_logit_scale_is_brought_back_after_the_step_and_recorded(trained: 
     assert float(kept.exp()) == pytest.approx(row["scale.optimal_transport"])
 
 
+def test_terms_are_recorded_without_their_factors_and_minimised_with_them() -> None:
+    given, chosen = batch(), {"optimal_transport": {"alpha": 0.2, "weight": 0.5}, "region_word": {"box": 3.0, "centre": 0.5}}
+    model, settings_ = towers(kind="region_word"), menu.Objectives.read(chosen)
+    weights = {kind: objective.weight for kind, objective in settings_.chosen().items()}
+    total, terms = Body(model, dict(built(settings_, model).items()), weights, settings_.needs)(given)  # type: ignore[arg-type]
+    factors = {"optimal_transport.contrastive": 0.1, "optimal_transport.transport": 0.4, "region_word": 1.0, "region_word.box": 3.0, "region_word.centre": 0.5}
+    assert terms.keys() == factors.keys()
+    torch.testing.assert_close(total, sum(factors[name] * value for name, value in terms.items()))
+    seen = torch.zeros(())
+    for other, factor in ({"alpha": 0.9}, 0.45), ({"alpha": 0.2}, 0.1):  # the term itself does not move with alpha
+        again = menu.Objectives.read({"optimal_transport": {**other, "weight": 0.5}})
+        torch.manual_seed(0)
+        same = towers(kind="region_word")
+        body = Body(same, dict(built(again, same).items()), {"optimal_transport": 0.5}, again.needs).eval()  # type: ignore[arg-type]
+        assert body.weight_of("optimal_transport.contrastive") == pytest.approx(factor)
+        found = body(given)[1]["optimal_transport.contrastive"].detach()
+        seen = found if not float(seen) else seen
+        torch.testing.assert_close(found, seen)
+
+
 def test_rates_fall_by_the_layer_from_the_heads_down_and_scalars_stand_apart() -> None:
     model = towers(**{"image.layers": 2, "text.layers": 3})
     body = body_of({"simsiam": {"hidden": 24, "bottleneck": 12}}, model)

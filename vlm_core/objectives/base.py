@@ -25,6 +25,10 @@ class Objective(nn.Module, ABC):
         """What the towers shall see beside the pairs, or instead of them (masked or mixed inputs); laid over the batch before they run."""
         return {}
 
+    def factor(self, term: str) -> float:
+        """Of a named term in the objective's own sum, which the loop multiplies by its weight; terms are recorded without it."""
+        return 1.0
+
     def scales(self) -> dict[str, Tensor]:
         """Logit scales of its own, by name; the loop records them beside the model's."""
         return {}

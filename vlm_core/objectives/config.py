@@ -205,7 +205,7 @@ class MaskedAutoencoder(Objective):
 class MaskedImage(Objective):
     """The visual tokens of hidden patches are guessed from the patches around them (BEiT, arXiv 2106.08254)."""
 
-    share: float = Field(0.4, gt=0, lt=1, description="of patches that are hidden, in rectangles; BEiT 0.4, FLAVA 75 of 196")
+    share: float = Field(0.3827, gt=0, lt=1, description="of patches that are hidden, in rectangles; FLAVA 75 of 196, as here, BEiT 0.4")
 
     needs = frozenset({"image_mask", "visual_tokens"})
     joins = False
@@ -232,7 +232,7 @@ class FusedMaskedLanguage(Objective):
 class MaskedCrossModal(Objective):
     """Hidden words and the visual tokens of hidden patches are guessed from what is left of the pair (FLAVA, arXiv 2112.04482)."""
 
-    image_share: float = Field(0.38, gt=0, lt=1, description="of patches that are hidden, in rectangles; FLAVA 75 of 196")
+    image_share: float = Field(0.3827, gt=0, lt=1, description="of patches that are hidden, in rectangles; FLAVA 75 of 196, as here")
     text_share: float = Field(0.15, gt=0, lt=1, description="of words that are chosen")
 
     needs = frozenset({"fusion", "image_mask", "visual_tokens"})
@@ -270,7 +270,7 @@ class NoiseAdaptive(Pairwise):
     refit_every: int = Field(200, ge=1, description="steps between two fits")
 
 
-class QueuedContrastive(Objective):
+class QueuedContrastive(Pairwise):
     """InfoNCE against the batch and embeddings of earlier batches (FIBER, arXiv 2206.07643)."""
 
     queue: int = Field(4096, ge=2, description="pairs of earlier batches that are kept")

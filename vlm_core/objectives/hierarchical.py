@@ -3,12 +3,12 @@
 Levels: G whole picture, Lc local crop, R region features; S summary, O original text, A attributes. Peer level compares (G, S) and (Lc, O), cross level
 (R, S), (R, O), (G, A), (Lc, A). A level that is not there drops out with its pairs, and the weights of the rest are raised to sum to one.
 The official repository holds inference code only; the equations are the paper's. Our summary is the second caption (`loader.second_caption`), our
-local crop the second view; region features and attributes enter `pyramid_loss` where a caller has them.
+local crop the second view; snapshots have neither region features nor tags of a detector, so R and A enter `pyramid_loss` only where a caller has them.
 """
 
 # B rows of this rank, D joint width
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -23,26 +23,26 @@ from vlm_core.objectives.gather import exchange
 LEVELS = {"peer": (("G", "S"), ("Lc", "O")), "regions": (("R", "S"), ("R", "O")), "attributes": (("G", "A"), ("Lc", "A"))}
 
 
-def pyramid_loss(
-    levels: Mapping[str, Tensor], scale: Tensor, alpha: float = 0.2, regions: float = 1 / 3, attributes: float = 1 / 3, *, chunk_size: int = 0
-) -> dict[str, Tensor]:
-    """{group of levels: weighted mean of its softened InfoNCE terms}; they sum to the loss.
+def pyramid_loss(levels: Mapping[str, Tensor], scale: Tensor, alpha: float = 0.2, *, chunk_size: int = 0) -> dict[str, Tensor]:
+    """{group of levels: mean of its softened InfoNCE terms}, of the groups that are there; `shares` weighs them.
 
     Args:
         levels: unit-norm embeddings (B, D) of this rank by the names above, as many as there are.
         scale: multiplies the cosine.
         alpha: share of the target that goes to other pairs.
-        regions: weight of the pairs with R (lambda of the paper).
-        attributes: weight of the pairs with A (mu of the paper); peer level gets the rest.
         chunk_size: rows of logits that exist at a time; 0 is all.
     """
-    weights = {"peer": 1 - regions - attributes, "regions": regions, "attributes": attributes}
     there = {group: [pair for pair in pairs if set(pair) <= levels.keys()] for group, pairs in LEVELS.items()}
-    whole = sum(weights[group] for group, pairs in there.items() if pairs)
     return {
-        group: weights[group] / whole * torch.stack([softened(exchange(levels[a], levels[b]), scale, alpha, chunk_size=chunk_size) for a, b in pairs]).mean()
+        group: torch.stack([softened(exchange(levels[a], levels[b]), scale, alpha, chunk_size=chunk_size) for a, b in pairs]).mean()
         for group, pairs in there.items() if pairs
     }  # fmt: skip
+
+
+def shares(there: Collection[str], regions: float = 1 / 3, attributes: float = 1 / 3) -> dict[str, float]:
+    """Weights of the groups that are there, summing to one: those of pairs with R (lambda of the paper) and with A (mu), the rest for the peer level."""
+    weights = {"peer": 1 - regions - attributes, "regions": regions, "attributes": attributes}
+    return {group: weights[group] / sum(weights[one] for one in there) for group in there}
 
 
 class Hierarchical(Objective):
@@ -54,7 +54,7 @@ class Hierarchical(Objective):
         levels = {"G": out.image_BD, "Lc": out.views[0].image_BD, "O": out.text_BD, "S": present(out.caption_BD)}
         with full_precision(out.image_BD.device):
             parts = pyramid_loss(levels, out.scale, self.config.alpha, chunk_size=self.config.chunk_size)
-        return {f"hierarchical.{group}": value for group, value in parts.items()}
+        return {f"hierarchical.{group}": value for group, value in parts.items()}  # the peer level alone, whose share is then one
 
 
 def build(config: menu.Hierarchical, towers: TwoTower) -> Objective:

@@ -80,4 +80,4 @@ def hide_patches(count: int, rows: int, share: float) -> Tensor:
     """`block_mask` of `count` pictures (B, R x R), with numbers drawn by torch; rectangles as large as FLAVA's are in its grid of 14 x 14."""
     seeds = torch.randint(2**31, (count,)).tolist()
     smallest = max(16 * rows**2 // 14**2, 1)
-    return torch.from_numpy(np.stack([block_mask(rows, max(int(share * rows**2), 1), Random(seed), smallest) for seed in seeds])).flatten(1)
+    return torch.from_numpy(np.stack([block_mask(rows, max(round(share * rows**2), 1), Random(seed), smallest) for seed in seeds])).flatten(1)

@@ -144,7 +144,10 @@ class OptimalTransport(Objective):
                 exchange(out.image_BD, out.text_BD), taught, out.scale, self.log_scale.exp(),
                 epsilon=config.epsilon, iterations=config.iterations, chunk_size=config.chunk_size,
             )  # fmt: skip
-        return {"optimal_transport.contrastive": config.alpha * hard, "optimal_transport.transport": (1 - config.alpha) * soft}
+        return {"optimal_transport.contrastive": hard, "optimal_transport.transport": soft}
+
+    def factor(self, term: str) -> float:
+        return self.config.alpha if term == "optimal_transport.contrastive" else 1 - self.config.alpha
 
     def scales(self) -> dict[str, Tensor]:
         return {"optimal_transport": self.log_scale.detach().exp()}

@@ -11,34 +11,36 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import config as menu
 from vlm_core.objectives.base import Objective, full_precision
+from vlm_core.objectives.contrast import cross_entropy
 from vlm_core.objectives.gather import gather, world
 from vlm_core.objectives.queue import Queue
 
 
 def itc_queue_loss(
     image_BD: Tensor, text_BD: Tensor, image_KD: Tensor, text_KD: Tensor, scale: Tensor | float,
-    *, image_ND: Tensor | None = None, text_ND: Tensor | None = None, offset: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(loss, image-to-text and text-to-image similarities (B, N + K)): InfoNCE of rows against the batch and queues, which get no gradient.
+    *, image_ND: Tensor | None = None, text_ND: Tensor | None = None, offset: int = 0, chunk_size: int = 0,
+) -> Tensor:  # fmt: skip
+    """InfoNCE of rows against the batch and queues, which get no gradient: mean of both directions.
 
     All rows have unit norm; K are those of the queue, N those of all ranks, of which row i belongs to column offset + i (the rows themselves if not given).
 
     Source: FIBER, arXiv 2206.07643. Checked by golden `pretraining/itc_queue_hard_negatives`.
     """
     sides = (image_BD, text_BD if text_ND is None else text_ND, text_KD), (text_BD, image_BD if image_ND is None else image_ND, image_KD)
-    sims = [scale * rows @ torch.cat([columns.detach(), queue]).T for rows, columns, queue in sides]
-    labels_B = torch.arange(offset, offset + len(image_BD), device=image_BD.device)
-    return (F.cross_entropy(sims[0], labels_B) + F.cross_entropy(sims[1], labels_B)) / 2, sims[0], sims[1]
+    ways = [
+        cross_entropy(rows, torch.cat([columns.detach(), queue]), scale, offset=offset, chunk_size=chunk_size) for rows, columns, queue in sides
+    ]  # fmt: skip
+    return (ways[0] + ways[1]) / 2
 
 
 class QueuedContrastive(Objective):
     def __init__(self, config: menu.QueuedContrastive, towers: TwoTower) -> None:
         super().__init__()
+        self.config = config
         self.images, self.texts = (Queue(config.queue, towers.joint_width) for _ in range(2))
         self.filled: Tensor
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
@@ -48,7 +50,8 @@ class QueuedContrastive(Objective):
             image_ND, text_ND = (gather(rows.detach(), with_grad=False) for rows in (out.image_BD, out.text_BD))
             image_KD, text_KD = (queue.rows_KD[: int(self.filled)].clone() for queue in (self.images, self.texts))
             offset = world()[0] * len(out.image_BD)
-            loss, _, _ = itc_queue_loss(out.image_BD, out.text_BD, image_KD, text_KD, out.scale, image_ND=image_ND, text_ND=text_ND, offset=offset)
+            sizes: dict[str, Any] = {"offset": offset, "chunk_size": self.config.chunk_size}
+            loss = itc_queue_loss(out.image_BD, out.text_BD, image_KD, text_KD, out.scale, image_ND=image_ND, text_ND=text_ND, **sizes)
         if self.training:
             self.images.push(out.image_BD)
             self.texts.push(out.text_BD)

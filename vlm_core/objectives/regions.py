@@ -72,7 +72,7 @@ def region_losses(dense: Dense, logits_BAX: Tensor, scenes: Scenes, top_k: int =
 
 
 class RegionObjective(Objective):
-    """Terms: the alignment under the objective's name, `<name>.box` and `<name>.centre` with their weights."""
+    """Terms: the alignment under the objective's name, `<name>.box` and `<name>.centre`."""
 
     def __init__(self, name: str, config: menu.Regional) -> None:
         super().__init__()
@@ -84,4 +84,7 @@ class RegionObjective(Objective):
         dense, logits_BAX = ground(present(out.towers), scenes.images_B3SS, scenes.asked)
         with full_precision(logits_BAX.device):
             alignment, box, centre = region_losses(dense, logits_BAX, scenes, self.config.candidates, self.config.alpha, self.config.gamma)
-        return {self.name: alignment, f"{self.name}.box": self.config.box * box, f"{self.name}.centre": self.config.centre * centre}
+        return {self.name: alignment, f"{self.name}.box": box, f"{self.name}.centre": centre}
+
+    def factor(self, term: str) -> float:
+        return {f"{self.name}.box": self.config.box, f"{self.name}.centre": self.config.centre}.get(term, 1.0)

@@ -39,7 +39,7 @@ class Body(nn.Module):
     def judge(self, out: Outputs, batch: Batch) -> tuple[Tensor, Terms]:
         self.seen = (out.image_BD.detach(), out.text_BD.detach())
         terms: dict[str, Terms] = {kind: objective(out, batch) for kind, objective in self.objectives.items()}
-        total = sum((self.weights[kind] * value for kind, named in terms.items() for value in named.values()), torch.zeros((), device=out.scale.device))
+        total = sum((self.weight_of(name) * value for named in terms.values() for name, value in named.items()), torch.zeros((), device=out.scale.device))
         taught: Terms = self.lesson(out, batch) if self.lesson is not None else {}
         return sum(taught.values(), total), {name: value for named in (*terms.values(), taught) for name, value in named.items()}
 
@@ -60,4 +60,5 @@ class Body(nn.Module):
 
     def weight_of(self, term: str) -> float:
         """The factor of a term in the sum; terms of a lesson come weighted."""
-        return self.weights.get(term.partition(".")[0], 1.0)
+        kind = term.partition(".")[0]
+        return self.weights[kind] * self.objectives[kind].factor(term) if kind in self.weights else 1.0  # type: ignore[operator]

@@ -48,8 +48,8 @@ DECLIP = (
 
 
 def declip() -> Pretrain:
-    """DeCLIP ViT-B/32 (arXiv 2110.05208): two views, two texts, nearest neighbours, SimSiam and masked words, with the released weights."""
-    return clip_yfcc().but(*DECLIP, "optim.eps=1e-8", "crop_scale_min=0.2", "model.scale.min=20.08", "model.scale.init=20.08")
+    """DeCLIP ViT-B/32 (arXiv 2110.05208): two views, two texts, nearest neighbours, SimSiam and masked words, with the released weights; the logit scale stays from e^3 to e^6."""
+    return clip_yfcc().but(*DECLIP, "optim.eps=1e-8", "crop_scale_min=0.2", "model.scale={min: 20.08, init: 20.08, max: 403.4}")
 
 
 def declip_tiny() -> Pretrain:

@@ -11,6 +11,8 @@ from vlm_core.models.tokenizer import trim
 from vlm_core.models.towers import TwoTower, unit
 from vlm_core.objectives import config as menu
 from vlm_core.objectives.gather import exchange, gather, of_first
+from vlm_core.objectives.masked_autoencoder import random_masking
+from vlm_core.objectives.masks import IGNORED
 from vlm_core.objectives.mixup import mixup_infonce
 
 PAIRS = 8  # of all ranks
@@ -37,6 +39,11 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "coca": {"captioning": {}},
     "pali": {"prefix_generation": {}},
     "beit": {"masked_image": {}},
+    "mae": {"masked_autoencoder": SMALL["masked_autoencoder"]},
+    "segclip": {"patch_grouping": {}, "image_text_contrastive": {}},
+    "ra-clip": {"retrieval_augmented": {"chunk_size": 3}},
+    "oner": {"cross_modal_mixup": {"chunk_size": 3}},
+    "albef": {"image_text_matching": {}},
     "flava": {"masked_cross_modal": {}, "fused_masked_language": {}, "masked_language": {}},
 }
 
@@ -47,10 +54,13 @@ class Whole(nn.Module):
     def __init__(self, chosen: dict[str, Any]) -> None:
         super().__init__()
         self.settings = menu.Objectives.read(chosen)
-        self.towers: TwoTower = towers().double()
+        self.towers: TwoTower = towers(kind=next(iter(chosen))).double()
+        self.towers.image.eval()  # a grouping tower draws no noise then; nothing else in it changes
         self.objectives = built(self.settings, self.towers)
 
     def forward(self, given: dict[str, Any]) -> Tensor:
+        if "image_mask" in self.settings.needs and "seen" in given:
+            given = {**given, "masked_images": {"images_B3HW": given["images"], "seen_BV": given["seen"]}}
         out = self.towers(given, self.settings.needs)
         weights = {kind: settings.weight for kind, settings in self.settings.chosen().items()}
         terms = [weights[kind] * objective.factor(name) * value for kind, objective in self.objectives.items() for name, value in objective(out, given).items()]  # type: ignore[operator]
@@ -73,12 +83,29 @@ def masked(words: Tensor, pairs: int) -> dict[str, Tensor]:
     names = ("fused_ids", "fused_labels"), ("hidden_words", "hidden_word_labels"), ("masked_ids", "masked_labels")
     named = {name: value for both in names for name, value in zip(both, (words.where(~hidden, 38), words.where(hidden, -100)), strict=True)}
     hidden_BP = torch.arange(16).expand(pairs, -1) < torch.arange(pairs)[:, None]
-    return {**named, "hidden_patches": hidden_BP, "masked_patches": hidden_BP}
+    noise_BP = torch.rand(pairs, 16, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    seen_BV, removed_BP, restore_BP = random_masking(noise_BP, 0.75)
+    noise_BL = torch.rand(words.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return {**named, "hidden_patches": hidden_BP, "masked_patches": hidden_BP, "seen": seen_BV, "removed": removed_BP, "restore": restore_BP,
+            "mixture_share": 0.4, "mixture_patches": noise_BP, "mixture_words": noise_BL, **negatives(pairs)}  # fmt: skip
+
+
+def negatives(pairs: int) -> dict[str, Tensor]:
+    """The next row of the own half, and for one pair of the second half none: ranks have different numbers of negatives."""
+    half = pairs // 2
+    next_B = torch.arange(pairs) // half * half + (torch.arange(pairs) + 1) % half
+    next_B[-1] = IGNORED
+    return {"negative_text": next_B, "negative_image": next_B}
 
 
 def part(given: dict[str, Any], rows: slice) -> dict[str, Any]:
-    cut = {name: [view[rows] for view in value] if isinstance(value, list) else value[rows] for name, value in given.items()}
-    return {**cut, "ids": trim(cut["ids"])}
+    cut = {
+        name: [view[rows] for view in value] if isinstance(value, list) else value[rows] if isinstance(value, Tensor) else value
+        for name, value in given.items()
+    }
+    ids_BL = trim(cut["ids"])
+    own = {name: cut[name].where(cut[name] == IGNORED, cut[name] - rows.start) for name in ("negative_text", "negative_image")}  # rows of this half
+    return {**cut, **own, "ids": ids_BL, "mixture_words": cut["mixture_words"][:, : ids_BL.shape[1]]}
 
 
 def two_steps(model: nn.Module, whole: Whole, rows: slice) -> tuple[list[float], dict[str, Tensor], dict[str, Tensor]]:

@@ -149,10 +149,12 @@ def test_a_text_teaches_the_blocks_of_the_image_tower(text: str, tmp_path: Path)
 def test_a_mixed_sequence_of_everything_is_neither_the_picture_nor_the_text(tmp_path: Path) -> None:
     towers, ids_BL = two_tower(text="shared_text").eval(), learnt(TEXTS["shared_text"], tmp_path)(["a red circle"] * 3)
     torch.manual_seed(0)
+    patches = (towers.config.image.image_size // towers.config.image.patch_size) ** 2
+    noise = torch.rand(3, patches), torch.rand(ids_BL.shape)
     with torch.no_grad():
-        whole_BD = towers.text.mixed(pixels(), ids_BL, 1.0)
+        whole_BD = towers.text.mixed(pixels(), ids_BL, 1.0, *noise)
         torch.testing.assert_close(whole_BD, towers.image(pixels()), rtol=1e-4, atol=1e-5)  # all patches, no word: the picture
-        half_BD = towers.text.mixed(pixels(), ids_BL, 0.5)
+        half_BD = towers.text.mixed(pixels(), ids_BL, 0.5, *noise)
     assert not torch.allclose(half_BD, whole_BD, atol=1e-3)
 
 

@@ -51,15 +51,22 @@ class SharedText(nn.Module):
         out_BLE: Tensor = image.leave(image.transformer(x_BLE, attn_mask=mask))
         return out_BLE
 
-    def mixed(self, images_B3HW: Tensor, ids_BL: Tensor, share: float) -> Tensor:
-        """Raw joint embedding (B, D) of one sequence: the class token, a random `share` of the patches, and each word with probability 1 - share."""
+    def mixed(self, images_B3HW: Tensor, ids_BL: Tensor, share: float, noise_BP: Tensor, noise_BL: Tensor) -> Tensor:
+        """Raw joint embedding (B, D) of one sequence: the class token, the `share` of the patches with the least noise, the words whose noise is `share` at least.
+
+        Args:
+            images_B3HW: normalised pixels.
+            ids_BL: of the texts.
+            share: of patches; each word stays with probability 1 - share.
+            noise_BP: uniform numbers from 0 to 1 per patch.
+            noise_BL: the same per word.
+        """
         image = self._image[0]
         picture_BPE, text_BLE = image.enter(images_B3HW), self.enter(self.embed(ids_BL))
-        batch, places = picture_BPE.shape[0], picture_BPE.shape[1] - 1
-        noise_BP = torch.rand(batch, places, device=picture_BPE.device)
+        places = picture_BPE.shape[1] - 1
         kept_BK = 1 + noise_BP.argsort(1)[:, : max(round(places * share), 1)]
         patches_BKE = picture_BPE.gather(1, kept_BK[..., None].expand(-1, -1, picture_BPE.shape[-1]))
-        read_BL = (ids_BL != PAD) & (torch.rand(ids_BL.shape, device=ids_BL.device) >= share)
+        read_BL = (ids_BL != PAD) & (noise_BL >= share)
         seen = torch.cat([torch.ones_like(kept_BK[:, :1], dtype=torch.bool), torch.ones_like(kept_BK, dtype=torch.bool), read_BL], dim=1)
         states = self._through(torch.cat([picture_BPE[:, :1], patches_BKE, text_BLE], dim=1), seen)
         return self.head(states[:, 0] if image.pool_type == "tok" else mean_of_words(states, seen.long()))

@@ -28,17 +28,23 @@ def three_views_loss(image_BD: Tensor, text_BD: Tensor, mixed_BD: Tensor, scale:
 
 
 class CrossModalMixup(Objective):
-    def __init__(self, config: menu.CrossModalMixup) -> None:
+    def __init__(self, config: menu.CrossModalMixup, towers: TwoTower) -> None:
         super().__init__()
         self.config = config
+        self.patches: int = (towers.config.image.image_size // towers.config.image.patch_size) ** 2  # type: ignore[union-attr]  # one_tower: a ViT
+
+    def ask(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        least, ids_BL = self.config.least, batch["ids"]
+        share = least + (1 - 2 * least) * float(torch.rand(()))
+        noise_BP, noise_BL = torch.rand(len(ids_BL), self.patches, device=ids_BL.device), torch.rand(ids_BL.shape, device=ids_BL.device)
+        return {"mixture_share": share, "mixture_patches": noise_BP, "mixture_words": noise_BL}
 
     def forward(self, out: Outputs, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        least = self.config.least
-        share = least + (1 - 2 * least) * float(torch.rand(()))
-        mixed_BD = unit(cast(SharedText, present(out.towers).text).mixed(batch["images"], batch["ids"], share))
+        drawn = batch["mixture_share"], batch["mixture_patches"], batch["mixture_words"]
+        mixed_BD = unit(cast(SharedText, present(out.towers).text).mixed(batch["images"], batch["ids"], *drawn))
         with full_precision(mixed_BD.device):
             return {"cross_modal_mixup": three_views_loss(out.image_BD, out.text_BD, mixed_BD, out.scale, self.config.chunk_size)}
 
 
 def build(config: menu.CrossModalMixup, towers: TwoTower) -> Objective:
-    return CrossModalMixup(config)
+    return CrossModalMixup(config, towers)

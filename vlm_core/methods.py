@@ -67,7 +67,7 @@ def _row(family: str, kind: str, schema: type[Config], file: Path, setting: str,
     more = sorted(word.replace("_", " ") for word in getattr(schema, "needs", ()))  # of an objective
     return Row(
         family, kind, re.sub(r" \([^()]*arXiv[^()]*\)", "", sentence), paper.group() if paper else "", said.get("setting", setting),
-        said.get("needs", ", ".join([needs, *more])), ", ".join(goldens(file.read_text())),
+        said.get("needs", ", ".join([needs, *more])), ", ".join(checks(file.read_text())),
     )  # fmt: skip
 
 
@@ -84,13 +84,13 @@ def _constants(tree: ast.Module) -> Iterator[tuple[str, str]]:
             yield node.targets[0].id, words.get(node.value.attr, node.value.attr.lower().replace("_", "-"))
 
 
-def goldens(source: str) -> list[str]:
-    """The golden files that a source file names in its docstrings: golden `family/name` or `family/{a,b}`."""
+def checks(source: str) -> list[str]:
+    """What a source file names in its docstrings: golden `family/name` or `family/{a,b}`; where no official code is public, the tests that compute by hand."""
     found: list[str] = []
     for name in re.findall(r"`((?:data|pretraining|transfer|distillation|evaluation)/[\w{},]+)`", source):
         family, _, rest = name.partition("/")
         found += [f"{family}/{part}" for part in rest.strip("{}").split(",")]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys([*found, *re.findall(r"`(tests/[\w/]+\.py)`", source)]))
 
 
 def markdown(rows: list[Row]) -> str:

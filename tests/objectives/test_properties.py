@@ -15,6 +15,7 @@ from tests.objectives.test_image_text_contrastive import kept_for_backward, pair
 from tests.objectives.world import batch, built, ids, settings_of, towers
 from vlm_core.models.momentum import Momentum
 from vlm_core.models.region_text import alignment_logits
+from vlm_core.models.towers import Outputs, View
 from vlm_core.models.vit_grouping import center_assign, center_pool
 from vlm_core.objectives import optimal_transport as otter
 from vlm_core.objectives.contrast import both_ways, softened
@@ -154,6 +155,22 @@ def test_the_transport_parts_scale_has_a_gradient_beyond_its_bound_and_comes_bac
     objective.clamp_scale()
     assert float(objective.log_scale.detach()) == pytest.approx(math.log(100))
     assert float(objective.scales()["optimal_transport"]) == pytest.approx(100.0)
+
+
+def test_two_captions_cost_the_mean_of_clips_losses_and_levels_meet_their_own_level() -> None:
+    image, text, scale = pairs(5)
+    second, local = (F.normalize(torch.randn(5, image.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), dim=-1) for seed in (3, 4))
+    out = Outputs(image, text, scale, None, caption_BD=second, views=(View(local, local),))
+
+    def soft(one: Tensor, other: Tensor, alpha: float) -> Tensor:
+        target = torch.full((5, 5), alpha / 4, dtype=torch.float64).fill_diagonal_(1 - alpha)
+        return -((target * (scale * one @ other.T).log_softmax(1)).sum() + (target * (scale * other @ one.T).log_softmax(1)).sum()) / 10
+
+    model = towers()
+    found = built(settings_of("multi_text"), model)["multi_text"](out, {})
+    near(found["multi_text"], (soft(image, text, 0.0) + soft(image, second, 0.0)) / 2)
+    found = built(settings_of("hierarchical", alpha=0.3), model)["hierarchical"](out, {})
+    near(found["hierarchical.peer"], (soft(image, second, 0.3) + soft(local, text, 0.3)) / 2)  # the whole with the summary, the crop with the original
 
 
 def test_weights_of_levels_that_are_there_sum_to_one() -> None:

@@ -3,6 +3,8 @@ has not seen the picture, go through the model's decoder (`models/caption_decode
 
 As in CoCa contrast and captioning share one pass through the towers; here the text feature is the end token's state, where CoCa appends a class token,
 so the context needs no extra place, and no place of the caption sees it.
+
+Checked by golden `pretraining/coca_loss`.
 """
 
 # B pairs, L tokens

@@ -3,6 +3,8 @@
 
 Our choice where no code is public: the mixed sequence keeps a share of the patches and the rest of the words, drawn anew in every step, so it is also the
 masked context of OneR's invariance contrast; there is no slow teacher.
+
+Checked by hand in `tests/objectives/test_cross_modal_mixup.py`.
 """
 
 # B pairs of this rank, D joint width

@@ -4,6 +4,8 @@ Levels: G whole picture, Lc local crop, R region features; S summary, O original
 (R, S), (R, O), (G, A), (Lc, A). A level that is not there drops out with its pairs, and the weights of the rest are raised to sum to one.
 The official repository holds inference code only; the equations are the paper's. Our summary is the second caption (`loader.second_caption`), our
 local crop the second view; snapshots have neither region features nor tags of a detector, so R and A enter `pyramid_loss` only where a caller has them.
+
+Checked by golden `pretraining/pyramidclip_soft_infonce` (a term) and by hand in `tests/objectives/test_properties.py` (the levels).
 """
 
 # B rows of this rank, D joint width

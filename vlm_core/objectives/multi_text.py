@@ -1,4 +1,7 @@
-"""Every picture meets two of its captions in one step, CLIP's loss averaged over them (LaCLIP-MT, arXiv 2305.20088, section 5; `loader.second_caption`)."""
+"""Every picture meets two of its captions in one step, CLIP's loss averaged over them (LaCLIP-MT, arXiv 2305.20088, section 5; `loader.second_caption`).
+
+Checked by hand in `tests/objectives/test_properties.py`.
+"""
 
 # B rows of this rank, D joint width
 

@@ -4,6 +4,8 @@ Two Gaussians are fitted to the latest losses of single pairs; the posterior of 
 official code. Our choices: the losses are those of a window of steps and not of one epoch, since every pair is then judged by what the model knows now;
 until the window is full all pairs count as clean. A pair below the lower mean is clean whatever the posterior says, because a wide second Gaussian
 would claim the far left tail.
+
+Checked by hand in `tests/objectives/test_fused.py`.
 """
 
 # B rows of this rank, N rows of all ranks, K rows of a chunk, W losses of the window, G = 2 Gaussians, D width

@@ -3,6 +3,8 @@
 
 What is given goes through the causal text tower and the model's decoder, where PaLI has an encoder of its own and SimVLM lets the words of the prefix
 see each other both ways.
+
+Checked by hand in `tests/objectives/test_fused.py`.
 """
 
 # B pairs, L tokens

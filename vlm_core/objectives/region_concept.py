@@ -3,6 +3,8 @@
 There is no official code. Loss, matching and negatives follow the paper: focal alignment, 2 x GIoU, centerness; concepts of the scene are filled up with random
 others of the batch. Our choices: a learnt scale and bias on the cosine, scenes composed of the batch's own pictures in the place of labelled boxes, and no
 pseudo-labels, as composed scenes are labelled completely.
+
+Checked by hand in `tests/objectives/test_regions.py`.
 """
 
 from vlm_core.models.towers import TwoTower

@@ -2,6 +2,8 @@
 into its embedding, so that less has to be remembered. Texts stay as they are. The module is the model's (`vlm_core/models/retrieval.py`).
 
 Source: methods/pretraining.md 4.11.
+
+Checked by hand in `tests/train/test_references.py`.
 """
 
 # B rows of this rank, K neighbours, D joint width

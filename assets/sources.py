@@ -1,11 +1,12 @@
 """From the web, tables and folders to candidate pairs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 from pydantic import create_model
 
-from assets.worker import menu, perform
+from assets.worker import menu, metadata, perform
 from pipelines import launchpad, partitions
 from pipelines.choices import batches
 from pipelines.resources import Launcher
@@ -32,6 +33,29 @@ def crawl_batches(context: dg.AssetExecutionContext, launcher: Launcher, config:
             f"Found no source {name!r} under 'crawl' in params.yaml, expected RECIPE@{name}; add it, or delete the partition.", allow_retries=False
         )
     return perform(context, launcher, BATCHES[name], getattr(config, name), {}, launcher.data("crawl_batches", name))
+
+
+@dg.op(pool="network")
+def crawl_every_batch(context: dg.OpExecutionContext, launcher: Launcher) -> Iterator[dg.AssetMaterialization | dg.Output[None]]:
+    """Crawls all further sources that params.yaml lists now, one after the other, each into its partition; one that fails does not keep the others back."""
+    failed = dict[str, str]()
+    for name, recipe in batches().items():
+        what = menu("crawl", recipe)
+        try:
+            report = launcher.launch(context, what.verb, what.recipe, what.settings, {}, launcher.data("crawl_batches", name))
+        except (dg.Failure, dg.RetryRequested) as error:
+            failed[name] = str(getattr(error, "description", "") or error.__cause__)
+            context.log.error(f"{name}: {failed[name]}")
+            continue
+        tags = {"dagster/data_version": report.data_version, "dagster/data_version_is_user_provided": "true"}
+        # at once: what is only logged as an event would be lost with a later failure
+        yield dg.AssetMaterialization("crawl_batches", partition=name, metadata=metadata(report, launcher), tags=tags)
+    if failed:
+        raise dg.Failure(
+            f"Found {len(failed)} of {len(batches())} sources that failed ({', '.join(failed)}), expected all to be crawled; read their lines above.",
+            allow_retries=False,
+        )
+    yield dg.Output(None)
 
 
 @dg.asset(**DATA, kinds={"parquet"}, deps=[pages, crawl_batches])

@@ -31,8 +31,8 @@ defs = dg.Definitions(
         pretrained.pretrained_recipes, comparison.comparison, sweep.sweep, upkeep.exports, upkeep.takedown_proof,
     ],
     asset_checks=checks.CHECKS,
-    jobs=[jobs.data_to_model, jobs.data_only, jobs.crawl_batch, jobs.fingerprint, jobs.retrain, jobs.pretrain_recipes, jobs.compare_pretraining, jobs.sweep, jobs.export, jobs.takedown_proof],
-    schedules=[schedules.nightly],
+    jobs=[jobs.data_to_model, jobs.data_only, jobs.crawl_batch, jobs.crawl_all_batches, jobs.fingerprint, jobs.retrain, jobs.pretrain_recipes, jobs.compare_pretraining, jobs.sweep, jobs.export, jobs.takedown_proof],
+    schedules=[schedules.nightly, schedules.nightly_sources],
     sensors=[sensors.new_data, sensors.new_takedown, sensors.crawl_sources, sensors.close_failed, sensors.close_cancelled, sensors.close_finished],
     resources=deployment(),
 )  # fmt: skip

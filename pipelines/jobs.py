@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from assets.sources import crawl_every_batch
 from pipelines.partitions import TRUNK, WHOLE_GRID, crawl_batches, formats, pretraining
 
 BATCHES = dg.AssetSelection.assets("crawl_batches")  # each source is a run of its own
@@ -27,6 +28,15 @@ crawl_batch = dg.define_asset_job(
     description="Crawls one further source of params.yaml: a partition. The next run of candidate_pairs reads it beside the others.",
     tags={"dagster/max_runtime": str(24 * 3600), "stage": "batch"},
 )  # fmt: skip
+
+
+@dg.job(
+    executor_def=dg.in_process_executor, tags={"dagster/max_runtime": str(24 * 3600), "stage": "batch"},
+    description="Crawls every further source that params.yaml lists when it runs, also one that the form of crawl_batches does not know yet.",
+)  # fmt: skip
+def crawl_all_batches() -> None:
+    crawl_every_batch()
+
 
 fingerprint = dg.define_asset_job(
     "fingerprint", selection=FINGERPRINTS, executor_def=dg.in_process_executor,

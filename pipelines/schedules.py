@@ -12,3 +12,12 @@ import dagster as dg
 def nightly(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
     night = context.scheduled_execution_time.strftime("%Y-%m-%d")
     yield dg.RunRequest(run_key=f"nightly-{night}", tags={"trigger": "nightly"})
+
+
+@dg.schedule(
+    job_name="crawl_all_batches", cron_schedule="0 0 * * *", execution_timezone="UTC", default_status=dg.DefaultScheduleStatus.STOPPED,
+    description="Every night at twelve: crawl all further sources of params.yaml again, so that `nightly` reads what they hold now.",
+)  # fmt: skip
+def nightly_sources(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
+    night = context.scheduled_execution_time.strftime("%Y-%m-%d")
+    yield dg.RunRequest(run_key=f"sources-{night}", tags={"trigger": "nightly_sources"})

@@ -58,6 +58,25 @@ def test_every_verb_has_its_row_in_the_flow() -> None:
     assert [verb for verb in VERBS if f"`vlm {verb}`" not in TEXTS["docs/flow.md"]] == []
 
 
+def test_every_verb_is_in_the_readme_or_on_a_page_that_it_links() -> None:
+    linked = [page for page in re.findall(r"\]\(([\w/]+\.md)", TEXTS["README.md"]) if page in TEXTS]
+    text = "\n".join(TEXTS[page] for page in ("README.md", *linked))
+    assert [name for name in (*VERBS, *COMMANDS) if not re.search(rf"vlm {name}\b", text)] == []
+
+
+def test_what_git_holds_is_at_most_25_mb() -> None:
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    sizes = {name: (ROOT / name).stat().st_size for name in names if name and (ROOT / name).is_file()}
+    assert sum(sizes.values()) <= 25_000_000, sorted(sizes, key=sizes.__getitem__)[-5:]
+
+
+@pytest.mark.parametrize("family", sorted(path.name for path in (ROOT / "tests/golden").iterdir() if list(path.glob("*.npz"))))
+def test_golden_arrays_lie_beside_a_page_that_says_where_each_comes_from(family: str) -> None:
+    folder = ROOT / "tests/golden" / family
+    said = (folder / "README.md").read_text()
+    assert [file.name for file in folder.glob("*.npz") if file.stem not in said] == []
+
+
 def test_every_make_target_that_a_page_names_exists() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     named = {word for text in TEXTS.values() for word in re.findall(r"`make ([a-z]+)`", text)}

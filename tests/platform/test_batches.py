@@ -41,6 +41,10 @@ for word in sys.argv[2:]:
         said[which] = done.success or [str(event.step_failure_data.user_failure_data) for event in done.all_events if event.is_step_failure]
         made = {event.asset_key.path[-1]: event.materialization.metadata for event in done.get_asset_materialization_events()}
         said["made from"] = sorted(made["candidate_pairs"]["made from"].value["inputs"]) if "candidate_pairs" in made else []
+    if what == "all":
+        done = defs.resolve_job_def("crawl_all_batches").execute_in_process(instance=instance, raise_on_error=False)
+        said["all"] = [str(event.step_failure_data.user_failure_data.description) for event in done.all_events if event.is_step_failure]
+        said["made"] = sorted(event.materialization.partition for event in done.all_events if event.event_type_value == "ASSET_MATERIALIZATION")
 print(json.dumps(said))
 """
 
@@ -114,6 +118,17 @@ def test_a_source_in_params_yaml_becomes_a_partition_that_runs_alone_and_its_pai
     said = act(project, "batch:second", "tick", "job:data")
     assert (said["partitions"], said["second"], said["made from"]) == (["first"], False, ["pages", "pages.first"])
     assert len(pairs(project)) == 4
+
+
+@pytest.mark.slow
+def test_one_job_crawls_every_source_that_the_file_lists_and_a_bad_one_keeps_nobody_back(project: Path) -> None:
+    choose(project, batches=["first", "second"])
+    assert act(project, "all") == {"all": [], "made": ["first", "second"]}
+    (project.parent / "first.csv").unlink()
+    said = act(project, "all")
+    assert said["made"] == ["second"]
+    assert len(said["all"]) == 1
+    assert "Found 1 of 2 sources that failed (first)" in said["all"][0]
 
 
 def test_a_source_whose_name_cannot_be_a_folder_is_refused_by_name(project: Path) -> None:

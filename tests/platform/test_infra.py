@@ -70,13 +70,18 @@ def test_mlflows_login_finds_every_setting_in_our_file() -> None:
 def test_every_extra_that_the_services_need_is_asked_for_under_the_constraints() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     installs = [line for line in re.split(r"&&|\n", DOCKERFILE.replace("\\\n", " ")) if "pip install" in line]
-    assert all("-c constraints.txt" in line or "--require-hashes" in line for line in installs), installs
+    assert all(any(word in line for word in ("-c constraints.txt", "--require-hashes", "infra/dvc.txt")) for line in installs), installs
     asked = " ".join(package for extra in re.findall(r"-e '\.\[([\w,]+)\]'", DOCKERFILE) for name in extra.split(",") for package in extras[name])
     assert "basic-auth" in OURS["mlflow"]["command"]
     assert "mlflow[auth]" in asked
     assert "s3://" in OURS["mlflow"]["command"]
     assert "boto3" in asked
-    assert "dvc-s3" in asked
+    apart = [line for line in (ROOT / "infra/dvc.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all("==" in line for line in apart)
+    here = re.search(r"^dvc==\S+", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert here is not None
+    assert here[0] in apart, "both environments write one cache"
+    assert any(line.startswith("dvc-s3==") for line in apart)
     pinned = (ROOT / "constraints.txt").read_text().lower()
     for package in ("mlflow", "flask-wtf", "boto3"):
         assert re.search(rf"^{package}==", pinned, re.MULTILINE), package

@@ -1,13 +1,15 @@
 """What must be true of the assets, asked of their bytes rather than of their reports."""
 
-import dagster as dg
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from pathlib import Path
 
+import dagster as dg
+
+from assets.data_checks import DATA_CHECKS
 from assets.filtered import filtered
 from assets.images import images
 from assets.registry import registrations
 from assets.shards import shards, snapshot
+from assets.tables import count
 from assets.upkeep import takedown_proof
 from pipelines.ledger import lock_version
 from pipelines.resources import Launcher
@@ -16,29 +18,9 @@ from vlm_core.errors import VlmError
 from vlm_core.stage import Report, data_version, record_of
 
 
-@dg.asset_check(asset=filtered, blocking=True, description="Every candidate pair is either kept or dropped by a rule that is named, never both, never neither.")
-def conservation_law(launcher: Launcher) -> dg.AssetCheckResult:
-    folder = launcher.at(launcher.data("filtered"))
-    pairs = set(pq.read_table(launcher.at(launcher.data("candidate_pairs")) / "pairs.parquet", columns=["uid"])["uid"].to_pylist())
-    kept = set(pq.read_table(folder / "kept.parquet", columns=["uid"])["uid"].to_pylist())
-    decisions = pq.read_table(folder / "decisions.parquet", columns=["uid", "keep"])
-    dropped = set(decisions.filter(pc.invert(decisions["keep"]))["uid"].to_pylist())
-    lost, both = pairs - kept - dropped, kept & dropped
-    found = {
-        "in": len(pairs),
-        "kept": len(kept),
-        "dropped": len(dropped),
-        "in neither": len(lost),
-        "in both": len(both),
-        "strangers": len((kept | dropped) - pairs),
-    }
-    return dg.AssetCheckResult(passed=found["in neither"] == found["in both"] == found["strangers"] == 0, metadata=found)
-
-
 @dg.asset_check(asset=shards, blocking=True, description="There is something to train on and something held out.")
 def not_empty(launcher: Launcher) -> dg.AssetCheckResult:
-    splits = pq.read_table(launcher.at(launcher.data("shards")) / "index.parquet", columns=["split"])["split"].to_pylist()
-    found = {split: splits.count(split) for split in ("train", "heldout")}
+    found = count("SELECT count(*) FILTER (split = 'train') AS train, count(*) FILTER (split = 'heldout') AS heldout FROM samples", samples=_index(launcher))
     return dg.AssetCheckResult(passed=min(found.values()) > 0, metadata=found)
 
 
@@ -46,10 +28,14 @@ def not_empty(launcher: Launcher) -> dg.AssetCheckResult:
     asset=shards, blocking=True, description="Training and held-out samples share no uid and no group (equal caption, near-duplicate picture or author)."
 )
 def splits_are_disjoint(launcher: Launcher) -> dg.AssetCheckResult:
-    index = pq.read_table(launcher.at(launcher.data("shards")) / "index.parquet", columns=["split", "uid", "group"])
-    sides = {side: index.filter(pc.equal(index["split"], side)) for side in ("train", "heldout")}
-    shared = {f"shared {name}s": len(set(sides["train"][name].to_pylist()) & set(sides["heldout"][name].to_pylist())) for name in ("uid", "group")}
-    return dg.AssetCheckResult(passed=not any(shared.values()), metadata=shared)
+    sides = """SELECT DISTINCT "{0}" FROM samples WHERE split = 'train' AND "{0}" IS NOT NULL INTERSECT SELECT "{0}" FROM samples WHERE split = 'heldout'"""
+    shared = ", ".join(f'(SELECT count(*) FROM ({sides.format(name)})) AS "shared {name}s"' for name in ("uid", "group"))
+    found = count(f"SELECT {shared}", samples=_index(launcher))
+    return dg.AssetCheckResult(passed=not any(found.values()), metadata=found)
+
+
+def _index(launcher: Launcher) -> Path:
+    return launcher.at(launcher.data("shards")) / "index.parquet"
 
 
 def no_takedown_leak(asset: dg.AssetsDefinition, look: str) -> dg.AssetChecksDefinition:
@@ -109,7 +95,7 @@ def not_worse_than_champion(registration: dg.AssetsDefinition) -> dg.AssetChecks
 
 
 CHECKS = [
-    conservation_law,
+    *DATA_CHECKS,
     not_empty,
     splits_are_disjoint,
     *(no_takedown_leak(asset, look) for asset, look in ((images, "in_pictures"), (filtered, "in_kept"), (shards, "in_shards"))),

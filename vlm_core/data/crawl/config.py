@@ -163,6 +163,7 @@ class Fetch(Config):
     retry_wait_s: float = Field(1.0, ge=0, description="pause before the first further pass, doubled each time, in seconds")
     max_pixels: int = Field(64_000_000, ge=1, le=89_000_000, description="pixels of the whole picture, from its header")
     max_decoded_mb: int = Field(96, ge=1, description="memory that decoding one picture may take, in MB")
+    decode_s: float = Field(60.0, gt=0, description="for decoding, resizing and hashing it; then its process is ended, as if the decoder had crashed, in seconds")
     min_side: int = Field(16, ge=1, description="shortest side, in pixels")
     max_aspect: float = Field(12.0, ge=0, description="longer side / shorter side; 0: any")
 

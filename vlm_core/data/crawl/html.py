@@ -16,6 +16,7 @@ from selectolax.lexbor import LexborHTMLParser, LexborNode
 LAZY = ("data-src", "data-original", "data-lazy-src")
 LAZY_SETS = ("srcset", "data-srcset")
 _SPACE = re.compile(r"\s+")
+_CANDIDATE = re.compile(r"[^\s,]\S*")  # of a srcset
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([A-Za-z0-9_.:-]{2,40})""", re.I)
 
 
@@ -124,11 +125,18 @@ def _address(image: LexborNode) -> str:
 
 def parse_srcset(text: str) -> list[tuple[float, str]]:
     """(width or density, address) of every candidate; a comma inside an address is part of it, as in the HTML standard."""
-    found = []
-    for match in re.finditer(r"\s*([^\s,]\S*[^\s,]|[^\s,])(?:\s+([\d.]+)([wxh]))?[^,]*(?:,|$)", text):
-        address, number = match.group(1), match.group(2)
+    found, at = [], 0
+    while start := _CANDIDATE.search(text, at):
+        address, at, size = start.group(), start.end(), 1.0
+        if address.endswith(","):
+            address = address.rstrip(",")
+        else:
+            end = text.find(",", at)
+            words = text[at : end if end >= 0 else len(text)].split(None, 1)
+            at = end + 1 if end >= 0 else len(text)
+            size = _number(words[0][:-1]) if words and words[0][-1] in "wx" else 1.0
         if not _inline(address):
-            found.append((_number(number) if number and match.group(3) != "h" else 1.0, address))
+            found.append((size, address))
     return found
 
 

@@ -1,9 +1,12 @@
 """What a downloading process asks through: one client with its connections, the ledger behind it, hash lists, and an eye on our own network."""
 
+import contextlib
 import hashlib
 import io
 import json
+import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +44,8 @@ class Client:
         config, self.ledger, self.limits = job.config, job.ledger, job.limits
         self.lists = HashLists({name: (one.kind, Path(one.path)) for name, one in config.hash_lists.items()}) if config.hash_lists else None
         self.kinds = {one.kind for one in config.hash_lists.values()}
-        self.outage, self.decoding, self.unfinished = Outage(), threading.Lock(), self.ledger.unfinished()
+        self.outage, self.unfinished = Outage(), self.ledger.unfinished()
+        self._decoding, self._decode_s = threading.Lock(), config.fetch.decode_s
         self.fetcher = Fetcher(config.network, config.fetch, self.ledger.origins, self.blocked if self.lists else None, Sites(self.ledger.root / "sites.slots"))
 
     def fetch(self, url: str) -> tuple[Fetched, Place | None]:
@@ -60,6 +64,19 @@ class Client:
         self.ledger.finish(record, place)
         return record, place
 
+    @contextlib.contextmanager
+    def decoding(self, url: str) -> Iterator[None]:
+        """One picture of this process at a time, so that a crash costs that picture. One that takes too long is a crash too: SIGALRM ends the process,
+        also where a decoder never comes back to Python."""
+        with self._decoding:
+            self.ledger.mark(url)
+            signal.setitimer(signal.ITIMER_REAL, self._decode_s)
+            try:
+                yield
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                self.ledger.mark("")
+
     def blocked(self, url: str, body: io.BytesIO) -> str | None:
         """The name of the list that a picture is on. Nothing of it has been written to disk yet."""
         assert self.lists is not None
@@ -68,14 +85,11 @@ class Client:
         found = self.lists.blocked(hashlib.sha256(data).hexdigest(), md5)
         if found is not None or "pdq" not in self.kinds:
             return found
-        with self.decoding:
-            self.ledger.mark(url)
+        with self.decoding(url):
             try:
                 image, _ = decode(body, self.limits, 256)
             except FetchFailed:
                 return None  # the resizer will say so
-            finally:
-                self.ledger.mark("")
             return self.lists.blocked("", "", perceptual.to_hex(perceptual.pdq(np.asarray(image.convert("RGB")))[0]))
 
 

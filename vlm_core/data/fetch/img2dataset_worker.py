@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import cv2
+import imagehash  # noqa: F401  `perceptual` imports both at their first use, which would count as the time of the first picture
 import numpy as np
+import pdqhash  # noqa: F401
 import pyarrow as pa
 import pyarrow.parquet as pq
 import simplejpeg
@@ -63,6 +65,7 @@ with _without("torch", "wandb"):
 
     ENGINE: Any = importlib.import_module("img2dataset.main")  # `img2dataset.main` is a function of that name
 
+ADDRESS_SPACE = 6 * 2**30  # bytes, far above what stays resident
 FLAT = 1.0  # standard deviation of every channel below which a picture shows nothing
 
 
@@ -113,10 +116,9 @@ class Upright(img2dataset.resizer.Resizer):
         if not isinstance(img_stream, Stream):
             return self.resize(img_stream)
         url = img_stream.record.url
-        self.job.ledger.mark(url)
-        result = self.resize(io.BytesIO(img_stream.place.read()))
-        self.records[url] = _record(img_stream.record, *result)
-        self.job.ledger.mark("")
+        with client_of(self.job).decoding(url):
+            result = self.resize(io.BytesIO(img_stream.place.read()))
+            self.records[url] = _record(img_stream.record, *result)
         return result
 
     def resize(self, stream: BinaryIO) -> tuple[Any, ...]:
@@ -213,7 +215,7 @@ class Workers:
     def __init__(self, processes: int) -> None:
         self.pool: ProcessPoolExecutor | None = None
         if processes > 1:
-            self.pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_limit_memory, initargs=(os.getpid(),))
+            self.pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_follow, initargs=(os.getpid(),))
 
     def __call__(self, processes: int, downloader: Shards, reader: Iterable[tuple[int, str]], subjob_size: int, max_shard_retry: int) -> None:
         if self.pool is None:
@@ -236,10 +238,9 @@ def _insist(success: bool, row: tuple[int, str]) -> None:
         raise SystemExit(f"shard {row[0]} failed, see above")
 
 
-def _limit_memory(parent: int) -> None:
+def _follow(parent: int) -> None:
     os.environ["VLM_PARENT_PID"] = str(parent)
     die_with_parent()
-    resource.setrlimit(resource.RLIMIT_AS, (6 * 2**30, 6 * 2**30))  # address space, far above what stays resident
 
 
 def _downloader(job: Job) -> Any:
@@ -254,6 +255,7 @@ def _downloader(job: Job) -> Any:
 def main(file: str) -> None:
     """Pass after pass, until every address has an answer and what failed in a way that may pass has been asked as often as the settings say."""
     die_with_parent()
+    resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))  # of this process and of all that it starts
     job, failures = Job(file), Counter[str]()
     config, ledger = job.config, job.ledger
     ENGINE.LoggerProcess, ENGINE.Resizer = _NoLogger, Upright

@@ -199,7 +199,7 @@ class Ledger:
             strikes.write_text(str(count))
             if count >= STRIKES:
                 fetched, _ = self.unfinished().get(url, (Fetched(url, "ok", fetched_at=datetime.now(UTC).isoformat(timespec="milliseconds")), None))
-                self.finish(dataclasses.replace(fetched, status="decode_error", detail="the decoder died"))
+                self.finish(dataclasses.replace(fetched, status="decode_error", detail="the decoder died or took too long"))
         shutil.rmtree(self.marks)
         self.marks.mkdir()
         self._mark = -1

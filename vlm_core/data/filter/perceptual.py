@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vlm_core.errors import SchemaMismatch
 
-_ONES = np.array([bin(value).count("1") for value in range(1 << 16)], np.uint8)
+_ONES = np.unpackbits(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).reshape(-1, 2), axis=1).sum(axis=1, dtype=np.uint8)
 
 
 def pdq(rgb: NDArray[Any]) -> tuple[NDArray[Any], int]:

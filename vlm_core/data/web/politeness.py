@@ -25,6 +25,7 @@ from vlm_core.data.web.address import FetchFailed
 
 DEAD_AFTER, DEAD_FOR_S, SLOWEST = 5, 60.0, 64.0
 _DOMAINS = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)  # the list inside the package; nothing is fetched
+_DOMAINS_READ = threading.Lock()  # reading it takes 60 ms of CPU, and each thread that finds it unread would read it
 BREAKS: frozenset[str] = frozenset({"dns_nxdomain", "dns_timeout", "connect_refused", "connect_timeout", "tls_error", "deadline", "http_5xx"})
 SITE = np.dtype([
     ("key", "<u8"), ("next_at", "<f8"), ("quiet_until", "<f8"), ("slower", "<f8"), ("min_gap_s", "<f8"), ("dead_until", "<f8"),
@@ -39,7 +40,8 @@ class Later(Exception):
 @functools.lru_cache(65_536)
 def domain_of(host: str) -> str:
     """The registrable domain: what one owner answers for."""
-    return _DOMAINS.extract_str(host).top_domain_under_public_suffix or host
+    with _DOMAINS_READ:
+        return _DOMAINS.extract_str(host).top_domain_under_public_suffix or host
 
 
 def retry_after_s(text: str | None) -> float | None:

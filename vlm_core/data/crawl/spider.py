@@ -19,14 +19,7 @@ from urllib.parse import urlsplit
 
 from scrapy import Request, Spider, signals
 from scrapy.crawler import Crawler, CrawlerProcess
-from scrapy.exceptions import (
-    CannotResolveHostError,
-    DontCloseSpider,
-    DownloadCancelledError,
-    DownloadConnectionRefusedError,
-    DownloadTimeoutError,
-    IgnoreRequest,
-)
+from scrapy.exceptions import DontCloseSpider
 from scrapy.http import Response
 from scrapy.utils.sitemap import Sitemap
 from twisted.python.failure import Failure
@@ -36,7 +29,7 @@ from vlm_core.data.crawl.config import Crawl, Site
 from vlm_core.data.fetch.fetch import user_agent
 from vlm_core.data.crawl.page_store import canonical_of, open_store, remember
 from vlm_core.data.sample import canonical_url
-from vlm_core.data.crawl.visits import Refused, blocked_names
+from vlm_core.data.crawl.visits import word_of
 from vlm_core.stage import die_with_parent
 
 
@@ -129,7 +122,7 @@ class Pages(Spider):
 
     def failed(self, failure: Failure) -> None:
         request: Request = failure.request  # type: ignore[attr-defined]
-        status, detail = _word(failure.value, urlsplit(request.url).hostname or "")
+        status, detail = word_of(failure.value, urlsplit(request.url).hostname or "")
         final = request.url if "redirect_urls" in request.meta else ""
         remember(self.store, url=request.cb_kwargs["url"], final_url=final, status=status, detail=detail)
 
@@ -166,25 +159,6 @@ def _canonical(url: str) -> str:
         return canonical_url(url)
     except ValueError:
         return ""
-
-
-def _word(error: BaseException | None, host: str) -> tuple[str, str]:
-    """The word of the closed list, and the detail, for what Scrapy raised."""
-    if isinstance(error, Refused):
-        return error.status, error.detail
-    if host in blocked_names:
-        return "ssrf_blocked", f"{host} resolves to an address that is not public"
-    for kind, word, detail in (
-        (CannotResolveHostError, "dns_nxdomain", f"no address for {host}"),
-        (DownloadConnectionRefusedError, "connect_refused", "connection refused"),
-        (DownloadTimeoutError, "deadline", "not finished in time"),
-        (DownloadCancelledError, "too_large", "larger than a page may be"),
-        (IgnoreRequest, "redirect_loop", "too many redirects"),
-    ):
-        if isinstance(error, kind) and (kind is not IgnoreRequest or "redirect" in str(error)):
-            return word, detail
-    text = f"{type(error).__name__}: {error}"
-    return ("tls_error" if "ssl" in text.lower() or "certificate" in text.lower() else "http_5xx"), f"broken reply ({type(error).__name__})"
 
 
 def settings(config: Crawl, store: str) -> dict[str, Any]:

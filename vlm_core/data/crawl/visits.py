@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from scrapy import Request, Spider, signals
 from scrapy.crawler import Crawler
-from scrapy.exceptions import CannotResolveHostError, DownloadConnectionRefusedError, IgnoreRequest
+from scrapy.exceptions import CannotResolveHostError, DownloadCancelledError, DownloadConnectionRefusedError, DownloadTimeoutError, IgnoreRequest
 from scrapy.http import Headers, Response
 from scrapy.resolver import CachingThreadedResolver
 from scrapy.responsetypes import responsetypes
@@ -21,11 +21,12 @@ from vlm_core.data.web.address import FetchFailed, Target, is_public, literal
 from vlm_core.data.crawl.config import Crawl
 from vlm_core.data.fetch.fetch import make_guard
 from vlm_core.data.crawl.page_store import open_store
-from vlm_core.data.web.politeness import retry_after_s
+from vlm_core.data.web.politeness import Politeness, retry_after_s
 from vlm_core.data.web.rights import ALLOWED, Rights
 from vlm_core.data.sample import Status
 
 blocked_names: set[str] = set()
+ROBOTS_MOST = 16 * 2**20  # bytes of a robots.txt; of those the first 500 KiB are read, and a longer one is a refusal
 
 
 class Refused(IgnoreRequest):
@@ -34,6 +35,26 @@ class Refused(IgnoreRequest):
     def __init__(self, status: Status, detail: str) -> None:
         super().__init__(detail)
         self.status, self.detail = status, detail
+
+
+def word_of(error: BaseException | None, host: str) -> tuple[Status, str]:
+    """The word of the closed list, and the detail, for what Scrapy raised."""
+    if isinstance(error, Refused):
+        return error.status, error.detail
+    if host in blocked_names:
+        return "ssrf_blocked", f"{host} resolves to an address that is not public"
+    known: tuple[tuple[type[BaseException], Status, str], ...] = (
+        (CannotResolveHostError, "dns_nxdomain", f"no address for {host}"),
+        (DownloadConnectionRefusedError, "connect_refused", "connection refused"),
+        (DownloadTimeoutError, "deadline", "not finished in time"),
+        (DownloadCancelledError, "too_large", "larger than a page may be"),
+        (IgnoreRequest, "redirect_loop", "too many redirects"),
+    )
+    for kind, word, detail in known:
+        if isinstance(error, kind) and (kind is not IgnoreRequest or "redirect" in str(error)):
+            return word, detail
+    text = f"{type(error).__name__}: {error}"
+    return ("tls_error" if "ssl" in text.lower() or "certificate" in text.lower() else "http_5xx"), f"broken reply ({type(error).__name__})"
 
 
 class Answers:
@@ -62,11 +83,12 @@ class Answers:
 
 
 class Visits:
-    """Downloader middleware: the address guard and robots.txt, before every request and every hop of a redirect."""
+    """Downloader middleware: the address guard, robots.txt and the quiet that a host needs, before every request and every hop of a redirect."""
 
     def __init__(self, crawler: Crawler) -> None:
         self.crawler, self.config = crawler, Crawl.read(crawler.settings.getdict("VLM_CONFIG"))
-        self.guard = make_guard(self.config.network)
+        self.guard, network = make_guard(self.config.network), self.config.network
+        self.politeness = Politeness(network.rate_per_s, network.burst, network.connections_per_host, network.max_quiet_s)  # its memory of hosts: Scrapy keeps the pace
         self.robots: dict[str, Any] = {}  # origin -> its rules, why there are none, or who waits for them
 
     @classmethod
@@ -77,14 +99,27 @@ class Visits:
 
     def downloaded(self, response: Response, request: Request) -> None:
         """A host that asks for a pause gets it before its next request (Scrapy draws pauses from half of the delay on, hence twice)."""
-        slot = self.crawler.engine.downloader.slots.get(urlsplit(request.url).hostname or "") if self.crawler.engine else None
+        host, said = urlsplit(request.url).hostname or "", (response.headers.get("Retry-After") or b"").decode("latin-1")
+        self.politeness.settled(host)
+        if said or response.status not in {429, 503}:
+            self.politeness.answered(host, response.status, said)
+        slot = self.crawler.engine.downloader.slots.get(host) if self.crawler.engine else None
         if slot is not None and response.status in {429, 503}:
-            asked = retry_after_s((response.headers.get("Retry-After") or b"").decode("latin-1"))
+            asked = retry_after_s(said)
             slot.delay = max(slot.delay, min(2 * (1.0 if asked is None else asked), self.config.network.max_quiet_s))
+
+    def process_exception(self, request: Request, exception: Exception) -> None:
+        """A host that cannot be reached five times in a row is left alone for a minute."""
+        host = urlsplit(request.url).hostname or ""
+        word, detail = word_of(exception, host)
+        if not isinstance(exception, IgnoreRequest) and word != "http_5xx":
+            self.politeness.failed(host, FetchFailed(word, detail))
 
     async def process_request(self, request: Request) -> None:
         try:
             target = self.guard.parse(request.url)
+            self.politeness.refuse_dead(target.host)
+            self.politeness.refuse_long_quiet(target.host)
         except FetchFailed as failed:
             raise Refused(failed.status, failed.detail) from None
         if target.pinned and target.scheme == "https":
@@ -111,6 +146,9 @@ class Visits:
             mine: Deferred[Any] = Deferred()
             found.append(mine)
             found = await maybe_deferred_to_future(mine)
+        if isinstance(found, Refused):
+            self.robots.pop(target.origin, None)  # the next page asks again
+            raise found
         if isinstance(found, str):
             return Rights(False, "robots.txt", f"{target.origin}/robots.txt: {found}, which counts as a refusal for now") if found else ALLOWED
         if delay := found.crawl_delay(self.config.network.agent):
@@ -118,12 +156,16 @@ class Visits:
         return rights.robots_decision(found, target.url, self.config.network.agent)
 
     async def _ask(self, target: Target) -> Any:
-        """The rules of an origin; a text when it does not give any ('' = there are none)."""
-        request = Request(f"{target.origin}/robots.txt", meta={"robots": True, "download_timeout": 20}, priority=1000)
+        """The rules of an origin; a text when it does not give any ('' = there are none); what keeps the page itself from being asked."""
+        request = Request(f"{target.origin}/robots.txt", meta={"robots": True, "download_timeout": 20, "download_maxsize": ROBOTS_MOST}, priority=1000)
         try:
             response = await self.crawler.engine.download_async(request)
-        except (IgnoreRequest, CannotResolveHostError, DownloadConnectionRefusedError):
-            return ""  # the page itself will say what is wrong
+        except Refused as error:
+            return "" if error.status in {"ssrf_blocked", "scheme_blocked"} else error  # robots.txt was sent to where nobody may look: there is none
+        except (CannotResolveHostError, DownloadConnectionRefusedError) as error:
+            return Refused(*word_of(error, target.host))
+        except IgnoreRequest:
+            return ""
         except Exception as error:  # noqa: BLE001  whatever it was, silence is a refusal
             return type(error).__name__
         if response.status >= 500 or response.status == 429:
@@ -136,10 +178,13 @@ class Visits:
         return rights.read_robots(response.body.decode("utf-8", "replace"))
 
     def _keep_pause(self, host: str, pause_s: float) -> None:
-        """Crawl-delay: one request at a time, and never less than this between two; for the host's queue as it is, and when Scrapy makes it anew."""
-        pause_s = min(pause_s, self.config.network.max_quiet_s)
+        """Crawl-delay: one request at a time, and never less than this between two; for the host's queue as it is, and when Scrapy makes it anew.
+
+        Of several origins of a host the one that asks for most is obeyed.
+        """
         downloader: Any = self.crawler.engine.downloader if self.crawler.engine else None
-        settled = {"delay": max(pause_s, self.config.delay_s), "concurrency": 1, "jitter": 0.0}
+        before = downloader.per_slot_settings.get(host, {}).get("delay", 0.0) if downloader is not None else 0.0
+        settled = {"delay": max(pause_s, self.config.delay_s, before), "concurrency": 1, "jitter": 0.0}
         if downloader is not None and downloader.per_slot_settings.get(host) != settled:
             downloader.per_slot_settings[host] = settled
             if slot := downloader.slots.get(host):

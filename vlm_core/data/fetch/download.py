@@ -31,7 +31,7 @@ from vlm_core.data.fetch.by_address import Stored
 from vlm_core.data.fetch.hash_lists import HashLists
 from vlm_core.data.fetch.ledger import Ledger
 from vlm_core.data.fetch.report import make_report
-from vlm_core.data.fetch.schedule import passing
+from vlm_core.data.fetch.schedule import passing, pauses
 from vlm_core.data.fetch.verify import check_hash, mark_placeholders
 from vlm_core.data.lineage import scan, tombstones
 from vlm_core.data.sample import DOWNLOADS
@@ -63,6 +63,7 @@ def download(config: Download, stage: Stage) -> Report:
     copies = local.copies_of(stage.inputs.values(), set(urls))
     stored, state = Stored(stage.final, ledger), local.believed(ledger.state(), copies)
     stored.look(state)
+    ledger.keep_quiet({host: begin.timestamp() + rest for host, rest in pauses(state.values(), begin).items()})
     if todo := ledger.due(urls, state, stored, begin, config.retry, config.give_up_after):
         here, away = [url for url in todo if url in copies], [url for url in todo if url not in copies]
         if here:  # no connection, and never in another place than the copies
@@ -77,7 +78,7 @@ def download(config: Download, stage: Stage) -> Report:
         stored.look(state := ledger.state())
     records = _answers(urls, state)
     _obey(records, ledger)
-    ledger.settle(records, begin.isoformat(timespec="milliseconds"), config.retry, config.give_up_after)
+    ledger.settle(records, config.retry, config.give_up_after)
     fetched = {**{url: dict(record) for url, record in records.items()}, **{url: _refused(url, said) for url, said in refused.items()}}
     _block(fetched, lists)
     mark_placeholders(pairs, fetched, config.placeholder_captions)

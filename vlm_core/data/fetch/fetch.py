@@ -19,12 +19,13 @@ from urllib.parse import urljoin
 from vlm_core.data.crawl.config import Fetch, Network
 from vlm_core.data.fetch.picture import Limits as PictureLimits
 from vlm_core.data.fetch.picture import probe
+from vlm_core.data.fetch.schedule import host_of
 from vlm_core.data.web import rights
 from vlm_core.data.web.address import FetchFailed, Guard, Target
 from vlm_core.data.web.c2pa import c2pa_decision
 from vlm_core.data.web.connection import Connections, Limits, Reply
 from vlm_core.data.web.origins import Origins
-from vlm_core.data.web.politeness import Politeness, Sites, retry_after_s
+from vlm_core.data.web.politeness import NotAsked, Politeness, Sites, retry_after_s
 from vlm_core.data.web.rights import ALLOWED, Rights
 
 REDIRECTS, HOPS = {301, 302, 303, 307, 308}, 5
@@ -50,7 +51,8 @@ class Fetched:
     rights_rule: str = ""
     rights_evidence: str = ""
     passing: bool = False  # a refusal for now: the origin's rules could not be read
-    pause_s: float = 0.0  # Retry-After
+    pause_s: float = 0.0  # what its host asked for (Retry-After), or what was left of it
+    asked: bool = True  # False: its host wanted a pause, nothing was sent
     ms: int = 0
     attempts: int = 1
     fetched_at: str = ""
@@ -115,9 +117,18 @@ class Fetcher:
             rule, said = (denied.decision.rule, denied.decision.evidence) if denied else ("", visit.said)
             final = visit.hops[-1] if len(visit.hops) > 1 else ""
             result = Fetched(url, failed.status, failed.detail, final, failed.http_status, rights_rule=rule, rights_evidence=said)
-            result = replace(result, passing=bool(denied and denied.passing))
+            result = replace(result, passing=bool(denied and denied.passing), asked=not isinstance(failed, NotAsked))
+            visit.pause_s = self._pause_s(failed, visit)
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         return replace(result, pause_s=visit.pause_s, ms=round(1000 * (time.monotonic() - begin)), fetched_at=at)
+
+    def _pause_s(self, failed: FetchFailed, visit: _Visit) -> float:
+        """For how long this address must not be asked, as far as its host has said so."""
+        if isinstance(failed, NotAsked):
+            return failed.pause_s
+        if isinstance(failed, _Denied) and failed.passing:  # robots.txt itself may have asked for quiet
+            return self.politeness.quiet_s(host_of(visit.hops[-1]))
+        return visit.pause_s
 
     def _follow(self, visit: _Visit, keep: Keep) -> Fetched:
         hops = visit.hops
@@ -186,18 +197,28 @@ class Fetcher:
         return Fetched(visit.hops[0], "ok", "", final, 200, len(data), digest, header.mime, header.width, header.height, rights_evidence=visit.said)
 
     def get_text(self, target: Target, path: str) -> tuple[int, str]:
-        """(status, text) of a small file of an origin, redirects followed under the same guard. Raises FetchFailed."""
+        """(status, text) of a small file of an origin, redirects followed under the same guard; of a large one the first 500 KiB, in whole lines.
+
+        Raises FetchFailed.
+        """
         limits, here = self.limits(), target._replace(url=target.origin + path, path=path)
         for _ in range(HOPS + 1):
             with self.connections.get(here, {**self.headers, "Accept": "*/*"}, limits) as reply:
+                self.politeness.answered(here.host, reply.status, reply.headers.get("Retry-After"))
                 if reply.status not in REDIRECTS or not reply.headers.get("Location"):
-                    return reply.status, reply.read(rights.ROBOTS_BYTES).decode("utf-8", "replace") if reply.status == 200 else ""
+                    return reply.status, _lines(reply.head(rights.ROBOTS_BYTES + 1)) if reply.status == 200 else ""
                 moved = _join(here.url, str(reply.headers["Location"]))
             here = self.guard.check(moved, self.network.dns_timeout_s)
         raise FetchFailed("redirect_loop", f"{HOPS} redirects")
 
     def close(self) -> None:
         self.connections.close()
+
+
+def _lines(data: bytes) -> str:
+    """RFC 9309 2.5: what lies beyond the limit is not read; half a rule would be another rule."""
+    whole = data if len(data) <= rights.ROBOTS_BYTES else data[: rights.ROBOTS_BYTES].rpartition(b"\n")[0]
+    return whole.decode("utf-8", "replace")
 
 
 def _join(base: str, location: str) -> str:

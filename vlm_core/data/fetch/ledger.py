@@ -4,7 +4,7 @@ addresses.parquet   url, status, runs, due_at, record (JSON): the state after th
 passes/NN/          todo.parquet, img2dataset's tars and tables, and NNNNN.jsonl: what became of the addresses of a finished shard
 urls/               of each process: the addresses whose shard is not finished, with their bytes (`spool`); strikes of pictures that a process died of
 origins/            robots.txt, tdmrep.json and ai.txt of each origin
-sites.slots         the token buckets of this run (`politeness.Sites`)
+sites.slots         the token buckets of this run (`politeness.Sites`); quiet.json: until when hosts wanted to be left alone before it began
 decoding/, memory/  of each process: the picture that it decodes, its largest resident size
 stopped             why this run asks no further
 """
@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_core.data.fetch.fetch import Fetched
-from vlm_core.data.fetch.schedule import due_at, host_of, mixed, name_of
+from vlm_core.data.fetch.schedule import due_at, host_of, mixed, name_of, pauses
 from vlm_core.data.fetch.spool import Place, Spool, answers
-from vlm_core.data.web.politeness import Sites, domain_of
+from vlm_core.data.web.politeness import Politeness, Sites, domain_of
 
 STRIKES = 2  # processes that one picture may take down
 _FIELDS = {field.name for field in dataclasses.fields(Fetched)}
@@ -63,20 +64,36 @@ class Ledger:
     # ------------------------------------------------------------ what is to do
 
     def write_todo(self, urls: Iterable[str]) -> None:
-        """Addresses of the next pass, in an order that mixes sites, and a fresh table of sites."""
+        """Addresses of the next pass, in an order that mixes sites, and a fresh table of sites, in which the pauses go on that hosts asked for."""
         order = mixed(urls)
         part = self.todo.with_suffix(".part")
         pq.write_table(pa.table({"url": pa.array(order, pa.string())}), part)
         part.rename(self.todo)
         hosts = {host_of(url) for url in order}
-        Sites.create(self.root / "sites.slots", len(hosts) + len({domain_of(host) for host in hosts}))
+        quiet = {host: until - time.time() for host, until in self.quiet().items()}
+        for host, rest in pauses((*self.events(), *(fetched.json() for fetched, _ in self.unfinished().values())), datetime.now(UTC)).items():
+            quiet[host] = max(rest, quiet.get(host, 0.0))
+        Sites.create(self.root / "sites.slots", len(hosts | quiet.keys()) + len({domain_of(host) for host in (*hosts, *quiet)}))
+        politeness = Politeness(1.0, 1, 1, 0.0, Sites(self.root / "sites.slots"))
+        for host, rest in quiet.items():
+            politeness.keep_quiet(host, rest)
+
+    def keep_quiet(self, until: Mapping[str, float]) -> None:
+        """Hosts that want to be left alone, until when (seconds since 1970)."""
+        (self.root / "quiet.json").write_text(json.dumps(dict(until)))
+
+    def quiet(self) -> dict[str, float]:
+        file = self.root / "quiet.json"
+        found: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+        return {host: until for host, until in found.items() if until > time.time()}
 
     def read_todo(self) -> list[str]:
         found: list[str] = pq.read_table(self.todo)["url"].to_pylist()
         return found
 
     def new_pass(self) -> Path:
-        folder = self.passes / f"{max((int(path.name) for path in self.passes.iterdir()), default=-1) + 1:04d}"
+        """Passes are numbered on and on: their order, not the clock, says which answer is the last."""
+        folder = self.passes / f"{max([self._settled(), *(int(path.name) for path in self.passes.iterdir())]) + 1:04d}"
         folder.mkdir()
         return folder
 
@@ -86,8 +103,8 @@ class Ledger:
         """What earlier processes learnt and wrote no shard of."""
         if not any(self.urls.glob("*.jsonl")):
             return {}
-        told = {event["url"]: event["fetched_at"] for event in self.events()}
-        found = {url: answer for url, answer in answers(self.urls).items() if answer.record["fetched_at"] > told.get(url, "")}
+        told = {(event["url"], event["fetched_at"]) for event in self.events()}
+        found = {url: answer for url, answer in answers(self.urls).items() if (url, answer.record["fetched_at"]) not in told}
         return {url: (_fetched(answer.record), answer.place) for url, answer in found.items() if answer.place or answer.record["status"] != "ok"}
 
     def keep(self, data: bytes | memoryview) -> Place:
@@ -127,27 +144,33 @@ class Ledger:
         found: dict[str, Row] = {}
         if self.addresses.exists():
             found = {record["url"]: record for record in map(json.loads, pq.read_table(self.addresses, columns=["record"])["record"].to_pylist())}
-        for event in self.events():
-            old = found.get(event["url"], {"fetched_at": "", "runs": 0, "attempts": 0})
-            if event["fetched_at"] > old["fetched_at"]:  # else a crash came between writing the state and dropping its passes
-                found[event["url"]] = {
-                    **event,
-                    "runs": old["runs"],
-                    "attempts": old["attempts"] + 1,
-                    "pause_s": max(event["pause_s"], _still_asked(old, event)),
-                }
+        for event in self.events(self._unsettled()):
+            old = found.get(event["url"], {"runs": 0, "attempts": 0})
+            pause_s = max(event["pause_s"], _still_asked(old, event))
+            found[event["url"]] = {**event, "runs": old["runs"], "attempts": old["attempts"] + event.get("asked", True), "pause_s": pause_s}
         return found
 
-    def settle(self, records: Mapping[str, Row], begin: str, retry: Mapping[str, float], give_up_after: int) -> None:
-        """A run ends: write the state of its addresses; those that failed since `begin` have failed in one more run."""
-        rows = []
+    def _settled(self) -> int:
+        """The last pass that the state of all addresses holds; -1 before there is one. A crash may leave passes that are in it."""
+        metadata = pq.read_schema(self.addresses).metadata if self.addresses.exists() else None
+        return int((metadata or {}).get(b"settled", b"-1"))
+
+    def _unsettled(self) -> list[Path]:
+        last = self._settled()
+        return [folder for folder in sorted(self.passes.iterdir()) if int(folder.name) > last]
+
+    def settle(self, records: Mapping[str, Row], retry: Mapping[str, float], give_up_after: int) -> None:
+        """A run ends: write the state of its addresses; those that were asked in it and failed have failed in one more run."""
+        rows, fresh = [], self._unsettled()
+        asked = {event["url"] for event in self.events(fresh)}
         for url in sorted(records):
             record = records[url]
-            failed = record["status"] != "ok" and record["fetched_at"] >= begin
+            failed = record["status"] != "ok" and url in asked and record.get("asked", True)
             record = {**record, "runs": record["runs"] + failed}
             rows.append({"url": url, "status": record["status"], "runs": record["runs"], "due_at": due_at(record, retry, give_up_after), "record": json.dumps(record)})  # fmt: skip
         part = self.addresses.with_suffix(".part")
-        pq.write_table(pa.Table.from_pylist(rows, schema=ADDRESSES), part, compression="zstd")
+        settled = str(max([self._settled(), *(int(folder.name) for folder in fresh)]))
+        pq.write_table(pa.Table.from_pylist(rows, schema=ADDRESSES.with_metadata({"settled": settled})), part, compression="zstd")
         part.rename(self.addresses)
         shutil.rmtree(self.urls)  # every address has its answer
 
@@ -214,4 +237,4 @@ def _still_asked(old: Row, event: Row) -> float:
     if not old.get("pause_s"):
         return 0.0
     gone = datetime.fromisoformat(event["fetched_at"]) - datetime.fromisoformat(old["fetched_at"])
-    return float(old["pause_s"] - gone.total_seconds())
+    return float(old["pause_s"] - max(0.0, gone.total_seconds()))  # the clock may have been set back

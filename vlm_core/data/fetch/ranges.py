@@ -28,7 +28,7 @@ def fetch_all(config: Download, stage: Stage, ledger: Ledger, todo: list[str]) -
         parts[range_of(url)].append(url)
     parts = [part for part in parts if part]
     folder = stage.state / f"fetch-{hashlib.sha256(json.dumps(todo).encode()).hexdigest()[:12]}"
-    job = {"config": config.model_dump(mode="json") | {"processes": 1}, "folder": str(folder.absolute()), "urls": parts}
+    job = {"config": config.model_dump(mode="json") | {"processes": 1}, "folder": str(folder.absolute()), "urls": parts, "quiet": ledger.quiet()}
     files = ranges.work(folder, f"{__name__}:worker", job, len(parts), 1, stage.progress)
     for file in files:
         for made in json.loads(file.read_bytes()):
@@ -53,17 +53,18 @@ def worker(job: Mapping[str, Any]) -> ranges.Worker:
     def work(begin: int, end: int) -> bytes:
         made = []
         for number in range(begin, end):
-            made += _one(config, Path(job["folder"]) / f"sites-{number:04d}", job["urls"][number], fetch_here)
+            made += _one(config, Path(job["folder"]) / f"sites-{number:04d}", job["urls"][number], job["quiet"], fetch_here)
         return json.dumps(made).encode()
 
     return work
 
 
-def _one(config: Download, folder: Path, urls: list[str], fetch: FetchAll) -> list[str]:
+def _one(config: Download, folder: Path, urls: list[str], quiet: Mapping[str, float], fetch: FetchAll) -> list[str]:
     """The passes that fetched these addresses; what a process before us has fetched is not fetched again."""
     ledger, state = Ledger(folder / "fetch"), folder / "state"
     state.mkdir(parents=True, exist_ok=True)
     ledger.prepare()
+    ledger.keep_quiet(quiet)
     write_json(ledger.root / "job.json", config.model_dump(mode="json"))
     known = {event["url"] for event in ledger.events()}
     if left := [url for url in urls if url not in known]:

@@ -38,6 +38,18 @@ def passing(record: Mapping[str, Any], retry: Mapping[str, float]) -> bool:
     return record["status"] in retry or bool(record.get("passing"))
 
 
+def pauses(records: Iterable[Mapping[str, Any]], now: datetime) -> dict[str, float]:
+    """Host -> what is left of the pause that it asked for, in seconds; of hosts that asked for none nothing."""
+    left: dict[str, float] = {}
+    for record in records:
+        if pause := float(record.get("pause_s") or 0.0):
+            rest = (datetime.fromisoformat(record["fetched_at"]) - now).total_seconds() + pause
+            host = host_of(record.get("final_url") or record["url"])
+            if rest > left.get(host, 0.0):
+                left[host] = rest
+    return left
+
+
 def due_at(record: Mapping[str, Any], retry: Mapping[str, float], give_up_after: int) -> datetime | None:
     """When a later run asks for this address again; None: never.
 

@@ -124,27 +124,39 @@ class Reply:
     def all(self, name: str) -> list[str]:
         return [str(value) for value in self.headers.get_all(name, [])]
 
-    def read(self, max_bytes: int) -> bytes:
-        return b"".join(self.chunks(max_bytes))
+    def head(self, max_bytes: int) -> bytes:
+        """The body, or its first `max_bytes`."""
+        parts, size = list[bytes](), 0
+        for piece in self._pieces(max_bytes):
+            parts.append(piece)
+            size += len(piece)
+            if size >= max_bytes:
+                break
+        return b"".join(parts)[:max_bytes]
 
     def chunks(self, max_bytes: int) -> Iterator[bytes]:
         """The body, one layer of gzip or deflate undone. Raises FetchFailed when it is longer than `max_bytes`."""
         announced = self.headers.get("Content-Length", "")
         if announced.isdigit() and int(announced) > max_bytes:
             raise FetchFailed("too_large", f"{int(announced):,} bytes announced, at most {max_bytes:,} allowed", self.status)
+        size = 0
+        for piece in self._pieces(max_bytes):
+            size += len(piece)
+            if size > max_bytes:
+                raise FetchFailed("too_large", f"more than {max_bytes:,} bytes", self.status)
+            yield piece
+
+    def _pieces(self, max_bytes: int) -> Iterator[bytes]:
+        """The body as it comes; no piece that is unpacked grows beyond `max_bytes` + 1."""
         coding = self.headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in {"", "identity", "gzip", "x-gzip", "deflate"}:
             raise FetchFailed("decode_error", f"content coding {coding[:30]!r} was not asked for", self.status)
         unpack = None if coding in {"", "identity"} else zlib.decompressobj(47 if "gzip" in coding else 15)
-        size = 0
         while chunk := self._response.read1(CHUNK):
             try:
-                piece = chunk if unpack is None else unpack.decompress(chunk, max_bytes + 1 - size)
+                piece = chunk if unpack is None else unpack.decompress(chunk, max_bytes + 1)
             except zlib.error:
                 raise FetchFailed("decode_error", "damaged gzip body", self.status) from None
-            size += len(piece)
-            if size > max_bytes:
-                raise FetchFailed("too_large", f"more than {max_bytes:,} bytes", self.status)
             yield piece
         if self._response.length:  # what read1 does not tell: the peer closed before the announced end
             raise FetchFailed("http_5xx", "the body broke off before its announced end", self.status)

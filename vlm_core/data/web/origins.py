@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 TDMREP, AI_TXT = "/.well-known/tdmrep.json", "/ai.txt"
 KEPT_S, KEPT_SILENCE_S = 24 * 3600.0, 60.0
-_SILENT = {"deadline", "http_5xx", "redirect_loop"}  # of robots.txt: a refusal for now
-_NONE = {"too_large", "decode_error", "ssrf_blocked", "scheme_blocked"}  # as good as no robots.txt
+_UNREADABLE = {"deadline", "http_5xx", "redirect_loop", "decode_error"}  # of robots.txt: a refusal for now
+_NONE = {"ssrf_blocked", "scheme_blocked"}  # it lies where nobody may look: as good as no robots.txt
 
 
 class _Rules(NamedTuple):
@@ -95,7 +95,7 @@ class Origins:
                 if status >= 500 or status == 429:
                     texts["unreachable"] = f"HTTP {status}"
             except FetchFailed as failed:
-                if failed.status in _SILENT:
+                if failed.status in _UNREADABLE:
                     texts["unreachable"] = failed.detail
                 elif failed.status not in _NONE:
                     raise
@@ -111,7 +111,9 @@ class Origins:
         fetcher = self.fetcher
         with fetcher.politeness.turn(target.host, fetcher.patience_s):
             try:
-                return fetcher.get_text(target, path)
+                found = fetcher.get_text(target, path)
             except FetchFailed as failed:
                 fetcher.politeness.failed(target.host, failed)
                 raise
+        fetcher.politeness.settled(target.host)
+        return found

@@ -58,6 +58,15 @@ def retry_after_s(text: str | None) -> float | None:
         return None
 
 
+class NotAsked(FetchFailed):
+    """Its site wants more quiet than a run waits for: nothing was asked. `pause_s`: what is left of it, in seconds."""
+
+    def __init__(self, row: Any, pause_s: float, why: str) -> None:
+        is_down = row["http_status"] == 503
+        super().__init__("http_5xx" if is_down else "http_429", f"not asked: {why}", 503 if is_down else 429)
+        self.pause_s = pause_s
+
+
 class Sites:
     """One row (SITE) per name, shared by every process that opens the same file; without a file, by the threads of this process.
 
@@ -115,7 +124,7 @@ class Politeness:
     Args:
         rate_per_s, burst: token bucket of each domain.
         connections: how many may be open to a domain at once.
-        max_quiet_s: a site that asks for more quiet than this is left alone; its addresses fail with the site's own answer.
+        max_quiet_s: a site that asks for more quiet than this, once or by its Crawl-delay, is left alone; its addresses end unasked.
         clock: seconds, the same for all processes of the machine.
     """
 
@@ -129,11 +138,11 @@ class Politeness:
     def turn(self, host: str, patience_s: float = float("inf")) -> Iterator[None]:
         """Wait for this host's turn and hold one of its connections.
 
-        Raises Later when that takes more than `patience_s`, FetchFailed when the host asked to be left alone for long, and its last failure
+        Raises Later when that takes more than `patience_s`, NotAsked when the host asked to be left alone for long, and its last failure
         again while it counts as dead (Later for the impatient).
         """
         domain = domain_of(host)
-        self._refuse_dead(host, patience_s)
+        self.refuse_dead(host, patience_s)
         at = self._reserve(domain, patience_s)
         try:
             while (wait := max(at, self._quiet_until(domain)) - self.clock()) > 0:
@@ -143,7 +152,8 @@ class Politeness:
             with self.sites.row(domain) as row:
                 row["open"] = max(0, row["open"] - 1)
 
-    def _refuse_dead(self, host: str, patience_s: float) -> None:
+    def refuse_dead(self, host: str, patience_s: float = float("inf")) -> None:
+        """Raises the last failure of a host that failed five times in a row (Later for the impatient); after a minute one request may try."""
         with self.sites.row(f"host {host}") as row:
             if row["failures"] < DEAD_AFTER:
                 return
@@ -163,6 +173,8 @@ class Politeness:
                 gap = max(max(1.0, row["slower"]) / self.rate_per_s, row["min_gap_s"])
                 slack = 0.0 if row["min_gap_s"] else gap * (self.burst - 1)
                 at = float(max(now, row["next_at"] - slack, row["quiet_until"]))
+                if row["min_gap_s"] > self.max_quiet_s and at - now > self.max_quiet_s:
+                    raise NotAsked(row, at - now, f"its Crawl-delay is {row['min_gap_s']:g} s, more than {self.max_quiet_s:g} s")
                 if at > now and at - begin > patience_s:
                     raise Later(domain)
                 if row["open"] < self.connections:
@@ -176,17 +188,31 @@ class Politeness:
 
     def _refuse_long_quiet(self, row: Any, now: float) -> None:
         if row["quiet_until"] - now > self.max_quiet_s:
-            status = 503 if row["http_status"] == 503 else 429
-            raise FetchFailed("http_5xx" if status == 503 else "http_429", f"not asked: the host wants a pause of more than {self.max_quiet_s:g} s", status)
+            raise NotAsked(row, float(row["quiet_until"] - now), f"the host wants a pause of more than {self.max_quiet_s:g} s")
 
     def _quiet_until(self, domain: str) -> float:
         with self.sites.row(domain) as row:
             self._refuse_long_quiet(row, self.clock())
             return float(row["quiet_until"])
 
-    def crawl_delay(self, host: str, seconds: float) -> None:
+    def refuse_long_quiet(self, host: str) -> None:
+        """Raises NotAsked while a host wants more quiet than `max_quiet_s`."""
+        self._quiet_until(domain_of(host))
+
+    def quiet_s(self, host: str) -> float:
+        """What is left of the pause that a host's domain wants, in seconds."""
         with self.sites.row(domain_of(host)) as row:
-            row["min_gap_s"] = min(seconds, self.max_quiet_s)
+            return max(0.0, float(row["quiet_until"]) - self.clock())
+
+    def keep_quiet(self, host: str, seconds: float) -> None:
+        """A pause that was asked for earlier is still on."""
+        with self.sites.row(domain_of(host)) as row:
+            row["quiet_until"], row["http_status"] = max(float(row["quiet_until"]), self.clock() + seconds), 429
+
+    def crawl_delay(self, host: str, seconds: float) -> None:
+        """The longest that any origin of the domain asks for."""
+        with self.sites.row(domain_of(host)) as row:
+            row["min_gap_s"] = max(float(row["min_gap_s"]), seconds)
 
     def answered(self, host: str, http_status: int, retry_after: str | None) -> None:
         """Learn from a reply: 429 and 503 halve the rate and start a quiet time, anything else slowly restores it."""

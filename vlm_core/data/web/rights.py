@@ -31,7 +31,8 @@ ALLOWED = Rights(True)
 
 
 def read_robots(text: str) -> Protego:
-    return Protego.parse(text.removeprefix("\ufeff")[:ROBOTS_BYTES])  # Protego takes a byte order mark for a part of the first word
+    text = text.removeprefix("\ufeff")  # Protego takes a byte order mark for a part of the first word
+    return Protego.parse(text if len(text) <= ROBOTS_BYTES else text[:ROBOTS_BYTES].rpartition("\n")[0])
 
 
 def robots_decision(robots: Protego, url: str, agent: str, text: str = "") -> Rights:

@@ -224,7 +224,7 @@ def test_the_demo_web_gives_the_same_pairs_crawled_and_from_its_archive(tmp_path
 
 def test_a_damaged_archive_keeps_what_came_before_the_damage(tmp_path):
     def record(url, text, kind="text/html", status="200 OK"):
-        http = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nX-Robots-Tag: noai\r\n\r\n{text}".encode()
+        http = f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nX-Robots-Tag: noai\r\nTDM-Reservation: 1\r\n\r\n{text}".encode()
         head = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: {url}\r\nContent-Type: application/http; msgtype=response\r\nContent-Length: {len(http)}\r\n\r\n"
         return gzip.compress(head.encode() + http + b"\r\n\r\n")
 
@@ -233,7 +233,7 @@ def test_a_damaged_archive_keeps_what_came_before_the_damage(tmp_path):
     )
     (tmp_path / "a.warc.gz").write_bytes(whole + b"\x1f\x8b not a record" * 9 + record("http://a.test/4", "<p>"))
     rows, report = crawl(tmp_path, Crawl(source=Warc(path=str(tmp_path / "a.warc.gz"))))
-    assert (rows["/1"]["lang"], rows["/1"]["x_robots"], report.counts["ok"]) == ("ja", "noai", 1)
+    assert (rows["/1"]["lang"], rows["/1"]["x_robots"], rows["/1"]["tdm_reservation"], report.counts["ok"]) == ("ja", "noai", "1", 1)
     assert {row["status"] for row in rows.values()} == {"ok", "decode_error"}
 
 

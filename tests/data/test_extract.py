@@ -235,6 +235,17 @@ def test_headers_of_the_page_opt_out_and_pages_that_failed_are_not_read(tmp_path
     assert {name: row["page_optout"] for name, row in rows.items()} == {"a.jpg": "X-Robots-Tag: nofollow | X-Robots-Tag: noai"}
 
 
+def test_a_tdm_header_of_a_page_and_the_words_of_the_profile_opt_out(tmp_path):
+    pages = write_pages(
+        tmp_path / "pages", (HERE, "<img src=a.jpg alt=a>", {"tdm_reservation": "1"}), ("http://a.org/z", "<img src=z.jpg alt=z>", {"tdm_reservation": "0"}),
+        ("http://a.org/s", "<meta name=robots content=nosnippet><img src=s.jpg alt=s>", {}), ("http://a.org/n", "<img src=n.jpg alt=n>", {"x_robots": "noai"}),
+    )  # fmt: skip
+    rows, _ = extract(tmp_path, pages, Extract(directives=["nosnippet"]))
+    assert {name: row["page_optout"] for name, row in rows.items()} == {
+        "a.jpg": "TDM-Reservation: 1", "z.jpg": "", "s.jpg": '<meta name="robots" content="nosnippet">', "n.jpg": "",
+    }  # fmt: skip
+
+
 TABLES = {
     "plain.csv": b'url,caption,lang\nhttp://a.org/1.jpg,"a fox, red",en\nhttp://a.org/2.jpg,,en\n',
     "laion.parquet": {"URL": ["http://a.org/1.jpg", None], "TEXT": ["a fox, red", "no address"], "LANGUAGE": ["en", "en"], "NSFW": ["UNLIKELY", ""]},

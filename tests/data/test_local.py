@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from tests.data.loopback import QUICK, body, bomb, png, web
-from vlm_core.data.crawl.config import Crawl, Download, Extract, Folder, Table, WebDataset
+from tests.data.test_rights import in_png, manifest
+from vlm_core.data.crawl.config import Crawl, Download, Extract, Folder, HashList, Table, WebDataset
 from vlm_core.data.sample import DOWNLOADS, make_uid
 from vlm_core.data.shards.tar import read_tar
 from vlm_core.errors import MissingInput, SchemaMismatch
@@ -280,3 +281,23 @@ def test_pages_and_tables_cannot_name_pictures_of_this_machine(tmp_path):
     assert {row["status"] for url, row in status.items() if url.startswith("file:")} == {"scheme_blocked"}
     with pytest.raises(MissingInput, match="--in pages=DIR"):
         download(tmp_path, config, **{"pages.list": tmp_path / "list"})
+
+
+def test_lists_of_hashes_and_the_opt_out_inside_a_picture_hold_for_pictures_of_this_machine(tmp_path):
+    pictures = {"listed": png(seed=1), "later": png(seed=2), "free": png(seed=3), "optout": in_png(manifest("notAllowed"))}
+    (tmp_path / "mine").mkdir()
+    for name, data in pictures.items():
+        (tmp_path / "mine" / f"{name}.png").write_bytes(data)
+        (tmp_path / "mine" / f"{name}.txt").write_text(name)
+    crawl(tmp_path, Folder(path=str(tmp_path / "mine"), name="mine"))
+    extract(tmp_path)
+    listed, config = tmp_path / "md5.txt", Download(processes=1, fetch=QUICK, hash_lists={"known": HashList(kind="md5", path=str(tmp_path / "md5.txt"))})
+
+    def statuses(names):
+        listed.write_text("".join(hashlib.md5(pictures[name]).hexdigest() + "\n" for name in names))
+        rows, report = download(tmp_path, config)
+        return {url.rpartition("/")[2].partition(".")[0]: (row["status"], row["rights_rule"]) for url, row in rows.items()}, report.metrics["asked"]
+
+    first = {"listed": ("blocked_hash", None), "later": ("ok", None), "free": ("ok", None), "optout": ("optout_header", "c2pa")}
+    assert statuses(["listed"]) == (first, 4)
+    assert statuses(["listed", "later"]) == (first | {"later": ("blocked_hash", None)}, 0), "a list that grows holds for what was fetched before"

@@ -41,7 +41,7 @@ def test_we_deny_everything_that_img2dataset_denies(headers, with_token):
     [
         (["noarchive, noai, max-snippet:-1"], True), (["max-snippet:-1, noai"], True), (["none"], True), (["noml"], True), ([" NOAI "], True),
         (["index, follow"], False), (["noarchive"], False), (["nofollow"], False), (["otherbot: noai"], False), (["otherbot: noai, nofollow"], False),
-        (["otherbot: nofollow, vlmplatformbot: noai"], True), (["VLMPlatformBot: noai"], True), (["otherbot: noai", "noai"], True), ([], False), ([""], False),
+        (["otherbot: nofollow, vlmplatformbot: noai"], True), (["VLMPlatformBot: noai"], True), (["otherbot: noai", "noai"], True), (["*: noai"], True), (["otherbot: all, *: noai"], True), (["*: all, otherbot: noai"], False), ([], False), ([""], False),
         (["unavailable_after: 25 Jun 2010 15:00:00 GMT"], True), (["unavailable_after: 2010-06-25"], True), (["unavailable_after: 25 Jun 2990 15:00:00 GMT"], False),
         (["unavailable_after: whenever"], False),
     ],
@@ -68,6 +68,11 @@ def test_a_tdm_reservation_denies_and_its_absence_does_not():
 )  # fmt: skip
 def test_metas_of_a_page_speak_for_its_pictures(metas, rule):
     assert meta_decision(metas, "VLMPlatformBot").rule == rule
+
+
+def test_the_words_that_deny_are_those_of_the_profile_in_metas_too():
+    assert meta_decision([("robots", "nosnippet")], "VLMPlatformBot", ["nosnippet"]).rule == "meta-robots"
+    assert meta_decision([("robots", "noai")], "VLMPlatformBot", ["nosnippet"]).allowed
 
 
 @pytest.mark.parametrize(

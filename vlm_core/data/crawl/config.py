@@ -145,6 +145,7 @@ class Extract(Config):
     """Pages, tables and pictures on this machine to candidate pairs, each once."""
 
     network_agent: str = Field("VLMPlatformBot", description="product token that opt-outs in pages may name")
+    directives: list[str] = Field(default=OptOuts().directives, description="words of robots metas and X-Robots-Tag headers of pages that deny")
     columns: Columns = Field(default=Columns(), description="how to read tables; pages need none")
     columns_of: dict[str, Columns] = Field(default={}, description="how to read the tables of a further batch, by the batch's name")
     figcaptions: bool = Field(True, description="figcaption is a further caption, or the raw one where alt is empty")

@@ -20,7 +20,7 @@ from vlm_core.data.web import rights
 from vlm_core.data.crawl import tables
 from vlm_core.data.lineage import tombstones
 from vlm_core.data.charts import bar_chart
-from vlm_core.data.crawl.config import Extract
+from vlm_core.data.crawl.config import Extract, OptOuts
 from vlm_core.data.crawl.pairs import Merger, Pair, Seen, make_pair
 from vlm_core.data.sample import PAIRS
 from vlm_core.errors import ConfigError, NothingLeft, SchemaMismatch, did_you_mean
@@ -67,9 +67,10 @@ def pairs_of_page(row: dict[str, Any], prefix: str, config: Extract, dropped: Co
     """The pairs of one row of pages.parquet."""
     url = row["final_url"] or row["url"]
     page = html.read_page(html.decode_html(row["html"], row["content_type"] or ""), url)
-    decision = rights.meta_decision(page.metas, config.network_agent)
-    if decision.allowed and row["x_robots"]:
-        decision = rights.headers_decision(row["x_robots"].split("\n"), [], config.network_agent)
+    decision = rights.meta_decision(page.metas, config.network_agent, config.directives)
+    if decision.allowed and (row["x_robots"] or row["tdm_reservation"]):
+        said = [(row[name] or "").split("\n") for name in ("x_robots", "tdm_reservation")]
+        decision = rights.headers_decision(said[0], [value for value in said[1] if value], config.network_agent, OptOuts(directives=config.directives))
     seen = Seen(row["canonical"] or url, prefix + (row["source"] or f"page:{urlsplit(url).hostname}"), row["place"] or "")
     optout = "" if decision.allowed else decision.evidence
     for picture in page.pictures:
@@ -87,7 +88,7 @@ def pairs_of_page(row: dict[str, Any], prefix: str, config: Extract, dropped: Co
 
 
 def _pages(file: Path, prefix: str, config: Extract, dropped: Counter[str]) -> Iterator[Pair]:
-    columns = ["url", "final_url", "status", "content_type", "x_robots", "html", "canonical", "source", "place"]
+    columns = ["url", "final_url", "status", "content_type", "x_robots", "tdm_reservation", "html", "canonical", "source", "place"]
     if not file.is_file() or set(columns) - set(pq.read_schema(file).names):
         raise SchemaMismatch(f"Found no table of pages at {file}, expected one with {', '.join(columns)}; run 'vlm crawl', or give a table of addresses.")
     for batch in pq.ParquetFile(file).iter_batches(64, columns=columns):

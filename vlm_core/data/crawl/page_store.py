@@ -15,13 +15,13 @@ from vlm_core.data.sample import canonical_url
 # OUT/pages.parquet, sorted by url. `source` and `place`: archive and record, for pages that come from one.
 PAGES = pa.schema([
     ("url", pa.string()), ("final_url", pa.string()), ("status", pa.string()), ("http_status", pa.int32()), ("content_type", pa.string()),
-    ("lang", pa.string()), ("x_robots", pa.string()), ("detail", pa.string()), ("html", pa.binary()),
+    ("lang", pa.string()), ("x_robots", pa.string()), ("tdm_reservation", pa.string()), ("detail", pa.string()), ("html", pa.binary()),
     ("canonical", pa.string()), ("source", pa.string()), ("place", pa.string()),
 ])  # fmt: skip
 TABLES = """
 CREATE TABLE IF NOT EXISTS answers (url TEXT PRIMARY KEY, status INT, headers TEXT, body BLOB);
 CREATE TABLE IF NOT EXISTS pages (url TEXT PRIMARY KEY, final_url TEXT, status TEXT, http_status INT, content_type TEXT, lang TEXT, x_robots TEXT,
-    detail TEXT, html BLOB, canonical TEXT, source TEXT, place TEXT);
+    tdm_reservation TEXT, detail TEXT, html BLOB, canonical TEXT, source TEXT, place TEXT);
 """
 Row = dict[str, Any]
 _BLANK = dict.fromkeys(PAGES.names, "") | {"http_status": 0, "html": b""}

@@ -107,8 +107,10 @@ class Pages(Spider):
 
     def parse(self, response: Response, url: str) -> None:
         kind = (response.headers.get("Content-Type") or b"").decode("latin-1")
-        x_robots = "\n".join(value.decode("latin-1") for value in response.headers.getlist("X-Robots-Tag"))
-        known = {"url": url, "final_url": response.url, "http_status": response.status, "content_type": kind, "x_robots": x_robots}
+        x_robots, tdm = ("\n".join(value.decode("latin-1") for value in response.headers.getlist(name)) for name in ("X-Robots-Tag", "TDM-Reservation"))
+        known = {
+            "url": url, "final_url": response.url, "http_status": response.status, "content_type": kind, "x_robots": x_robots, "tdm_reservation": tdm,
+        }  # fmt: skip
         if response.status != 200:
             return remember(self.store, **known, **_refusal(response))
         if not re.match(r"\s*(text/html|application/xhtml\+xml)", kind or "text/html", re.I):

@@ -37,8 +37,8 @@ def _page(record: Any, config: Crawl) -> Row | None:
     code, kind = headers.get_statuscode() or "", headers.get_header("Content-Type") or ""
     if code != "200" or not kind.strip().lower().startswith(("text/html", "application/xhtml+xml")):
         return None
-    x_robots = "\n".join(value for name, value in headers.headers if name.lower() == "x-robots-tag")
-    known = {"url": url, "final_url": url, "http_status": 200, "content_type": kind, "x_robots": x_robots}
+    x_robots, tdm = ("\n".join(value for name, value in headers.headers if name.lower() == wanted) for wanted in ("x-robots-tag", "tdm-reservation"))
+    known = {"url": url, "final_url": url, "http_status": 200, "content_type": kind, "x_robots": x_robots, "tdm_reservation": tdm}
     body = record.content_stream().read(config.max_page_kb * 1024 + 1)
     if len(body) > config.max_page_kb * 1024:
         return {**known, "status": "too_large", "detail": "larger than a page may be"}

@@ -47,6 +47,7 @@ class Client:
         self.outage, self.unfinished = Outage(), self.ledger.unfinished()
         self._decoding, self._decode_s = threading.Lock(), config.fetch.decode_s
         self.fetcher = Fetcher(config.network, config.fetch, self.ledger.origins, self.blocked if self.lists else None, Sites(self.ledger.root / "sites.slots"))
+        self.fetcher.keeps_md5 = "md5" in self.kinds
 
     def fetch(self, url: str) -> tuple[Fetched, Place | None]:
         """Ask for an address, or give what an earlier process learnt, and where its bytes lie. Raises Later."""

@@ -61,13 +61,13 @@ def download(config: Download, stage: Stage) -> Report:
     refused = {row["url"]: row["page_optout"] for row in pairs if row["page_optout"] and config.network.optouts.page_tags}
     urls = sorted({row["url"] for row in pairs} - refused.keys())
     copies = local.copies_of(stage.inputs.values(), set(urls))
-    stored, state = Stored(stage.final, ledger), local.believed(ledger.state(), copies)
+    stored, state = Stored(stage.final, ledger), local.believed(ledger.state(), copies, config)
     stored.look(state)
     ledger.keep_quiet({host: begin.timestamp() + rest for host, rest in pauses(state.values(), begin).items()})
     if todo := ledger.due(urls, state, stored, begin, config.retry, config.give_up_after):
         here, away = [url for url in todo if url in copies], [url for url in todo if url not in copies]
         if here:  # no connection, and never in another place than the copies
-            local.ingest(copies, here, ledger, config.fetch)
+            local.ingest(copies, here, ledger, config, lists)
             write_json(ledger.root / "job.json", config.model_dump(mode="json"))
             fetch_here(config, stage, ledger, here)
         if away:
@@ -79,7 +79,7 @@ def download(config: Download, stage: Stage) -> Report:
     records = _answers(urls, state)
     _obey(records, ledger)
     ledger.settle(records, config.retry, config.give_up_after)
-    fetched = {**{url: dict(record) for url, record in records.items()}, **{url: _refused(url, said) for url, said in refused.items()}}
+    fetched = {**{url: dict(record) for url, record in records.items()}, **{url: _refused(url, said, begin) for url, said in refused.items()}}
     _block(fetched, lists)
     mark_placeholders(pairs, fetched, config.placeholder_captions)
     rows = _write(pairs, fetched, stored, stage.out, config)
@@ -174,8 +174,11 @@ def _answers(urls: list[str], state: Mapping[str, Row]) -> dict[str, Row]:
     return {url: state[url] for url in urls}
 
 
-def _refused(url: str, said: str) -> Row:
-    return {"url": url, "status": "optout_header", "detail": "its page opts out", "rights_rule": "page", "rights_evidence": said}
+def _refused(url: str, said: str, at: datetime) -> Row:
+    return {
+        "url": url, "status": "optout_header", "detail": "its page opts out", "rights_rule": "page", "rights_evidence": said,
+        "fetched_at": at.isoformat(timespec="milliseconds"),
+    }  # fmt: skip
 
 
 def _obey(records: Mapping[str, Row], ledger: Ledger) -> None:
@@ -185,7 +188,7 @@ def _obey(records: Mapping[str, Row], ledger: Ledger) -> None:
         return
     for record in records.values():
         if record["status"] == "ok" and (takedown := stones.hit(record)):
-            record.update(status="taken_down", detail=f"takedown {takedown}", sha256="", phash="", pdq="", pdq_quality=None)
+            record.update(status="taken_down", detail=f"takedown {takedown}", sha256="", md5="", phash="", pdq="", pdq_quality=None)
     ledger.todo.unlink(missing_ok=True)  # all of it is done
     for file in sorted(ledger.origins.iterdir()):
         if scan.covered(file.read_text(), stones):
@@ -195,9 +198,9 @@ def _obey(records: Mapping[str, Row], ledger: Ledger) -> None:
 def _block(fetched: Mapping[str, Row], lists: HashLists) -> None:
     """Lists grow: what was fetched before is looked up again."""
     for record in fetched.values():
-        found = lists.blocked(record["sha256"], "", record["pdq"]) if record["status"] == "ok" else None
+        found = lists.blocked(record["sha256"], record.get("md5", ""), record["pdq"]) if record["status"] == "ok" else None
         if found is not None:
-            record.update(status="blocked_hash", detail=f"its bytes are on the list {found!r}", sha256="", phash="", pdq="", pdq_quality=None)
+            record.update(status="blocked_hash", detail=f"its bytes are on the list {found!r}", sha256="", md5="", phash="", pdq="", pdq_quality=None)
 
 
 def _write(pairs: list[Row], fetched: Mapping[str, Row], stored: Stored, out: Path, config: Download) -> list[Row]:

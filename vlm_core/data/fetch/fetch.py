@@ -45,6 +45,7 @@ class Fetched:
     http_status: int = 0
     bytes: int = 0
     sha256: str = ""
+    md5: str = ""  # only where a list of MD5 hashes asks for it
     mime: str = ""
     width: int = 0  # of the upright original
     height: int = 0
@@ -102,6 +103,7 @@ class Fetcher:
         self.politeness = Politeness(network.rate_per_s, network.burst, network.connections_per_host, network.max_quiet_s, sites)
         self.headers = {"User-Agent": user_agent(network), "Accept": "image/avif,image/webp,image/*,*/*;q=0.1", "Accept-Encoding": "identity"}
         self.picture_limits = PictureLimits(fetch.max_pixels, fetch.max_decoded_mb, fetch.min_side, fetch.max_aspect)
+        self.keeps_md5 = False
         self.patience_s = float("inf")  # wait so long for a site's turn
         self._room = threading.BoundedSemaphore(max(1, LARGE_MB * 2**20 // fetch.max_bytes))
         self._origins = Origins(self, memory)
@@ -193,8 +195,8 @@ class Fetcher:
             raise _Denied("optout_header", decision)
         data, final = body.getbuffer(), target.url if len(visit.hops) > 1 else ""
         keep(data)
-        digest = hashlib.sha256(data).hexdigest()
-        return Fetched(visit.hops[0], "ok", "", final, 200, len(data), digest, header.mime, header.width, header.height, rights_evidence=visit.said)
+        digest, md5 = hashlib.sha256(data).hexdigest(), hashlib.md5(data, usedforsecurity=False).hexdigest() if self.keeps_md5 else ""
+        return Fetched(visit.hops[0], "ok", "", final, 200, len(data), digest, md5, header.mime, header.width, header.height, rights_evidence=visit.said)
 
     def get_text(self, target: Target, path: str) -> tuple[int, str]:
         """(status, text) of a small file of an origin, redirects followed under the same guard; of a large one the first 500 KiB, in whole lines.

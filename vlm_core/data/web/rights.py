@@ -120,7 +120,7 @@ def _fixed(value: str, words: set[str], ours: set[str]) -> bool:
         name, colon, rest = (text.strip().lower() for text in part.partition(":"))
         directive = name
         if colon and name not in VALUED:
-            mine, directive = name in ours, rest
+            mine, directive = name in ours or name == "*", rest
         if mine and (directive in words or (colon and name == "unavailable_after" and _past(rest))):
             return True
     return False
@@ -148,11 +148,11 @@ def headers_decision(xrobots: Sequence[str], tdm_reservation: Sequence[str], age
     return Rights(True, "", said)
 
 
-def meta_decision(metas: Iterable[tuple[str, str]], agent: str) -> Rights:
+def meta_decision(metas: Iterable[tuple[str, str]], agent: str, directives: Iterable[str] = DISALLOWED) -> Rights:
     """What `<meta name=... content=...>` of a page says about its pictures: robots, our product token, tdm-reservation."""
     for name, content in metas:
         channel = name.strip().lower()
-        if channel in {"robots", agent.lower()} and xrobots_denied([content], [agent]):
+        if channel in {"robots", agent.lower()} and xrobots_denied([content], [agent], directives):
             return Rights(False, "meta-robots", f'<meta name="{channel}" content="{content}">')
         if channel == "tdm-reservation" and content.strip() == "1":
             return Rights(False, "tdm-reservation", '<meta name="tdm-reservation" content="1">')

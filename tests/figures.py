@@ -3,6 +3,7 @@
 @pytest.mark.fault("F1")     the test breaks something (kill -9, truncated file, full disk); letters and numbers as in docs/faults.md
 @pytest.mark.abuse("A4")     the test offers something hostile that must be refused
 losses(lost=0, doubled=0)    a fixture: what the test counted before it asserted that both are 0
+tally(held, of)              a fixture: how many faults or inputs the test tried, and how many it survived or refused; without it a test counts as one
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ import pytest
 
 KINDS = ("fault", "abuse")
 Losses = Callable[..., None]
+Tally = Callable[[int, int], None]
 
 
 @pytest.fixture
@@ -22,6 +24,18 @@ def losses(record_property: Callable[[str, object], None]) -> Losses:
         record_property("lost", lost)
         record_property("doubled", doubled)
         assert (lost, doubled) == (0, 0)
+
+    return say
+
+
+@pytest.fixture
+def tally(record_property: Callable[[str, object], None]) -> Tally:
+    """Say how many of the faults or inputs of a test it survived or refused; it must be all of them."""
+
+    def say(held: int, of: int) -> None:
+        record_property("held", held)
+        record_property("of", of)
+        assert held == of
 
     return say
 
@@ -58,7 +72,15 @@ def figures(reports: Sequence[pytest.TestReport]) -> str:
 def _share(reports: Sequence[pytest.TestReport], kind: str) -> str:
     of = [report for report in reports if kind in dict(report.user_properties)]
     numbers = sorted({number for report in of for number in _numbers(report, kind)}, key=lambda number: (number[0], int(number[1:])))
-    return f"{sum(report.passed for report in of)}/{len(of)}" + (f" ({', '.join(numbers)})" if numbers else "")
+    tallies = [_tally(report) for report in of]
+    return f"{sum(held for held, _ in tallies)}/{sum(tried for _, tried in tallies)}" + (f" ({', '.join(numbers)})" if numbers else "")
+
+
+def _tally(report: pytest.TestReport) -> tuple[int, int]:
+    """(held, tried): what the test said, or itself as one."""
+    said = dict(report.user_properties)
+    tried = int(str(said.get("of", 1)))
+    return int(str(said.get("held", tried if report.passed else 0))), tried
 
 
 def _numbers(report: pytest.TestReport, kind: str) -> Iterator[str]:

@@ -24,16 +24,21 @@ def test_loses_some(losses):
 def test_refuses(n):
     assert n < 2
 
+@pytest.mark.abuse("A2")
+@pytest.mark.parametrize("held", [31, 30])
+def test_refuses_most_of_a_list(tally, held):
+    tally(held, 31)
+
 def test_something_else():
     pass
 """
 
 
 def test_failures_lower_the_share_and_what_was_lost_is_added_up(pytester: pytest.Pytester) -> None:
-    pytester.makeconftest("from tests.figures import losses, pytest_collection_modifyitems, pytest_configure, pytest_terminal_summary")
+    pytester.makeconftest("from tests.figures import losses, tally, pytest_collection_modifyitems, pytest_configure, pytest_terminal_summary")
     pytester.makepyfile(SUITE)
     said = pytester.runpytest_inprocess("-p", "no:randomly", "-p", "no:xdist").stdout.str()
-    assert "faults survived 1/2 (F1, F2), bad inputs refused 2/3 (A4), lost 3, duplicated 1" in said
+    assert "faults survived 1/2 (F1, F2), bad inputs refused 63/65 (A2, A4), lost 3, duplicated 1" in said
 
 
 def test_a_run_without_faults_says_nothing(pytester: pytest.Pytester) -> None:

@@ -1,5 +1,7 @@
 """Labelled test sets."""
 
+from pathlib import Path
+
 import dagster as dg
 
 from assets.images import embeddings
@@ -10,10 +12,18 @@ from pipelines.resources import Launcher
 EVAL_SETS, FINGERPRINT = menu("eval-sets"), menu("fingerprint")
 
 
-@dg.asset(group_name="data", owners=["team:data"], kinds={"image", "parquet"}, deps=[shards])
+def knowing(launcher: Launcher) -> dict[str, Path]:
+    """The embeddings as input, if their scorer is a network that was trained on pictures of ours."""
+    from vlm_core.data.eval_sets.known import FILE  # late: it brings pyarrow
+
+    folder = launcher.data("embeddings")
+    return {"embeddings": folder} if (launcher.at(folder) / FILE).exists() else {}
+
+
+@dg.asset(group_name="data", owners=["team:data"], kinds={"image", "parquet"}, deps=[shards, embeddings])
 def eval_sets(context: dg.AssetExecutionContext, launcher: Launcher, config: EVAL_SETS.form) -> dg.MaterializeResult:
-    """Labelled pictures with class names, templates and splits that share nothing with the training shards."""
-    return perform(context, launcher, EVAL_SETS, config, {"shards": launcher.data("shards")}, launcher.data("eval_sets"))
+    """Labelled pictures with class names, templates and splits that share nothing with the training shards, nor with what a filter network was trained on."""
+    return perform(context, launcher, EVAL_SETS, config, {"shards": launcher.data("shards"), **knowing(launcher)}, launcher.data("eval_sets"))
 
 
 @dg.asset(group_name="data", owners=["team:data"], kinds={"parquet"}, deps=[eval_sets, embeddings])

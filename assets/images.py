@@ -22,6 +22,9 @@ def images(context: dg.AssetExecutionContext, launcher: Launcher, config: DOWNLO
 def embeddings(context: dg.AssetExecutionContext, launcher: Launcher, config: EMBED.form) -> dg.MaterializeResult:
     """Unit vectors of pictures and captions by the scorer, in clip-retrieval's layout, with the index that search answers from."""
     inputs = {"images": launcher.data("images"), "pairs": launcher.data("candidate_pairs")}
-    if EMBED.read(config).scorer.kind == "model":  # a network of ours: test pictures are compared with the snapshot that it was trained on
-        inputs |= {"trained_on": launcher.data("shards"), "eval_sets": launcher.data("eval_sets")}
+    scorer = EMBED.read(config).scorer
+    if (
+        scorer.kind == "model" and not scorer.model
+    ):  # the filter network; test sets are made apart from what it knows, so the present ones are none of its business
+        inputs["scorer"] = launcher.data("network")
     return perform(context, launcher, EMBED, config, inputs, launcher.data("embeddings"))

@@ -9,11 +9,12 @@ BATCHES = dg.AssetSelection.assets("crawl_batches")  # each source is a run of i
 FINGERPRINTS = dg.AssetSelection.assets("fingerprints")  # of test sets that are there, for the filter of a later run
 SEARCHES = dg.AssetSelection.groups("searches")  # hours, on demand
 UPKEEP = dg.AssetSelection.groups("upkeep")  # beside the flow
+NETWORK = dg.AssetSelection.groups("network")  # what a later run may take as its scorer
 
 # Each step only waits for the process of its verb, which uses all cores itself: steps side by side would share two cores
 # and pay a second interpreter with the definitions each, so they run one after the other inside the run's own process.
 data_to_model = dg.define_asset_job(
-    "data_to_model", selection=dg.AssetSelection.all() - BATCHES - FINGERPRINTS - SEARCHES - UPKEEP, executor_def=dg.in_process_executor,
+    "data_to_model", selection=dg.AssetSelection.all() - BATCHES - FINGERPRINTS - SEARCHES - UPKEEP - NETWORK, executor_def=dg.in_process_executor,
     description="From crawled pages to registered, adapted and distilled models. What has not changed is reused.",
     tags={**WHOLE_GRID, **TRUNK, "dagster/max_runtime": str(6 * 3600)},
 )  # fmt: skip
@@ -42,6 +43,12 @@ fingerprint = dg.define_asset_job(
     "fingerprint", selection=FINGERPRINTS, executor_def=dg.in_process_executor,
     description="Fingerprints of the test sets that are there, so that what is crawled from now on can be kept clear of them (decontaminate.prints).",
     tags={"dagster/max_runtime": str(6 * 3600), "stage": "fingerprint"},
+)  # fmt: skip
+
+filter_network = dg.define_asset_job(
+    "filter_network", selection=NETWORK, executor_def=dg.in_process_executor,
+    description="Trains a data filtering network on a trusted subset of what is there and registers it as vlm-dfn. A later run of 'data' may score with it (scorer.kind: model).",
+    tags={"dagster/max_runtime": str(24 * 3600), "stage": "network"},
 )  # fmt: skip
 
 retrain = dg.define_asset_job(

@@ -27,7 +27,7 @@ EDGES = {
     "captions": {"filtered", "images"},
     "shards": {"captions", "filtered"},
     "snapshot": {"shards"},
-    "eval_sets": {"shards"},
+    "eval_sets": {"embeddings", "shards"},
     "fingerprints": {"embeddings", "eval_sets"},
     "report": {"snapshot"},
     "exports": {"snapshot"},
@@ -44,6 +44,12 @@ EDGES = {
     "evaluation/clip_tiny": {"eval_sets", "pretrained/clip_tiny", "shards"},
     "evaluation/student": {"distilled", "eval_sets", "shards"},
     "evaluation/twin": {"distilled", "eval_sets", "shards"},
+    "trusted": {"candidate_pairs", "embeddings", "images"},
+    "trusted_shards": {"captions", "trusted"},
+    "trusted_eval_sets": {"trusted_shards"},
+    "network": {"trusted_shards"},
+    "network_evaluation": {"network", "trusted_eval_sets", "trusted_shards"},
+    "registered_network": {"network", "network_evaluation"},
     "registry/clip_tiny": {"eval_sets", "evaluation/clip_tiny", "pretrained/clip_tiny", "shards"},
     "registry/lit_packaged": {"eval_sets", "evaluation/lit_packaged", "pretrained/lit_packaged", "shards"},
     "registry/student": {"distilled", "eval_sets", "evaluation/student", "shards"},
@@ -65,7 +71,7 @@ def test_every_asset_has_an_owner_a_group_and_a_sentence() -> None:
     for key in GRAPH.get_all_asset_keys():
         node = GRAPH.get(key)
         assert node.owners, key
-        assert node.group_name in {"data", "models", "reports", "searches", "upkeep"}, key
+        assert node.group_name in {"data", "models", "network", "reports", "searches", "upkeep"}, key
         assert node.description, key
         assert node.description.strip().endswith("."), key
 
@@ -76,11 +82,13 @@ def test_the_main_job_covers_every_asset_check_and_listed_cell_in_one_run() -> N
     apart = {
         "crawl_batches",
         "fingerprints",
-        *(key.to_python_identifier() for key in GRAPH.get_all_asset_keys() if GRAPH.get(key).group_name in {"searches", "upkeep"}),
+        *(key.to_python_identifier() for key in GRAPH.get_all_asset_keys() if GRAPH.get(key).group_name in {"network", "searches", "upkeep"}),
     }
     assert {key.to_python_identifier() for key in GRAPH.get_all_asset_keys()} - apart <= steps
     assert not apart & steps, "further sources, fingerprints, searches and upkeep are runs of their own"
     assert set(defs.resolve_job_def("fingerprint").graph.node_dict) == {"fingerprints"}
+    network = {key.to_python_identifier() for key in GRAPH.get_all_asset_keys() if GRAPH.get(key).group_name == "network"}
+    assert set(defs.resolve_job_def("filter_network").graph.node_dict) == network
     first, last = (job.tags[f"dagster/asset_partition_range_{end}"] for end in ("start", "end"))
     parts = job.partitions_def
     assert parts is not None

@@ -7,6 +7,8 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -16,6 +18,8 @@ from vlm_core.data.config import DATASETS, EvalSets
 from vlm_core.data.filter.config import Grouping
 from vlm_core.data.crawl.corpus import Corpus
 from vlm_core.data.eval_sets.groups import Look, _seen
+from vlm_core.data.eval_sets.known import FILE, KNOWN
+from vlm_core.data.filter.perceptual import pdq, phash
 from vlm_core.data.eval_sets.eval_sets import MENU, datasets_in, eval_sets, read_dataset
 from vlm_core.data.eval_sets.few_shot import base_new_split, fewshot_indices
 from vlm_core.data.shards.shards import read_samples
@@ -111,6 +115,28 @@ def test_no_author_of_clip_art_in_the_test_was_trained_on(sets, trained, corpus)
     seen = {author[key] for key, sha256 in zip(clip_art.keys, clip_art.sha256, strict=True) if sha256 in content} - {""}
     assert len(seen) > 100
     assert not seen & {author[clip_art.keys[row]] for row in clip_art.rows("test")}
+
+
+def test_what_the_filter_network_was_trained_on_is_tested_by_nobody_although_no_shard_holds_it(few, tmp_path):
+    """The network's pictures are test pictures of the sets made without it, re-encoded: other bytes, same look."""
+    corpus_file, shards = few
+    config = EvalSets(corpus=str(corpus_file), datasets=["emoji_groups"], min_test=2)
+    before = read_dataset(eval_to(tmp_path / "before", config, {"shards": shards}) / "emoji_groups")
+    rows = before.rows("test")[:6]
+    known = [(bytes(32), np.packbits(phash(np.asarray(image))).tobytes(), np.packbits(pdq(np.asarray(image))[0]).tobytes(), 100) for image in before.images(rows)]
+    (tmp_path / "embeddings").mkdir()
+    columns = dict(zip(KNOWN.names, zip(*known, strict=True), strict=True))
+    pq.write_table(pa.table({name: list(column) for name, column in columns.items()}, KNOWN), tmp_path / "embeddings" / FILE)
+    after = read_dataset(eval_to(tmp_path / "after", config, {"shards": shards, "embeddings": tmp_path / "embeddings"}) / "emoji_groups")
+    assert not {before.keys[row] for row in rows} & {after.keys[row] for row in after.rows("test")}
+    assert len(after.rows("test")) > 20
+
+
+def eval_to(folder, config, inputs):
+    folder.mkdir()
+    stage = stage_for(folder, inputs, "eval-sets")
+    eval_sets(config, stage)
+    return stage.out
 
 
 def test_no_group_caption_or_look_alike_lies_in_two_splits(sets, corpus):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,18 @@ from tests.data import filter_world
 from tests.data.filter_world import World, encoded
 from tests.train import tiny
 from vlm_core import run as runner
+from vlm_core import stage
 from vlm_core.cli import main
 from vlm_core.data.config import Embed, ModelScorer, Shard
 from vlm_core.data.eval_sets.eval_sets import TABLE
+from vlm_core.data.eval_sets.known import read_known
 from vlm_core.data.fetch.stored import Pictures
 from vlm_core.data.filter.config import Domains, Filter, Grouping
 from vlm_core.data.filter.cut_config import Cut
+from vlm_core.data.filter.perceptual import pdq, phash, to_hex
 from vlm_core.data.lineage.catalog import open_catalog
 from vlm_core.data.sample import CAPTIONS
+from vlm_core.data.shards.shards import read_samples
 from vlm_core.data.shards.tar import TarWriter
 from vlm_core.errors import CheckpointError, ConfigError, DataError, Incompatible, MissingInput
 from vlm_core.models import scorer as scorers
@@ -96,12 +101,18 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Flow:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLM_HOME", str(root / "home"))
         made = Flow(root)
-        made.model("network", Filter(domains=Domains(only=["trusted.test"]), group=GROUPS), made.inputs["embeddings"], "fit.epochs=12")
+        made.model("network", Filter(domains=Domains(only=["trusted.test"]), group=GROUPS), made.inputs["embeddings"], "fit.epochs=12", "prints=true")
         clean = eval_sets(root / "eval_sets", {str(seed): encoded(filter_world.picture(seed, 96)) for seed in range(200, 210)})
-        made.embed("embeddings", scorer=root / "network", trained_on=root / "network_shards", eval_sets=clean)
+        made.embed("embeddings", scorer=root / "network", eval_sets=clean)
         noisy = Filter(domains=Domains(only=["noisy.test"]), cuts={"clip": Cut(fraction=0.5, within="all")}, group=GROUPS)
         made.model("student", noisy, root / "embeddings", "fit.epochs=1", "loader.batch_size=16")
     return made
+
+
+def bare(flow: Flow, folder: Path) -> Path:
+    """The network as it was before models said what they know."""
+    shutil.copytree(flow.root / "network", folder / "bare", ignore=shutil.ignore_patterns("trained_on.parquet"))
+    return folder / "bare"
 
 
 @pytest.fixture(autouse=True)
@@ -153,15 +164,49 @@ def test_why_tells_the_trail_of_a_sample_and_the_models_that_it_formed(flow: Flo
 def test_a_scorer_that_knows_a_test_picture_is_refused(flow: Flow, tmp_path: Path) -> None:
     smaller = PATTERN.resize((110, 110))  # other bytes, same look
     dirty = eval_sets(tmp_path / "eval_sets", {"1": encoded(filter_world.picture(5, 96)), "2": encoded(smaller)})
-    inputs = {"scorer": flow.root / "network", "trained_on": flow.root / "network_shards", "eval_sets": dirty}
-    with pytest.raises(DataError, match=r"Found test pictures that the scorer was trained on, or look-alikes of those \(emoji_groups 1\), expected none"):
-        flow.embed("refused", **inputs)
-    assert not (flow.root / "refused").exists()
+    for inputs in ({"scorer": flow.root / "network"}, {"scorer": bare(flow, tmp_path), "trained_on": flow.root / "network_shards"}):
+        with pytest.raises(DataError, match=r"Found test pictures that the scorer was trained on, or look-alikes of those \(emoji_groups 1\), expected none"):
+            flow.embed("refused", **inputs, eval_sets=dirty)
+        assert not (flow.root / "refused").exists()
 
 
-def test_a_scorer_is_not_used_unchecked_unless_somebody_says_so(flow: Flow) -> None:
-    network = flow.root / "network"
-    with pytest.raises(ConfigError, match=r"Found no --in trained_on=PATH beside a scorer of ours"):
+def test_what_the_network_knows_is_what_it_was_trained_on_and_travels_with_its_embeddings(flow: Flow) -> None:
+    trained = {sample.record["sha256"]: sample for sample in read_samples(flow.root / "network_shards", "train")}
+    for folder in ("network", "embeddings"):
+        known = read_known(flow.root / folder)
+        assert {look.sha256 for look in known} == set(trained)
+        assert not any(look.caption or "http" in look.uid for look in known)
+    pattern = next(look for look in known if look.quality >= 50)
+    pixels = np.asarray(Image.open(io.BytesIO(trained[pattern.sha256].jpeg)).convert("RGB"))
+    assert (pattern.pdq, pattern.phash) == (to_hex(pdq(pixels)[0]), to_hex(phash(pixels)))
+
+
+def test_the_network_scores_again_when_its_own_choice_has_replaced_the_shards_and_test_sets(flow: Flow, tmp_path: Path) -> None:
+    versions = []
+    for _ in range(2):  # each time the platform's folders hold what the run before left in them
+        report = flow.embed("twice_embeddings", scorer=flow.root / "network")
+        rules = Filter(domains=Domains(only=["noisy.test"]), cuts={"clip": Cut(fraction=0.5, within="all")}, group=GROUPS)
+        flow.model("twice", rules, flow.root / "twice_embeddings", "fit.epochs=1", "loader.batch_size=16")
+        versions.append((report.data_version, stage.data_version(flow.root / "twice_shards")))
+        shutil.rmtree(flow.root / "twice_embeddings.run")  # nothing is reused
+    assert versions[0] == versions[1]
+    assert read_known(flow.root / "twice_embeddings") == read_known(flow.root / "network")
+
+
+def test_a_network_that_starts_from_a_model_also_knows_what_that_was_trained_on(flow: Flow, tmp_path: Path) -> None:
+    shards, changes = flow.root / "student_shards", ("fit.epochs=1", "loader.batch_size=16", "prints=true")
+    flow.run("pretrain", tiny.small(*changes), "heir", shards=shards, initial=flow.root / "network")
+    own = {sample.record["sha256"] for sample in read_samples(shards, "train")}
+    before = {look.sha256 for look in read_known(flow.root / "network")}
+    assert {look.sha256 for look in read_known(flow.root / "heir")} == own | before
+    assert own - before
+    with pytest.raises(ConfigError, match=r"Found prints=true with the initial model .*, which does not say what it was trained on"):
+        flow.run("pretrain", tiny.small(*changes), "nobody", shards=shards, initial=bare(flow, tmp_path))
+
+
+def test_a_scorer_that_does_not_say_what_it_knows_is_not_used_unchecked_unless_somebody_says_so(flow: Flow, tmp_path: Path) -> None:
+    network = bare(flow, tmp_path)
+    with pytest.raises(ConfigError, match=r"Found no trained_on.parquet in .* and no --in trained_on=PATH beside it"):
         flow.embed("refused", scorer=network)
     with pytest.raises(Incompatible, match=r"Found the shards .* as trained_on, expected .*, which the scorer was trained on"):
         flow.embed("refused", scorer=network, trained_on=flow.root / "student_shards", eval_sets=flow.root / "eval_sets")
@@ -196,15 +241,14 @@ def test_a_registered_network_is_fetched_by_alias_or_version_and_scores_the_same
     assert folder == flow.root / "home" / "models" / weights
     assert trained_scorer.registered(f"filter-network:{version.version}") == folder
     assert (folder / "model.safetensors").read_bytes() == (flow.root / "network" / "model.safetensors").read_bytes()
-    inputs = {"trained_on": flow.root / "network_shards", "eval_sets": flow.root / "eval_sets"}
-    report = flow.embed("registered", ModelScorer(model="filter-network@champion"), **inputs)
+    report = flow.embed("registered", ModelScorer(model="filter-network@champion"))
     before = json.loads((flow.root / "embeddings.run" / "result.json").read_text())
     assert report.data_version == before["data_version"]
     assert Embed(scorer=ModelScorer(model="filter-network@champion")).reads_the_world  # the alias may point elsewhere tomorrow
     assert scorers.load(flow.root / "registered").version == scorers.load(flow.root / "embeddings").version
     with pytest.raises(MissingInput, match="Found no 'filter-network@nobody' in the registry"):
         trained_scorer.registered("filter-network@nobody")
-    with pytest.raises(ConfigError, match="Found the model 'filter-network', expected NAME@ALIAS or NAME:VERSION"):
+    with pytest.raises(ConfigError, match="Found the model 'filter-network', expected a model's folder, or NAME@ALIAS or NAME:VERSION"):
         trained_scorer.registered("filter-network")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     with pytest.raises(ConfigError, match="Found no MLFLOW_TRACKING_URI in the environment"):

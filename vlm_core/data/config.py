@@ -40,8 +40,10 @@ class ModelScorer(Config):
     """A model that this platform trained: a data filtering network (arXiv 2309.17425)."""
 
     kind: Literal["model"] = "model"
-    model: str = Field("", description="registered NAME@ALIAS or NAME:VERSION; empty: the folder given as the input scorer")
-    unchecked: bool = Field(False, description="use it although its training data cannot be compared with the test sets; off: the inputs trained_on and eval_sets are required")
+    model: str = Field("", description="registered NAME@ALIAS or NAME:VERSION, or a model's folder; empty: the folder given as the input scorer")
+    unchecked: bool = Field(
+        False, description="use it although nothing tells what it was trained on; off: it brings hashes of that (prints of vlm pretrain), or trained_on and eval_sets are given"
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the towers look at pictures and read texts; auto takes a GPU if there is one")
 
 

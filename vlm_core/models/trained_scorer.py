@@ -1,12 +1,13 @@
 """A model that the platform trained, as scorer: a data filtering network (DFN, arXiv 2309.17425).
 
-    vlm filter --recipe trusted_filter ...   a small, clean subset
-    vlm shard, vlm pretrain                  a network trained on it
-    vlm embed --recipe dfn_embed --in scorer=MODEL --in trained_on=SHARDS --in eval_sets=EVAL_SETS ...
-    vlm filter --recipe dfn_filter ...       the best fifth by its score
+    vlm filter --recipe trusted_filter ...           a small, clean subset
+    vlm shard, vlm pretrain --recipe filter_network  a network trained on it, with hashes of what it was trained on
+    vlm embed --recipe dfn_embed --in scorer=MODEL   its scores; `vlm eval-sets --in embeddings=` keeps test sets clear of what it knows
+    vlm filter --recipe dfn_filter ...               the best fifth by its score
 
-The network decides what later models see, so its own data must not hold test pictures: `refuse_overlap` compares them, and the catalog links every model
-that is trained on what it filtered to it (`filtered by`).
+The network decides what later models see, so its own data must not hold test pictures. Its hashes (`data.eval_sets.known`) travel with the embeddings, so
+that test sets made later are apart from them; test sets that are there already are compared by `refuse_overlap`, and one in common stops the run. The
+catalog links every model that is trained on what it filtered to it (`filtered by`).
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from vlm_core import stage as stages
 from vlm_core.data.config import ModelScorer
 from vlm_core.data.eval_sets.eval_sets import EvalSet, datasets_in, read_dataset
 from vlm_core.data.eval_sets.groups import Look, group
+from vlm_core.data.eval_sets.known import FILE, copy_known, read_known
 from vlm_core.data.filter.config import Grouping
 from vlm_core.data.filter.perceptual import pdq, phash, to_hex
 from vlm_core.data.shards.shards import read_samples
@@ -41,7 +43,7 @@ class Trained:
     """A model folder as `Scorer`."""
 
     def __init__(self, folder: Path, device: str = "cpu") -> None:
-        self.model = pretrained.load(folder)
+        self.folder, self.model = folder, pretrained.load(folder)
         self.model.towers.to(device)
         self.name = f"{PREFIX}{self.model.config.get('recipe') or 'unnamed'}"
 
@@ -65,13 +67,16 @@ class Trained:
         return used.shape[1] - np.argmax(used[:, ::-1], axis=1)
 
     def save(self, folder: Path) -> None:
+        copy_known(self.folder, folder)
         about = {"scorer": self.name, "version": self.version, "dim": self.dim, "weights_sha256": self.model.digest}
         stages.write_json(folder / "scorer.json", {**about, "snapshot_md5": self.model.config.get("snapshot_md5", "")})
 
 
 def find(config: ModelScorer, stage: Stage) -> Path:
-    """The model's folder: the input `scorer`, or the registered model that the settings name. Raises MissingInput, ConfigError."""
-    return registered(config.model) if config.model else stage.input("scorer")
+    """The model's folder: the input `scorer`, or the folder or registered model that the settings name. Raises MissingInput, ConfigError."""
+    if not config.model:
+        return stage.input("scorer")
+    return folder if (folder := Path(config.model)).is_dir() else registered(config.model)
 
 
 def registered(name: str) -> Path:
@@ -81,7 +86,7 @@ def registered(name: str) -> Path:
     if not (mark and base and tail) or not uri:
         found = f"the model {name!r}" if uri else "no MLFLOW_TRACKING_URI in the environment"
         raise ConfigError(
-            f"Found {found}, expected NAME@ALIAS or NAME:VERSION of the registry at that address; correct scorer.model, or give --in scorer=PATH."
+            f"Found {found}, expected a model's folder, or NAME@ALIAS or NAME:VERSION of the registry at that address; correct scorer.model, or give --in scorer=PATH."
         )
     registry = Registry(uri)
     version = registry.holder(base, tail) if mark == "@" else next((found for found in registry.versions(base) if str(found.version) == tail), None)
@@ -105,7 +110,8 @@ def reload(embeddings: Path) -> Trained:
     """The scorer that made a folder of embeddings, from where its run found it. Raises MissingInput."""
     record, about = stages.record_of(embeddings) / "spec.json", json.loads((embeddings / "scorer.json").read_text())
     spec = json.loads(record.read_text()) if record.exists() else {"inputs": {}}
-    places = [Path(spec["inputs"].get("scorer", "nowhere")), kept(about["weights_sha256"])]
+    named = spec["inputs"].get("scorer") or spec.get("config", {}).get("scorer", {}).get("model") or "nowhere"
+    places = [Path(named), kept(about["weights_sha256"])]
     folder = next((place for place in places if (place / pretrained.WEIGHTS).exists()), None)
     if folder is None:
         raise MissingInput(f"Found no model at {places[0]} or {places[1]}, expected the scorer of {embeddings}; put it back, or run 'vlm embed' again.")
@@ -117,20 +123,10 @@ def reload(embeddings: Path) -> Trained:
 
 def refuse_overlap(config: ModelScorer, model: Path, stage: Stage) -> dict[str, int]:
     """Test pictures compared, per dataset. Raises DataError when one of them, or a look-alike, is among what the scorer was trained on."""
-    missing = [name for name in ("trained_on", "eval_sets") if name not in stage.inputs]
-    if missing and config.unchecked:
+    known = _known(config, model, stage)
+    if known is None or "eval_sets" not in stage.inputs:
         return {}
-    if missing:
-        raise ConfigError(
-            f"Found no --in {missing[0]}=PATH beside a scorer of ours, expected the shards it was trained on and the test sets, to compare them; "
-            "give both, or set scorer.unchecked=true for a model whose data is not here."
-        )
-    said = pretrained.read_settings(model).get("snapshot_md5", "")
-    if (given := stage.versions["trained_on"]) != said:
-        raise Incompatible(
-            f"Found the shards {given} as trained_on, expected {said or 'none'}, which the scorer was trained on; give those, or another scorer."
-        )
-    compared, overlaps = overlap(stage.input("trained_on"), stage.input("eval_sets"), stage)
+    compared, overlaps = overlap(known, stage.input("eval_sets"))
     if shared := {name: count for name, count in overlaps.items() if count}:
         listed = ", ".join(f"{name} {count}" for name, count in shared.items())
         raise DataError(
@@ -140,22 +136,37 @@ def refuse_overlap(config: ModelScorer, model: Path, stage: Stage) -> dict[str, 
     return compared
 
 
-def overlap(shards: Path, eval_sets: Path, stage: Stage) -> tuple[dict[str, int], dict[str, int]]:
-    """Per dataset: (test pictures, those of them in one group with a training sample by bytes or looks)."""
-    looks: list[Look] = []
-    trained = set[str]()
-    for done, sample in enumerate(read_samples(shards, "train"), 1):
+def _known(config: ModelScorer, model: Path, stage: Stage) -> list[Look] | None:
+    """What the scorer was trained on: as its folder says, or from the shards given; None if nobody knows and that is allowed."""
+    if (model / FILE).exists():
+        return read_known(model)
+    missing = [name for name in ("trained_on", "eval_sets") if name not in stage.inputs]
+    if missing and config.unchecked:
+        return None
+    if missing:
+        raise ConfigError(
+            f"Found no {FILE} in {model} and no --in {missing[0]}=PATH beside it, expected the scorer to say what it was trained on; train it with prints=true, "
+            "give trained_on and eval_sets, or set scorer.unchecked=true for a model whose data is not here."
+        )
+    said = pretrained.read_settings(model).get("snapshot_md5", "")
+    if (given := stage.versions["trained_on"]) != said:
+        raise Incompatible(
+            f"Found the shards {given} as trained_on, expected {said or 'none'}, which the scorer was trained on; give those, or train it with prints=true."
+        )
+    looks = []
+    for done, sample in enumerate(read_samples(stage.input("trained_on"), "train"), 1):
         with Image.open(io.BytesIO(sample.jpeg)) as picture:
             looks.append(_look(f"~{sample.uid}", np.asarray(picture.convert("RGB")), sample.record["sha256"]))
-        trained.add(looks[-1].uid)
         stage.progress("samples of the scorer compared", done)
-    tests: dict[str, list[Look]] = {}
-    for name in datasets_in(eval_sets):
-        dataset = read_dataset(eval_sets / name)
-        tests[name] = _test_looks(dataset)
-    groups = group([*looks, *(look for name in tests for look in tests[name])], Grouping(max_credit_share=0))
-    known = {groups[uid] for uid in trained}
-    return {name: len(found) for name, found in tests.items()}, {name: sum(groups[look.uid] in known for look in found) for name, found in tests.items()}
+    return looks
+
+
+def overlap(known: Sequence[Look], eval_sets: Path) -> tuple[dict[str, int], dict[str, int]]:
+    """Per dataset: (test pictures, those of them in one group with a training picture by bytes or looks)."""
+    tests = {name: _test_looks(read_dataset(eval_sets / name)) for name in datasets_in(eval_sets)}
+    groups = group([*known, *(look for name in tests for look in tests[name])], Grouping(max_credit_share=0))
+    trained = {groups[look.uid] for look in known}
+    return {name: len(found) for name, found in tests.items()}, {name: sum(groups[look.uid] in trained for look in found) for name, found in tests.items()}
 
 
 def _test_looks(dataset: EvalSet) -> list[Look]:

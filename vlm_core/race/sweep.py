@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from vlm_core.config import Config
+from vlm_core.data.eval_sets.known import FILE as KNOWN_FILE
 from vlm_core.errors import BudgetSpent, ConfigError
 from vlm_core.race.cells import Cell, Course, Judges, chosen, home_of, settings
 from vlm_core.race.config import RAW, Sweep, Variant
@@ -92,7 +93,8 @@ def _data(config: Sweep, stage: Stage, course: Course, filters: dict[str, Config
         course.part("filter", config.data[name].filter, filters[name], {**given, **groups}, parts / "filtered" / name)
         inputs = {"pairs": given["pairs"], "images": given["images"], "filtered": parts / "filtered" / name, "captions": stage.input("captions")}
         course.part("shard", "", config.shard.merged({"grow": False}), inputs, parts / "shards" / name)
-    course.part("eval-sets", "", config.eval_sets, {"shards": parts / "shards" / config.base_data}, parts / "eval_sets")
+    knowing = {"embeddings": given["embeddings"]} if (given["embeddings"] / KNOWN_FILE).exists() else {}  # a filter network's: it knows pictures, too
+    course.part("eval-sets", "", config.eval_sets, {"shards": parts / "shards" / config.base_data, **knowing}, parts / "eval_sets")
     return Judges(parts / "shards" / config.judged_on, parts / "eval_sets")
 
 

@@ -91,7 +91,7 @@ def tmars_embed() -> Embed:
 
 
 def dfn_embed() -> Embed:
-    """A data filtering network of ours: --in scorer=MODEL --in trained_on=SHARDS --in eval_sets=EVAL_SETS, or set scorer.model to a registered one."""
+    """A data filtering network of ours: --in scorer=MODEL, or set scorer.model to a folder or a registered one. The asset embeddings takes data/network."""
     return Embed(scorer=ModelScorer())
 
 

@@ -89,6 +89,10 @@ class Pretrain(Config):
     views: Views = Views()
     scenes: Scenes = Scenes()
     crop_scale_min: float = Field(0.9, gt=0, le=1, description="smallest share of a picture that a random crop keeps")
+    prints: bool = Field(
+        False,
+        description="keep hashes of the training pictures with the model: it may then choose what later models see, and no test set shares a picture with it",
+    )
     seed: int = Field(0, ge=0, description="seed of first weights, order, crops, captions and dropout")
 
     @model_validator(mode="after")

@@ -16,8 +16,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from vlm_core.checkpoint import fill, read_weights, write_weights
+from vlm_core.data.eval_sets.known import FILE as KNOWN_FILE
+from vlm_core.data.eval_sets.known import write_known
 from vlm_core.data.shards.loader import TrainLoader
 from vlm_core.data.shards.samples import Samples, training_samples
+from vlm_core.errors import ConfigError
 from vlm_core.models import config as models
 from vlm_core.models import packaged, pretrained, tokenizer
 from vlm_core.models.pixels import pixels_of
@@ -42,6 +45,7 @@ def pretrain(config: Pretrain, stage: Stage) -> Report:
     settings = {"config": config.model_dump(mode="json"), "shards": str(shards), "initial": initial}
     snapshot.check(config, shards)
     require(config)
+    parent = _known_parent(config, initial)
     report = StageReporter(stage)
     if not (stage.state / FINAL).exists():
         if config.fit.devices == 1:
@@ -61,7 +65,21 @@ def pretrain(config: Pretrain, stage: Stage) -> Report:
     }  # fmt: skip
     about |= references.describe(config, shards, towers, stage.out)
     pretrained.save(stage.out, towers, pixels_of(config.model.image, config.crop_scale_min), about, words=stage.state)
+    if config.prints:
+        write_known(stage.out, training_samples(shards, config.loader), parent, report.progress)
     return report_on(config, stage, shards)
+
+
+def _known_parent(config: Pretrain, initial: str) -> Path | None:
+    """The model that it starts from, if what that knows has to be said too. Raises ConfigError when nobody can tell."""
+    if not (config.prints and initial):
+        return None
+    if not (Path(initial) / KNOWN_FILE).exists():
+        raise ConfigError(
+            f"Found prints=true with the initial model {initial}, which does not say what it was trained on, expected {KNOWN_FILE} in its folder; "
+            "train that with prints=true too, or start afresh."
+        )
+    return Path(initial)
 
 
 # ---------------------------------------------------------------- training, in one process or in each of several

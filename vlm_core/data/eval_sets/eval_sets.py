@@ -1,7 +1,8 @@
 """Labelled test sets from the embedded corpus: class names, templates, splits. Nothing in a test split resembles anything that was trained on.
 
 Pictures with equal bytes, equal captions or nearly equal looks, and the works of one clip-art author, form a group, and a group lies in one split.
-A picture that is grouped with a training sample, or whose author has one, never lies in test.
+A picture that is grouped with a training sample, or whose author has one, never lies in test; nor does one that is grouped with what the filter network
+was trained on that made the embeddings (input embeddings): it chose the training samples.
 
     OUT/<dataset>/images.tar      <key>.png | jpg, the bytes of the corpus
     OUT/<dataset>/table.parquet   key, split, label, classname, group, style, sha256; sorted by key
@@ -27,6 +28,7 @@ from vlm_core.data.crawl.corpus import Corpus, find
 from vlm_core.data.draws import uniform
 from vlm_core.data.eval_sets import names as eval_names
 from vlm_core.data.eval_sets.groups import ANY_SIZE, Item, group, pool
+from vlm_core.data.eval_sets.known import read_known
 from vlm_core.data.fetch.picture import decode
 from vlm_core.data.pictures import contact_sheet
 from vlm_core.data.shards.records import read_table
@@ -66,7 +68,8 @@ def eval_sets(config: EvalSets, stage: Stage) -> Report:
     """`vlm eval-sets`. Raises NothingLeft for a dataset that keeps fewer than two classes."""
     report = Report()
     with Corpus(find(config.corpus)) as corpus:
-        pictures = pool(corpus, stage.input("shards"), config.group, stage)
+        known = read_known(stage.input("embeddings")) if "embeddings" in stage.inputs else []
+        pictures = pool(corpus, stage.input("shards"), known, config.group, stage)
         for name in config.datasets:
             made = _split(MENU[name], pictures, config)
             if len({entry.classname for entry in made.entries}) < 2:
@@ -76,6 +79,7 @@ def eval_sets(config: EvalSets, stage: Stage) -> Report:
                 )
             _write(name, made.entries, corpus, stage.out / name)
             _tell(name, made, corpus, stage, report)
+    report.counts |= {"known_to_the_scorer": len(known)} if known else {}
     return report
 
 

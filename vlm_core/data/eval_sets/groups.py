@@ -38,7 +38,7 @@ class Item(NamedTuple):
 
     picture: Picture
     look: Look
-    seen: bool  # it, something like it or a work of its author was trained on
+    seen: bool  # it, something like it or a work of its author was trained on, by a model or by its scorer
 
 
 def look_at(uid: str, content: bytes, caption: str, sha256: str = "", author: str = "") -> Look:
@@ -58,10 +58,10 @@ def group(looks: Sequence[Look], config: Grouping) -> dict[str, str]:
     return dict(zip(uids, group_samples(uids, captions, sha256, phashes, pdqs, quality, authors, config), strict=True))
 
 
-def pool(corpus: Corpus, shards: Path, config: Grouping, stage: Stage) -> list[Item]:
-    """Every labelled picture of the corpus, sorted by key."""
+def pool(corpus: Corpus, shards: Path, known: list[Look], config: Grouping, stage: Stage) -> list[Item]:
+    """Every labelled picture of the corpus, sorted by key. `known`: pictures that count as trained on beside those of the shards."""
     pictures = sorted((picture for picture in corpus.pictures if picture.labels), key=lambda picture: picture.key)
-    looks, trained, stones = [], [], tombstones.load(home())
+    looks, trained, stones = [], list(known), tombstones.load(home())
     for done, picture in enumerate(pictures, 1):
         author = picture.author if picture.style == "clipart" else ""  # a photographer or a font is no style
         looks.append(look_at(picture.key, corpus.read(picture.file), picture.captions.get("en", ""), author=author))

@@ -29,6 +29,11 @@ def siglip_tiny() -> Pretrain:
     return clip_tiny().but("objectives.image_text_contrastive=null", "objectives.sigmoid={}", "model.scale.init=10", "model.scale.bias=-10")
 
 
+def filter_network() -> Pretrain:
+    """A data filtering network (DFN, arXiv 2309.17425): clip_tiny that keeps what it was trained on with it. Use the largest recipe that you can pay for."""
+    return clip_tiny().but("prints=true")
+
+
 def lit_packaged() -> Pretrain:
     """Heads on locked open weights from packages (LiT, arXiv 2111.07991): under a minute on two cores."""
     return Pretrain(

@@ -23,6 +23,7 @@ class ChatServer(ThreadingHTTPServer):
         self.keys: list[str] = []
         self.failures: list[int] = []
         self.refused = ""  # code of a refusal
+        self.rejects: Callable[[str], int] | None = None  # status for a caption, 0 to answer
         self.wait_s = 0.0
         self.finish = "stop"
         self.usage: tuple[int, int] | None = (100, 10)
@@ -48,6 +49,8 @@ class Chat(BaseHTTPRequestHandler):
             server.busy += 1
             server.busiest, number = max(server.busiest, server.busy), len(server.requests)
             status = server.failures.pop(0) if server.failures else 200
+            if server.rejects and status == 200:
+                status = server.rejects(caption_in(asked)) or 200
         time.sleep(server.wait_s)
         text = server.reply(asked) if server.reply else server.answer(caption_in(asked), number)
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": server.finish}

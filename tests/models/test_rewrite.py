@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.data.test_recaption import ATTACKS
-from tests.models.chat_server import ChatServer, serving
+from tests.models.chat_server import ChatServer, caption_in, serving
 from vlm_core import run as seam
 from vlm_core.data.captions import plan as caption_plan
 from vlm_core.data.captions import recaption as rules
@@ -196,6 +196,65 @@ def test_a_wrong_key_or_model_is_a_matter_of_settings(server, small_set, tmp_pat
         seam.run("recaption", chat(server), inputs(small_set), tmp_path / "captions")
     with pytest.raises(ConfigError, match="set writer.model"):
         llm.build(Recaption(writer=OpenAiWriter()))
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_caption_that_the_server_refuses_is_its_own_rejection_and_blocks_nothing(server, small_set, tmp_path, status):
+    seam.run("recaption", chat(server), inputs(small_set), tmp_path / "first")
+    bad = captions_sent(server.requests)[:2]
+    server.requests.clear()
+    server.rejects = lambda caption: status if caption in bad else 0
+    report = seam.run("recaption", chat(server), inputs(small_set), tmp_path / "captions")
+    rows = [row for row in captions(tmp_path / "captions") if row["origin"] == "rewritten"]
+    refused = {row["uid"]: row for row in rows if row["reason"] == f"refused_{status}"}
+    assert len(rows) == len(server.requests) == 12
+    assert (len(refused), report.counts[f"rejected.refused_{status}"], report.counts["accepted"]) == (2, 2, 10)
+    assert {(row["text"], row["accepted"], row["text_score"], row["tokens_in"]) for row in refused.values()} == {("", False, None, 0)}
+    raw = {row["uid"]: row["text"] for row in captions(tmp_path / "captions") if row["origin"] == "alt"}
+    assert {raw[uid] for uid in refused} == set(bad)
+    seam.run("recaption", chat(server).but("gates.max_words=30"), inputs(small_set), tmp_path / "captions")
+    assert len(server.requests) == 12, "neither answers nor refusals are asked for twice"
+
+
+def test_a_new_caption_that_is_refused_is_known_by_the_answers_of_earlier_runs(server, small_set, tmp_path):
+    seam.run("recaption", chat(server, captions=5), inputs(small_set), tmp_path / "captions")
+    known = captions_sent(server.requests)
+    server.rejects = lambda caption: 0 if caption in known else 413
+    report = seam.run("recaption", chat(server, captions=6), inputs(small_set), tmp_path / "captions")
+    assert (report.counts["accepted"], report.counts["rejected.refused_413"]) == (5, 1)
+
+
+@pytest.mark.parametrize("captions_asked", [3, 12])
+def test_a_server_that_refuses_everything_is_a_matter_of_settings_and_books_nothing(server, small_set, tmp_path, captions_asked):
+    server.rejects = lambda caption: 400
+    with pytest.raises(ConfigError, match=r"refuses model 'tiny' \(HTTP 400\)"):
+        seam.run("recaption", chat(server, captions=captions_asked), inputs(small_set), tmp_path / "captions")
+    assert len(server.requests) <= 8 + 1 + 2  # what is tolerated, the one too many, and what was under way
+    server.rejects = None
+    report = seam.run("recaption", chat(server, captions=captions_asked), inputs(small_set), tmp_path / "captions")
+    assert report.counts["accepted"] == captions_asked
+
+
+def test_more_refusals_than_their_share_stop_the_run_and_the_next_one_goes_on_behind_them(server, small_set, tmp_path):
+    config = chat(server, captions=0).but("writer.refused_share=0", "writer.parallel=1")
+    total = len(caption_plan.plan_rewrites(config.rewrite, pq.read_table(small_set / "filtered" / "kept.parquet").to_pylist(), 0))
+    server.rejects = lambda caption: 400 if len(server.requests) % 4 == 0 else 0
+    runs = 0
+    while True:
+        runs += 1
+        try:
+            report = seam.run("recaption", config, inputs(small_set), tmp_path / "captions")
+            break
+        except ConfigError:
+            assert runs < 5
+    assert runs > 1
+    assert report.counts["rejected.refused_400"] == total // 4
+    assert report.counts["rewritten"] == total == len(server.requests)
+
+
+def captions_sent(requests: list[dict[str, Any]]) -> list[str]:
+    """The captions that were sent."""
+    return [caption_in(asked) for asked in requests]
 
 
 def test_the_key_comes_from_the_environment_and_goes_nowhere_else(server, small_set, tmp_path, monkeypatch):

@@ -41,13 +41,13 @@ class Elsewhere(NamedTuple):
     stage: Stage
     price: Price
 
-    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
+    def answer(self, requests: Iterable[Request], proven: bool = False) -> Iterator[tuple[Request, Answer]]:
         asked = list(requests)
         if not asked:
             return
         name = hashlib.sha256("".join(request.key for request in asked).encode()).hexdigest()[:12]
         job = {
-            "who": self.who, "config": self.config.model_dump(mode="json"), "images": str(self.stage.inputs["images"].absolute()) if self.who == "captioner" else "",
+            "who": self.who, "proven": proven, "config": self.config.model_dump(mode="json"), "images": str(self.stage.inputs["images"].absolute()) if self.who == "captioner" else "",
             "requests": [[*request[:1], request.prompt._asdict(), *request[2:]] for request in asked],
         }  # fmt: skip
         files = ranges.work(self.stage.state / f"{self.who}-{name}", f"{__name__}:worker", job, len(asked), RANGE, self.stage.progress)
@@ -68,7 +68,7 @@ def worker(job: Mapping[str, Any]) -> ranges.Worker:
     answers = _writer(job, config).answer
 
     def work(begin: int, end: int) -> bytes:
-        found = {request.key: answer for request, answer in answers(requests[begin:end])}
+        found = {request.key: answer for request, answer in answers(requests[begin:end], job["proven"])}
         return json.dumps([found[request.key] for request in requests[begin:end]]).encode()
 
     return work

@@ -33,7 +33,7 @@ class Names:
         self.config, self.pictures = config, pictures
         self.tower, self.names = packaged.efficientnet_lite0().to(memory_format=torch.channels_last), packaged.imagenet_names()
 
-    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
+    def answer(self, requests: Iterable[Request], proven: bool = False) -> Iterator[tuple[Request, Answer]]:
         rest = iter(requests)
         while part := tuple(itertools.islice(rest, BATCH)):
             images = [Image.open(io.BytesIO(self.pictures(request.prompt.picture))) for request in part]

@@ -23,6 +23,8 @@ from vlm_core.models import packaged
 
 # B prompts, W words of the vocabulary
 
+REFUSING = {400, 413, 422}  # this request, not this moment: too long, a picture that cannot be read
+FREE = 8  # refusals that a run may meet before their share counts
 LINE_END = "Ċ"  # how byte-level vocabularies spell a line feed
 Pictures = Callable[[str], bytes]  # uid -> JPEG
 
@@ -32,7 +34,9 @@ class Writer(Protocol):
 
     @property
     def price(self) -> Price: ...
-    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]: ...
+    def answer(self, requests: Iterable[Request], proven: bool = False) -> Iterator[tuple[Request, Answer]]:
+        """`proven`: requests of this shape were answered before, so that a refusal is the caption's own."""
+        ...
 
 
 def sampling(config: Recaption) -> str:
@@ -71,7 +75,7 @@ class Offline:
         self.tokenizer, self.model = packaged.smollm2()
         self.line_ends = [index for word, index in self.tokenizer.get_vocab().items() if LINE_END in word]
 
-    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
+    def answer(self, requests: Iterable[Request], proven: bool = False) -> Iterator[tuple[Request, Answer]]:
         rest = iter(requests)
         while part := tuple(itertools.islice(rest, self.batch)):
             begin = time.monotonic()
@@ -117,9 +121,13 @@ class OpenAi:
     def price(self) -> Price:
         return Price(self.config.price_in, self.config.price_out, self.config.picture_tokens)
 
-    def answer(self, requests: Iterable[Request]) -> Iterator[tuple[Request, Answer]]:
-        """At most `parallel` requests are under way. After a failure no new one is sent, but what is under way is still taken: it is paid for."""
-        rest, failed = iter(requests), None
+    def answer(self, requests: Iterable[Request], proven: bool = False) -> Iterator[tuple[Request, Answer]]:
+        """At most `parallel` requests are under way. After a failure no new one is sent, but what is under way is still taken: it is paid for.
+
+        A request that the server refuses (REFUSING) is answered with its reason once another one has been answered. Before that it is held back: if
+        nothing is ever answered, or too much is refused, the settings are wrong.
+        """
+        rest, failed, refusals = iter(requests), None, Refusals(self.config.refused_share, proven)
         with ThreadPoolExecutor(self.config.parallel) as pool:
             running = {pool.submit(self._ask, request): request for request in itertools.islice(rest, self.config.parallel)}
             while running:
@@ -127,11 +135,14 @@ class OpenAi:
                 for future in done:
                     request = running.pop(future)
                     try:
-                        yield request, future.result()
+                        yield from refusals.settled(request, future.result())
                     except VlmError as error:
                         failed = failed or error
+                    failed = failed or (self._refuses(refusals.last) if refusals.too_many else None)
                     if failed is None and (following := next(rest, None)) is not None:
                         running[pool.submit(self._ask, following)] = following
+        if failed is None and refusals.held:
+            failed = self._refuses(refusals.last)
         if failed is not None:
             raise failed
 
@@ -139,6 +150,8 @@ class OpenAi:
         begin = time.monotonic()
         config, prompt = self.config, request.prompt
         reply = self._send([{"role": "system", "content": prompt.system}, {"role": "user", "content": self._content(prompt)}], request.seed % 2**31)
+        if isinstance(reply, int):
+            return Answer("", 0, 0, time.monotonic() - begin, refused=f"refused_{reply}")
         choice = reply.choices[0] if getattr(reply, "choices", None) else None
         whole = choice is not None and choice.finish_reason not in {"length", "content_filter"}
         text = first_line(choice.message.content or "") if choice is not None and whole else ""
@@ -153,6 +166,7 @@ class OpenAi:
         return [{"type": "text", "text": prompt.user}, {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{shown}"}}]
 
     def _send(self, messages: Any, seed: int) -> Any:
+        """The reply; None where the server will not speak about this one, or the status with which it refuses it."""
         import openai
 
         config, sampling = self.config, self.sampling
@@ -160,13 +174,13 @@ class OpenAi:
             return self.client.chat.completions.create(
                 model=config.model, messages=messages, temperature=sampling.temperature, top_p=sampling.top_p, max_tokens=sampling.max_tokens, seed=seed
             )
-        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError, openai.BadRequestError) as error:
-            if error.code in {"content_filter", "content_policy_violation"}:
-                return None  # the server will not speak about this one; the others go on
-            raise ConfigError(
-                f"Found that {config.base_url} refuses model {config.model!r} (HTTP {error.status_code}), expected an answer; correct {self.where}.model or ${config.api_key_env}."
-            ) from None
+        except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
+            raise self._refuses(str(error.status_code)) from None
         except openai.APIStatusError as error:
+            if error.code in {"content_filter", "content_policy_violation"}:
+                return None
+            if error.status_code in REFUSING:
+                return error.status_code
             raise ServiceError(
                 f"Found HTTP {error.status_code} from {config.base_url} after {config.retries} retries, expected an answer; try again later."
             ) from None
@@ -175,6 +189,40 @@ class OpenAi:
             raise ServiceError(
                 f"Found {reason} at {config.base_url}, expected a server that speaks OpenAI's protocol; start it or correct {self.where}.base_url."
             ) from None
+
+
+    def _refuses(self, status: str) -> ConfigError:
+        config = self.config
+        return ConfigError(
+            f"Found that {config.base_url} refuses model {config.model!r} (HTTP {status.removeprefix('refused_')}), expected an answer; "
+            f"correct {self.where}.model, max_tokens or ${config.api_key_env}."
+        )
+
+
+class Refusals:
+    """Which refusals are a caption's own, and when there are too many of them."""
+
+    def __init__(self, share: float, proven: bool) -> None:
+        self.share, self.proven = share, proven
+        self.asked = self.refused = 0
+        self.held: list[tuple[Request, Answer]] = []  # before the first answer nobody knows whose fault they are
+        self.last = ""
+
+    def settled(self, request: Request, answer: Answer) -> list[tuple[Request, Answer]]:
+        """What is certain now."""
+        self.asked += 1
+        if answer.refused:
+            self.refused, self.last = self.refused + 1, answer.refused
+            self.held.append((request, answer))
+        self.proven |= not answer.refused
+        if not self.proven:
+            return []
+        known, self.held = self.held, []
+        return known if answer.refused else [*known, (request, answer)]
+
+    @property
+    def too_many(self) -> bool:
+        return self.refused > FREE + self.share * self.asked
 
 
 def build(config: Recaption) -> Writer:

@@ -26,6 +26,9 @@ from vlm_core.models.caption_scores import Judge
 from vlm_core.stage import Report, Stage
 
 
+UNSCORED = {"text_score": None, "image_score": None, "added": None, "accepted": False}
+
+
 class Part(NamedTuple):
     """Tasks that one model answers."""
 
@@ -124,15 +127,22 @@ class Desk:
         self.unwritten += len(todo)
         done = part.tasks[: len(answers)]
         texts = [without_opening(answer.text) if task.origin in ("synthetic", "fused") else answer.text for task, answer in zip(done, answers, strict=True)]
-        for task, answer, text, verdict in zip(done, answers, texts, self.judge(done, texts), strict=True):
+        for task, answer, text, verdict in zip(done, answers, texts, self._verdicts(done, answers, texts), strict=True):
             self.written.append(Written(task, answer, _row(self.config, part, task, text, answer, verdict)))
+
+    def _verdicts(self, tasks: Sequence[Task], answers: Sequence[Answer], texts: Sequence[str]) -> list[Row]:
+        """What the judge says of answers; a request that was refused says it itself."""
+        spoken = [place for place, answer in enumerate(answers) if not answer.refused]
+        judged = dict(zip(spoken, self.judge([tasks[place] for place in spoken], [texts[place] for place in spoken]), strict=True))
+        return [judged.get(place) or {**UNSCORED, "reason": answer.refused} for place, answer in enumerate(answers)]
 
     def _ask(self, writer: llm.Writer, requests: list[Request]) -> list[Answer]:
         """Answers in the order of the requests; those of former runs are not asked for again."""
         known = {request.key: answer for request in requests if (answer := self.store.find(request)) is not None}
         missing = list({request.key: request for request in requests if request.key not in known}.values())
         found = len(known)
-        for count, (request, said) in enumerate(writer.answer(missing), 1):
+        proven = bool(missing) and self.store.proven(missing[0])
+        for count, (request, said) in enumerate(writer.answer(missing, proven), 1):
             answer = said._replace(trace_id=self._trace(request, said))
             self.store.keep(request, answer)
             known[request.key] = answer

@@ -22,6 +22,7 @@ class Answer(NamedTuple):
     tokens_out: int
     seconds: float = 0.0
     trace_id: str = ""
+    refused: str = ""  # why the server would not take this request ("refused_413"); '' for an answer
 
 
 class Request(NamedTuple):
@@ -37,6 +38,11 @@ class Request(NamedTuple):
     def key(self) -> str:
         return hashlib.sha256("\0".join((self.generator, self.sampling, str(self.seed), self.prompt.sha256)).encode()).hexdigest()
 
+    @property
+    def shape(self) -> str:
+        """What a server may refuse as such, whatever the caption: model, sampling, whether a picture comes along."""
+        return hashlib.sha256("\0".join((self.generator, self.sampling, str(bool(self.prompt.picture)))).encode()).hexdigest()
+
 
 class Answers:
     """The store. One process writes; a reader may look at any time."""
@@ -48,25 +54,40 @@ class Answers:
             "CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, uid TEXT, text TEXT, tokens_in INTEGER, tokens_out INTEGER, seconds REAL, trace_id TEXT)"
         )
         self.connection.execute("CREATE INDEX IF NOT EXISTS by_uid ON answers (uid)")
+        self.connection.execute("CREATE TABLE IF NOT EXISTS refusals (key TEXT PRIMARY KEY, uid TEXT, reason TEXT, seconds REAL)")
+        self.connection.execute("CREATE TABLE IF NOT EXISTS proven (shape TEXT PRIMARY KEY)")
 
     def find(self, request: Request) -> Answer | None:
+        refused = self.connection.execute("SELECT reason, seconds FROM refusals WHERE key = ?", (request.key,)).fetchone()
+        if refused is not None:
+            return Answer("", 0, 0, refused[1], refused=refused[0])
         row = self.connection.execute("SELECT text, tokens_in, tokens_out, seconds, trace_id FROM answers WHERE key = ?", (request.key,)).fetchone()
         return None if row is None else Answer(*row)
 
     def keep(self, request: Request, answer: Answer) -> None:
-        self.connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", (request.key, request.uid, *answer))
+        if answer.refused:
+            self.connection.execute("INSERT OR REPLACE INTO refusals VALUES (?, ?, ?, ?)", (request.key, request.uid, answer.refused, answer.seconds))
+            return
+        self.connection.execute("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", (request.key, request.uid, *answer[:5]))
+        self.connection.execute("INSERT OR IGNORE INTO proven VALUES (?)", (request.shape,))
+
+    def proven(self, request: Request) -> bool:
+        """Whether a request of this shape was answered before: what a server refuses then is the caption's fault."""
+        return self.connection.execute("SELECT 1 FROM proven WHERE shape = ?", (request.shape,)).fetchone() is not None
 
     def forget(self, uids: Iterable[str]) -> int:
         """Remove every answer about these samples (takedown); how many there were."""
         before = self.connection.total_changes
         self.connection.execute("PRAGMA secure_delete = ON")
-        self.connection.executemany("DELETE FROM answers WHERE uid = ?", ((uid,) for uid in uids))
+        gone = [(uid,) for uid in uids]
+        for table in ("answers", "refusals"):
+            self.connection.executemany(f"DELETE FROM {table} WHERE uid = ?", gone)
         self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return self.connection.total_changes - before
 
     def keep_only(self, uids: Container[str]) -> int:
         """Remove the answers about all other samples: those that were taken down, or are in no source any more."""
-        known = [uid for (uid,) in self.connection.execute("SELECT DISTINCT uid FROM answers")]
+        known = [uid for (uid,) in self.connection.execute("SELECT uid FROM answers UNION SELECT uid FROM refusals")]
         return self.forget([uid for uid in known if uid not in uids])
 
     def __len__(self) -> int:

@@ -27,6 +27,9 @@ class OpenAiWriter(Config):
     parallel: int = Field(8, ge=1, le=256, description="requests at once")
     timeout_s: float = Field(60.0, gt=0, description="for one answer, in seconds")
     retries: int = Field(3, ge=0, le=10, description="further attempts after a failure that may pass")
+    refused_share: float = Field(
+        0.05, ge=0, le=1, description="share of the requests that the server may refuse as such (HTTP 400, 413, 422: too long, a picture it cannot read), each that caption's own rejection; more, beyond the first 8, stop the run"
+    )
     price_in: float = Field(0.0, ge=0, description="price of 1,000 tokens sent, in your currency")
     price_out: float = Field(0.0, ge=0, description="price of 1,000 tokens answered, in your currency")
     picture_tokens: int = Field(1_500, ge=0, description="tokens that a picture costs at most, for the limits; the server's own count is what is booked")

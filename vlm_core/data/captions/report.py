@@ -81,7 +81,7 @@ def _some(written: Sequence[tuple[Task, Row]], rows: Sequence[Row]) -> list[tupl
 
 
 def _shown(task: Task, row: Row) -> Row:
-    scores = {name.replace("_", " "): round(row[name], 3) for name in ("text_score", "image_score", "added")}
+    scores = {name.replace("_", " "): None if row[name] is None else round(row[name], 3) for name in ("text_score", "image_score", "added")}
     return {
         "raw": task.caption,
         "origin": task.origin,

@@ -10,6 +10,7 @@ from vlm_core.evaluate.card import ProtocolCard, digest_of, read_cards, require_
 from vlm_core.evaluate.compare import compare
 from vlm_core.evaluate.gate import gate
 from vlm_core.evaluate.results import Results
+from vlm_core.evaluate.statistics import mcnemar
 
 N = 400
 PRIMARY = "heldout/retrieval/recall_at_10"
@@ -60,6 +61,29 @@ def test_a_clear_gain_promotes_and_the_difference_is_that_of_the_samples(tmp_pat
     assert verdict.outcome == "promote"
     assert verdict.promotes
     assert "+0.1000" in verdict.reason
+
+
+def test_forty_copies_of_five_wins_are_five_wins_also_for_p_and_the_gate(tmp_path: Path) -> None:
+    """Ten groups of forty pictures: b wins five groups, a wins three, two are even. Over 400 pictures McNemar would see 200 : 120 (p 1e-5)."""
+    gain = np.repeat([1, 1, 1, 1, 1, -1, -1, -1, 0, 0], 40)
+    a, b = np.where(gain < 0, 1, 0), np.where(gain > 0, 1, 0)
+    folders = []
+    for name, right in (("a", a), ("b", b)):
+        results = Results(name, resamples=1_000)
+        ids, groups = [f"s{i:04}" for i in range(N)], [f"g{i // 40}" for i in range(N)]
+        results.per_sample(card(), "recall_at_10", ids, right.astype(float), group=groups, clustered=True)
+        (tmp_path / name).mkdir()
+        results.write(tmp_path / name)
+        folders.append(tmp_path / name)
+    assert mcnemar(a == 1, b == 1).p < 2e-5
+    (row,) = compare(*folders, 4_000)
+    draws = np.random.default_rng(7).choice(gain[::40], (100_000, 10)).mean(1)  # a bootstrap over groups of its own
+    assert row.difference == pytest.approx(0.2)
+    assert row.p == pytest.approx(2 * (draws <= 0).mean(), abs=0.04)
+    assert row.p > 0.3
+    assert (row.ci_low, row.ci_high) == pytest.approx(tuple(np.percentile(draws, [2.5, 97.5])), abs=0.11)
+    assert row.detectable == pytest.approx(2.8 * np.sqrt(8) * 40 / 400)  # eight discordant groups of forty
+    assert gate(folders[1], folders[0], primary=PRIMARY, resamples=4_000).outcome == "cannot_tell"
 
 
 def test_the_same_model_again_does_not_replace_the_champion(tmp_path: Path) -> None:

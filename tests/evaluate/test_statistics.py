@@ -57,6 +57,30 @@ def test_samples_of_one_cluster_stay_together_so_copies_do_not_narrow_the_interv
     assert naive.high - naive.low < 0.6 * (once.high - once.low)
 
 
+def test_a_metric_of_copies_has_the_interval_of_the_originals_when_copies_stay_together() -> None:
+    value = (np.random.default_rng(1).random(40) < 0.5).astype(float)
+    copies, names = np.repeat(value, 6), np.repeat([f"g{n:02}" for n in range(40)], 6)
+    once = statistics.bootstrap_metric(lambda chosen: float(value[chosen].mean()), 40, 1_000)
+    copied = statistics.bootstrap_metric(lambda chosen: float(copies[chosen].mean()), 240, 1_000, 0, names)
+    naive = statistics.bootstrap_metric(lambda chosen: float(copies[chosen].mean()), 240, 1_000)
+    assert copied == pytest.approx(once)
+    assert naive.high - naive.low < 0.6 * (once.high - once.low)
+
+
+def test_clusters_of_different_sizes_are_drawn_whole() -> None:
+    """Clusters a (rows 0, 2, 3) and b (row 1): every resample holds a's rows equally often."""
+    seen = set()
+
+    def counted(chosen: np.ndarray) -> float:
+        counts = np.bincount(chosen, minlength=4)
+        assert counts[0] == counts[2] == counts[3]
+        seen.add((int(counts[0]), int(counts[1])))
+        return 0.0
+
+    statistics.bootstrap_metric(counted, 4, 200, 0, np.array(["a", "b", "a", "a"]))
+    assert seen == {(2, 0), (1, 1), (0, 2)}
+
+
 def test_a_metric_that_some_resamples_leave_undefined_still_has_an_interval() -> None:
     def first_kind_only(chosen: np.ndarray) -> float:
         if (chosen == 0).all():

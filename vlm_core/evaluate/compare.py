@@ -26,7 +26,7 @@ class Comparison(NamedTuple):
     ci_high: float
     p: float
     p_holm: float
-    detectable: float  # smallest gain that n samples with this discordance find with 80 % power
+    detectable: float  # smallest gain that these samples, in their groups and with this discordance, find with 80 % power
 
 
 Key = tuple[str, str, str]  # dataset, task, metric
@@ -80,10 +80,12 @@ def _pair(key: Key, a: Suite, b: Suite, resamples: int, seed: int) -> Comparison
         )
     ids = sorted(a.value)
     x, y = (np.array([side.value[i] for i in ids]) for side in (a, b))
-    low, high, p_bootstrap = _gain(y - x, np.array([a.group[i] or i for i in ids]), resamples, seed)
-    binary = bool(np.isin(x, (0, 1)).all() and np.isin(y, (0, 1)).all())
-    p = mcnemar(x == 1, y == 1).p if binary else p_bootstrap
-    discordance = float((x != y).mean()) if binary else float(((y - x) ** 2).mean())
+    groups = np.array([a.group[i] or i for i in ids])
+    low, high, p = _gain(y - x, groups, resamples, seed)
+    _, inverse = np.unique(groups, return_inverse=True)
+    if inverse.max() + 1 == len(ids) and np.isin((x, y), (0, 1)).all():
+        p = mcnemar(x == 1, y == 1).p  # exact; it takes samples for independent, so only where each is a group of its own
+    discordance = float((np.bincount(inverse, y - x) ** 2).sum() / len(ids))  # of independent samples: the share on which the two differ
     return Comparison(
         "/".join(key),
         a.card.id,

@@ -156,7 +156,9 @@ def _classification(card: ProtocolCard, data: EvalSet, rows: Any, labels: Any, l
     results.per_sample(card, "acc1", ids, metrics.topk_correct(logits_NC, labels).astype(float), **about)
     if len(names) >= 5 and card.task != "linear_probe":
         results.per_sample(card, "acc5", ids, metrics.topk_correct(logits_NC, labels, 5).astype(float), **about)
-    recall = bootstrap_metric(lambda chosen: metrics.mean_per_class_recall(best[chosen], labels[chosen]), len(labels), 1_000, results.seed)
+    recall = bootstrap_metric(
+        lambda chosen: metrics.mean_per_class_recall(best[chosen], labels[chosen]), len(labels), 1_000, results.seed, np.asarray(about["group"])
+    )
     results.whole(card, "mean_per_class_recall", recall, len(labels))
 
 

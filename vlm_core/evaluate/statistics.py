@@ -83,16 +83,34 @@ def _cluster_sums(value_N: Array, clusters_N: NDArray[np.generic] | None) -> tup
     return np.bincount(inverse, value_N), np.bincount(inverse).astype(float)
 
 
-def bootstrap_metric(metric: Callable[[Ints], float], n: int, count: int = 1_000, seed: int = 0) -> Interval:
-    """Interval of a number that is not a mean (AUC, mAP, F1): `metric` gets the chosen sample numbers. Resamples where it is undefined are skipped."""
+def bootstrap_metric(metric: Callable[[Ints], float], n: int, count: int = 1_000, seed: int = 0, clusters_N: NDArray[np.generic] | None = None) -> Interval:
+    """Interval of a number that is not a mean (AUC, mAP, F1): `metric` gets the chosen sample numbers, whole clusters of them where there are clusters.
+
+    Resamples where it is undefined are skipped.
+    """
+    rows_of = _members(np.arange(n) if clusters_N is None else clusters_N)
     values = []
-    for row in resamples(n, count, seed):
+    for drawn in resamples(rows_of.clusters, count, seed):
         try:
-            values.append(metric(row))
+            values.append(metric(rows_of(drawn)))
         except DataError:
             continue
     low, high = np.nanpercentile(values, [2.5, 97.5])
     return Interval(metric(np.arange(n)), float(low), float(high))
+
+
+class _members:
+    """Numbers of the samples in some clusters, repeated as these are."""
+
+    def __init__(self, clusters_N: NDArray[np.generic]) -> None:
+        _, inverse = np.unique(clusters_N, return_inverse=True)
+        self.order, self.sizes = np.argsort(inverse, kind="stable"), np.bincount(inverse)
+        self.first, self.clusters = np.cumsum(self.sizes) - self.sizes, len(self.sizes)
+
+    def __call__(self, drawn: Ints) -> Ints:
+        sizes = self.sizes[drawn]
+        place = np.repeat(self.first[drawn] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+        return self.order[place]
 
 
 def wilson(right: int, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -190,7 +190,6 @@ class OpenAi:
                 f"Found {reason} at {config.base_url}, expected a server that speaks OpenAI's protocol; start it or correct {self.where}.base_url."
             ) from None
 
-
     def _refuses(self, status: str) -> ConfigError:
         config = self.config
         return ConfigError(

@@ -163,4 +163,4 @@ def _report(config: Transfer, stage: Stage, stored: Stored, test: Labelled, resu
 
 def _zero_shot_accuracy(stored: Stored, test: Labelled) -> Interval:
     logits_NC = torch.nn.functional.normalize(test.image_ND, dim=-1) @ stored.single_CD.T
-    return bootstrap_mean(topk_correct(logits_NC.numpy(), test.labels_N.numpy()).astype(float), 1_000)
+    return bootstrap_mean(topk_correct(logits_NC.numpy(), test.labels_N.numpy()).astype(float), 1_000, clusters_N=np.asarray(test.groups))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.objectives.world import batch, built, towers
 from tests.train.test_pretrain import Told, one_thread, settings
@@ -18,10 +18,10 @@ from vlm_core.checkpoint import read_weights
 from vlm_core.errors import DataError, Incompatible, NumericsError
 from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import config as menu
-from vlm_core.train import watch
+from vlm_core.train import ranks, watch
 from vlm_core.train.blocks import blocks_of, checkpoint_blocks
 from vlm_core.train.body import Batch, Body, Lesson
-from vlm_core.train.config import Optim, Pretrain
+from vlm_core.train.config import Fit, Optim, Pretrain
 from vlm_core.train.fit import Loop, fit, read_rows
 from vlm_core.train.optim import groups
 from vlm_core.train.pretrain import first_towers, train
@@ -315,3 +315,31 @@ def test_a_snapshot_without_second_captions_or_with_too_few_pairs_is_refused_bef
         Incompatible, match=r"Found 256 training pairs in the snapshot .* for loader.batch_size 300 \(150 on each of 2 processes\), expected a whole step"
     ):
         pretrained_on(small("loader.batch_size=300", "fit.devices=2"), bare, tmp_path / "two")
+
+
+RESNET = "model.image={kind: clip_resnet, image_size: 32, layers: [1, 1, 1, 1], width: 8, heads: 4}"
+
+
+def test_batch_norm_on_several_processes_without_gpus_is_refused_before_anything_is_trained(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(Incompatible, match=r"Found batch norm in the tower \(image\..*\) with fit.devices=2 on CPUs, expected one process or GPUs"):
+        train(settings(small(RESNET, "fit.devices=2", "fit.accelerator=cpu"), shards), tmp_path, Heard())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_vit_may_learn_on_several_cpus_and_one_process_may_have_batch_norm() -> None:
+    for changes, devices in (((), 2), ((RESNET,), 1)):
+        model = TwoTower(small(*changes).model).train()
+        assert ranks.share_statistics(model, Fit(devices=devices, accelerator="cpu")) is model
+        assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+
+
+def test_on_gpus_batch_norm_is_that_of_all_ranks_under_the_same_names_of_weights() -> None:
+    model = TwoTower(small(RESNET).model).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    shared = ranks.share_statistics(model, Fit(devices=2, accelerator="gpu"))
+    norms = [module for module in shared.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(module, nn.SyncBatchNorm) for module in norms)
+    after = shared.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())

@@ -88,7 +88,7 @@ def bootstrap_metric(metric: Callable[[Ints], float], n: int, count: int = 1_000
 
     Resamples where it is undefined are skipped.
     """
-    rows_of = _members(np.arange(n) if clusters_N is None else clusters_N)
+    rows_of = _Members(np.arange(n) if clusters_N is None else clusters_N)
     values = []
     for drawn in resamples(rows_of.clusters, count, seed):
         try:
@@ -99,7 +99,7 @@ def bootstrap_metric(metric: Callable[[Ints], float], n: int, count: int = 1_000
     return Interval(metric(np.arange(n)), float(low), float(high))
 
 
-class _members:
+class _Members:
     """Numbers of the samples in some clusters, repeated as these are."""
 
     def __init__(self, clusters_N: NDArray[np.generic]) -> None:

@@ -25,7 +25,6 @@ from vlm_core.models import caption_ranges, captioner, llm
 from vlm_core.models.caption_scores import Judge
 from vlm_core.stage import Report, Stage
 
-
 UNSCORED = {"text_score": None, "image_score": None, "added": None, "accepted": False}
 
 

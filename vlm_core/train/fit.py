@@ -255,7 +255,7 @@ def trainer(settings: Fit, steps: int, folder: Path, callbacks: list[Callback]) 
     """Lightning's Trainer without its own logger, bars, samplers or opinions on where to write."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    accelerator = "gpu" if settings.accelerator == "auto" and torch.cuda.is_available() else settings.accelerator.replace("auto", "cpu")
+    accelerator = ranks.accelerator_of(settings)
     saved = ModelCheckpoint(
         folder / "steps", filename=STEPS.replace("*.ckpt", "{step:08d}"), auto_insert_metric_name=False, monitor="step", mode="max", save_top_k=2,
         every_n_train_steps=settings.checkpoint_every, save_on_train_epoch_end=False, enable_version_counter=False,

@@ -27,7 +27,7 @@ from vlm_core.models.pixels import pixels_of
 from vlm_core.models.towers import TwoTower
 from vlm_core.objectives import base
 from vlm_core.stage import Report, Stage, data_version, file_sha256, write_json
-from vlm_core.train import grad_cache, inputs, locked, look, optim, probe, references, scenes, snapshot, visual_tokens, watch
+from vlm_core.train import grad_cache, inputs, locked, look, optim, probe, ranks, references, scenes, snapshot, visual_tokens, watch
 from vlm_core.train.blocks import checkpoint_blocks
 from vlm_core.train.body import Batch, Body, Lesson
 from vlm_core.train.config import Pretrain
@@ -51,6 +51,7 @@ def pretrain(config: Pretrain, stage: Stage) -> Report:
         if config.fit.devices == 1:
             train(settings, stage.state, report)
         else:
+            ranks.require_shared_statistics(first_towers(config, initial), config.fit)
             train_locked_first(config, shards, stage.state, report)
             references.prepare(config, shards, stage.state, report)
             transform = pixels_of(config.model.image, config.crop_scale_min)
@@ -90,7 +91,7 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
     config = Pretrain.read(settings["config"])
     rank, world = int(os.environ.get("RANK", "0")), config.fit.devices
     samples = references.trained_on(config, Path(settings["shards"]))
-    towers = first_towers(config, settings["initial"])
+    towers = ranks.share_statistics(first_towers(config, settings["initial"]), config.fit)
     objectives, weights = first_objectives(config, towers)
     transform = pixels_of(config.model.image, config.crop_scale_min)
     needs = config.objectives.needs

@@ -16,6 +16,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from vlm_core.errors import Incompatible
+from vlm_core.models.towers import TwoTower
 from vlm_core.train.blocks import blocks_of
 from vlm_core.train.body import Body
 from vlm_core.train.config import Fit
@@ -62,8 +64,37 @@ def strategy(settings: Fit, accelerator: str) -> str | Strategy:
         return Sharded(process_group_backend=backend)
     if settings.micro_batch is not None:
         return Averaging(process_group_backend=backend)
-    # queues and statistics are equal on every rank because whole batches enter them; an objective may leave parts of a tower out
+    # queues and objectives' statistics are equal on every rank because whole batches enter them, those of towers by `share_statistics`; an objective may leave
+    # parts of a tower out
     return DDPStrategy(process_group_backend=backend, gradient_as_bucket_view=True, find_unused_parameters=True, broadcast_buffers=False)
+
+
+def accelerator_of(settings: Fit) -> str:
+    """cpu or gpu."""
+    return "gpu" if settings.accelerator == "auto" and torch.cuda.is_available() else settings.accelerator.replace("auto", "cpu")
+
+
+def require_shared_statistics(towers: TwoTower, settings: Fit) -> None:
+    """Raises Incompatible for several processes without GPUs and batch norm that learns: each would have the statistics of its own part of the batch."""
+    if settings.devices == 1 or accelerator_of(settings) == "gpu":
+        return
+    found = [name for name, module in towers.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training]
+    if found:
+        raise Incompatible(
+            f"Found batch norm in the tower ({found[0]}) with fit.devices={settings.devices} on CPUs, expected one process or GPUs, whose statistics are those of the whole "
+            "batch; set fit.devices=1, take GPUs (fit.accelerator=gpu), choose a ViT, or lock the tower."
+        )
+
+
+def share_statistics(towers: TwoTower, settings: Fit) -> TwoTower:
+    """The towers with batch norm over the batches of all ranks (SyncBatchNorm), where there are several."""
+    require_shared_statistics(towers, settings)
+    if settings.devices == 1 or not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in towers.modules()):
+        return towers
+    from timm.layers import convert_sync_batchnorm  # torch's own would drop the activation inside timm's
+
+    shared: TwoTower = convert_sync_batchnorm(towers)
+    return shared
 
 
 def shard(body: Body) -> None:

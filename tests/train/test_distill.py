@@ -1,6 +1,7 @@
 """The verb: a teacher that does not move, a student that comes nearer to it, a twin that differs in nothing but the lesson."""
 
 import io
+import itertools
 import json
 from pathlib import Path
 
@@ -9,17 +10,22 @@ import torch
 from PIL import Image
 
 from tests.data.small_world import make_shards, stage_for
+from vlm_core.checkpoint import read_weights
+from vlm_core.data.config import Loader
+from vlm_core.data.shards.loader import TrainLoader
 from vlm_core.data.shards.samples import ShardSamples
 from vlm_core.data.shards.shards import read_samples
+from vlm_core.distill.config import FeatureKd, Terms
 from vlm_core.errors import Incompatible
 from vlm_core.models import config as menu
 from vlm_core.models import pretrained
 from vlm_core.models.pixels import pixels_of
-from vlm_core.models.towers import TwoTower
-from vlm_core.recipes.distill import clip_kd_tiny
+from vlm_core.models.towers import Outputs, TwoTower, unit
+from vlm_core.recipes.distill import clip_kd, clip_kd_tiny
 from vlm_core.run import load
 from vlm_core.train.config import Distil
-from vlm_core.train.distill import distil
+from vlm_core.train.distill import Teaching, captions, distil
+from vlm_core.train.teacher_views import SameView
 
 TINY = (
     "student.model.image={kind: vit, image_size: 32, patch_size: 16, width: 32, layers: 1, heads: 2}",
@@ -86,6 +92,50 @@ def test_every_caption_seen_is_counted_by_its_origin(world: dict[str, Path]) -> 
     assert seen["student"] == seen["twin"]
     assert sum(seen["twin"].values()) == 36 * 10  # steps x batch
     assert abs(seen["twin"]["rewritten"] - 180) < 4 * (360 / 4) ** 0.5  # one raw and one accepted rewrite per sample: even odds
+
+
+@pytest.fixture(scope="module")
+def same(world: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The student whose teacher looks at its crops, which keep a half of the picture or more."""
+    stage = stage_for(tmp_path_factory.mktemp("same") / "run", {"shards": world["shards"], "teacher": world["teacher"]}, "distil")
+    distil(clip_kd_tiny().but(*TINY, "teacher_views=same", "student.crop_scale_min=0.5", "student.fit.epochs=2", "twin=false"), stage)
+    return stage.state
+
+
+def test_the_teacher_sees_the_crop_of_the_student(world: dict[str, Path], same: Path) -> None:
+    """A teacher of the student's size gets the student's own pixels; a larger one the same part of the picture."""
+    samples = ShardSamples(world["shards"], "train")
+    student = pixels_of(menu.Vit(image_size=32), 0.5)
+    (batch,) = itertools.islice(TrainLoader(samples, Loader(batch_size=8), student, seed=3), 1)
+    teacher = pretrained.load(world["teacher"])
+    view = SameView(teacher, samples, student, 3)
+    squares = torch.stack([view.square(row, epoch) for row, epoch in zip(batch["rows"].tolist(), batch["epochs"].tolist(), strict=True)])
+    centre = torch.stack([teacher.pixels.eval_square(Image.open(io.BytesIO(samples.jpeg(row)))) for row in batch["rows"].tolist()])
+    near, far = (float((seen.float() - batch["images"].float()).abs().mean()) for seen in (squares, centre))
+    assert near < 0.5 * far  # the student's pixels were decoded at another scale before they were made small
+    own = unit(teacher.towers.see(teacher.pixels.normalise(squares)))
+    assert torch.allclose(view.see(dict(batch), torch.device("cpu")), own, atol=1e-6)
+    assert read_weights(same / "teacher.safetensors").keys() == {"texts", "scale"}, "no picture is encoded before its step"
+
+
+def test_terms_of_the_same_view_are_those_of_the_published_equations(world: dict[str, Path]) -> None:
+    samples = ShardSamples(world["shards"], "train")
+    student = pixels_of(menu.Vit(image_size=32), 0.5)
+    batch = dict(next(iter(TrainLoader(samples, Loader(batch_size=8), student, seed=3))))
+    teacher, texts = pretrained.load(world["teacher"]), captions(samples)
+    taught = {"texts": teacher.encode_texts(list(texts)), "scale": teacher.towers.scale.detach()}
+    lesson = Teaching(Terms(feature_kd=FeatureKd(weight=3.0), contrastive_kd=None), taught, texts, 24, SameView(teacher, samples, student, 3))
+    torch.manual_seed(0)
+    image_BD, text_BD = unit(torch.randn(8, 24)), unit(torch.randn(8, 24))
+    found = lesson(Outputs(image_BD, text_BD, torch.tensor(10.0), torch.tensor(0.0)), batch)["feature_kd"]
+    seen_BD, said_BD = lesson.view.see(batch, torch.device("cpu")), taught["texts"][[texts[text] for text in batch["texts"]]]
+    assert float(found) == pytest.approx(3 * float(((image_BD - seen_BD) ** 2).mean() + ((text_BD - said_BD) ** 2).mean()), rel=1e-5)
+
+
+def test_a_teacher_that_saw_each_picture_once_does_not_teach_small_crops() -> None:
+    with pytest.raises(Incompatible, match=r"Found teacher_views=cached with student.crop_scale_min 0.5, expected crops of at least 0.9"):
+        clip_kd_tiny().but("student.crop_scale_min=0.5")
+    assert clip_kd().teacher_views == "same"
 
 
 def test_a_student_without_a_term_is_refused() -> None:

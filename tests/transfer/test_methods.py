@@ -7,10 +7,12 @@ from torch.nn import functional as F
 
 from vlm_core.config import build
 from vlm_core.errors import DataError, Incompatible
+from vlm_core.evaluate import probe
 from vlm_core.evaluate.probe import choose, linear_probe
 from vlm_core.models import config as menu
 from vlm_core.models import prompts, tokenizer
 from vlm_core.models.clip_transformer import build as build_text
+from vlm_core.recipes.transfer import linear_probe_full
 from vlm_core.transfer import cache
 from vlm_core.transfer.base import Support
 from vlm_core.transfer.config import Coop, LinearProbe, TipAdapter, ZeroShot
@@ -103,11 +105,11 @@ def test_coop_without_a_text_tower_says_what_to_give() -> None:
 def test_a_probe_of_two_classes_scores_as_scikit_learn_does_and_never_says_the_third(support: Support) -> None:
     rows = support.labels_N < 2
     pair = Support(support.views_VND[:, rows], support.labels_N[rows], support.val_MD, support.val_labels_M, support.text_CD, support.text_CD, NAMES)
-    method = build(LinearProbe(protocol="clip", grid=[1.0]), support=pair)
+    method = build(LinearProbe(protocol="grid", grid=[1.0]), support=pair)
     method.tune(pair)
     x = np.concatenate([pair.views_VND[0].numpy(), pair.val_MD.numpy()]).astype(float)
     y = np.concatenate([pair.labels_N.numpy(), pair.val_labels_M.numpy()])
-    official = linear_probe(x, y, 1.0)  # the clip protocol fits on training and validation data, where class 2 does occur
+    official = linear_probe(x, y, 1.0)  # the grid protocol fits on training and validation data, where class 2 does occur
     assert np.array_equal(method.logits(pair.val_MD).argmax(dim=1).numpy(), official.predict(pair.val_MD.double().numpy()))
     method = build(LinearProbe(steps=1), support=pair)
     method.tune(pair)
@@ -123,3 +125,42 @@ def test_a_probe_without_validation_pictures_is_refused(support: Support) -> Non
     bare = Support(support.views_VND, support.labels_N, support.val_MD[:0], support.val_labels_M[:0], support.text_CD, support.text_CD, NAMES)
     with pytest.raises(DataError, match="no validation pictures"):
         build(LinearProbe(), support=bare).tune(bare)
+
+
+def two_clouds(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Training and validation data of two overlapping classes in 30 dimensions, of which three tell."""
+    random = np.random.default_rng(seed)
+    y = random.integers(0, 2, 160)
+    x = random.normal(size=(160, 30)) + np.where(np.arange(30) < 3, 0.7, 0.0) * (2 * y[:, None] - 1)
+    return x[:60], y[:60], x[60:], y[60:]
+
+
+def test_clips_search_fits_fifteen_strengths_and_ends_between_worse_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, fits = two_clouds(0), []
+    monkeypatch.setattr(probe, "linear_probe", lambda x, y, c, most: fits.append((len(x), c)) or linear_probe(x, y, c, most))
+    found = probe.sweep(*data)
+    monkeypatch.undo()
+    asked = [c for _, c in fits]
+    assert len(asked) - 1 == len(set(asked)) <= 15
+    assert fits[-1] == (160, found.c)  # all data, with the chosen strength
+    assert {1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6} <= set(np.round(asked, 12))
+    place = round(8 * np.log10(found.c))
+    assert found.c == pytest.approx(10 ** (place / 8))
+
+    def right(place: int) -> float:
+        return probe.accuracy(probe.linear_probe(*data[:2], 10 ** (place / 8)), *data[2:])
+
+    assert found.val_accuracy == right(place) >= max(right(coarse) for coarse in range(-48, 49, 16))
+    assert found.val_accuracy > right(place - 1)  # a tie goes to the stronger penalty
+    assert found.val_accuracy >= right(place + 1)
+
+
+def test_the_full_recipe_is_clips_search_on_the_whole_split_and_says_which_strength_it_took() -> None:
+    recipe = linear_probe_full()
+    assert (recipe.shots, recipe.method.protocol, recipe.method.max_iter) == ([0], "clip", 1000)
+    x, y, val_x, val_y = two_clouds(1)
+    none = torch.ones(2, 30)
+    data = Support(torch.from_numpy(x)[None], torch.from_numpy(y), torch.from_numpy(val_x), torch.from_numpy(val_y), none, none, ["a", "b"])
+    method = build(recipe.method, support=data)
+    method.tune(data)
+    assert float(method.strength) == probe.sweep(x, y, val_x, val_y).c

@@ -13,7 +13,11 @@ class Evaluate(Config):
     datasets: list[str] = Field([], description="names of labelled test sets; empty takes all that are there")
     recall_at: list[int] = Field([1, 5, 10], min_length=1, description="cut-offs of retrieval")
     probe: bool = Field(True, description="fit a linear probe on the training split of every labelled set")
-    probe_c: list[float] = Field([0.01, 0.1, 1.0, 10.0], min_length=1, description="inverse strengths among which the validation split chooses")
+    probe_c: list[float] = Field(
+        [0.01, 0.1, 1.0, 10.0],
+        min_length=1,
+        description="inverse strengths among which the validation split chooses: a quick probe for comparisons; vlm transfer --recipe linear_probe_full is CLIP's search",
+    )
     probe_max_iter: int = Field(200, gt=0, description="L-BFGS iterations of one probe")
     caption_likelihood: bool = Field(
         False, description="also classify by how likely the model finds a class as caption (models with a decoder); a pass per picture and class"

@@ -1,6 +1,6 @@
 """Linear probes: logistic regression on frozen features, and how its strength is chosen on validation data.
 
-Sources: openai/CLIP README (L-BFGS, C from a validation sweep); KaiyangZhou/CoOp lpclip/linear_probe.py (few-shot search).
+Sources: arXiv 2103.00020 appendix A.3 (L-BFGS, C by a search over strengths at eight a decade); KaiyangZhou/CoOp lpclip/linear_probe.py (few-shot search).
 Checked by golden `evaluation/linear_probe_lbfgs` and `transfer/linear_probe_l2_search`.
 """
 # N samples, D width, C classes
@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 from vlm_core.evaluate.metrics import Array, Ints
 
+PER_DECADE = 8  # strengths of CLIP's sweep
 COARSE = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 
 
@@ -41,6 +42,31 @@ def choose(train_x: Array, train_y: Ints, val_x: Array, val_y: Ints, grid: Seque
     best, minus_c = max(scored)
     model = linear_probe(np.concatenate([train_x, val_x]), np.concatenate([train_y, val_y]), -minus_c, max_iter)
     return Probe(model, -minus_c, best)
+
+
+def sweep(train_x: Array, train_y: Ints, val_x: Array, val_y: Ints, max_iter: int = 1000) -> Probe:
+    """CLIP's search over 1e-6 .. 1e6 at eight strengths a decade: seven coarse ones, then the interval around the best is halved down to neighbours; refitted on
+    training and validation data together. Ties: the stronger penalty. At most 15 of the 97 strengths are fitted.
+    """
+    known: dict[int, float] = {}
+
+    def score(place: int) -> tuple[float, int]:
+        if place not in known:
+            known[place] = accuracy(linear_probe(train_x, train_y, strength(place), max_iter), val_x, val_y)
+        return known[place], -place
+
+    end, step = 6 * PER_DECADE, 2 * PER_DECADE
+    best = max(range(-end, end + 1, step), key=score)
+    while step > 1:
+        step //= 2
+        best = max((place for place in (best - step, best, best + step) if abs(place) <= end), key=score)
+    model = linear_probe(np.concatenate([train_x, val_x]), np.concatenate([train_y, val_y]), strength(best), max_iter)
+    return Probe(model, strength(best), known[best])
+
+
+def strength(place: int) -> float:
+    """C at a place of CLIP's lattice."""
+    return float(10.0 ** (place / PER_DECADE))
 
 
 def search(train_x: Array, train_y: Ints, val_x: Array, val_y: Ints, steps: int = 8, max_iter: int = 1000) -> Iterator[Probe]:

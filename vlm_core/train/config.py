@@ -125,11 +125,18 @@ class Transfer(Config):
         return self
 
 
+CACHED_CROP = 0.9  # share of a picture from which a crop counts as the picture itself
+
+
 class Distil(Config):
     """A small student learns from a trained model; its twin is trained alike without one."""
 
     student: Pretrain = Pretrain(objectives=Objectives(image_text_contrastive=ImageTextContrastive()))
     terms: Terms = Terms()
+    teacher_views: Literal["same", "cached"] = Field(
+        "same",
+        description="pictures that the teacher sees. same: the student's crop, in every step (CLIP-KD); cached: the centre of each once, for students whose crops keep nine tenths",
+    )
     twin: bool = Field(True, description="also train the same student without a teacher: same first weights, same batches, same steps")
 
     @model_validator(mode="after")
@@ -137,6 +144,11 @@ class Distil(Config):
         if not self.terms.chosen():
             raise Incompatible(
                 f"Found no distillation term, expected at least one; set for instance terms.feature_kd={{}}, or choose: {', '.join(Terms.model_fields)}."
+            )
+        if self.teacher_views == "cached" and self.student.crop_scale_min < CACHED_CROP:
+            raise Incompatible(
+                f"Found teacher_views=cached with student.crop_scale_min {self.student.crop_scale_min}, expected crops of at least {CACHED_CROP}: the teacher's embedding is that of "
+                f"the whole picture; set teacher_views=same, or student.crop_scale_min={CACHED_CROP}."
             )
         if isinstance(self.student.model.image, EfficientnetLite0) and self.student.model.image.lock:
             raise Incompatible("Found a student whose image tower is locked, expected one that learns; set student.model.image.lock=false or choose vit.")

@@ -1,7 +1,8 @@
 """`vlm distil`: shards and a trained teacher -> a small student, and its twin that had none.
 
-The student is an ordinary pre-training run with one thing more per step: terms that compare it with the teacher. The teacher sees every picture
-(its centre) and every caption once, before training; it learns nothing. Source of the terms: CLIP-KD, arXiv 2307.12732.
+The student is an ordinary pre-training run with one thing more per step: terms that compare it with the teacher, which learns nothing. It sees every
+caption once, before training, and every picture either then (its centre) or in each step as the student does (`teacher_views`). Source of the terms:
+CLIP-KD, arXiv 2307.12732.
 """
 
 # B pairs, N samples, T distinct captions, D joint width
@@ -34,6 +35,7 @@ from vlm_core.train.fit import Reporter, read_rows
 from vlm_core.train.launch import run_ranks
 from vlm_core.train.pretrain import FINAL, StageReporter, passes
 from vlm_core.train.pretrain import train as train_student
+from vlm_core.train.teacher_views import SameView
 
 TAUGHT = "teacher.safetensors"
 BATCH = 64
@@ -44,8 +46,10 @@ def distil(config: Distil, stage: Stage) -> Report:
     shards, teacher = stage.input("shards"), stage.input("teacher")
     report = StageReporter(stage)
     settings = {"config": config.student.model_dump(mode="json"), "shards": str(shards), "initial": ""}
-    look_once(teacher, training_samples(shards, config.student.loader), stage.state, report)
-    lessons = {"student": {"terms": config.terms.model_dump(mode="json"), "taught": str(stage.state / TAUGHT)}, **({"twin": None} if config.twin else {})}
+    same = config.teacher_views == "same"
+    look_once(teacher, training_samples(shards, config.student.loader), stage.state, report, pictures=not same)
+    lesson = {"terms": config.terms.model_dump(mode="json"), "taught": str(stage.state / TAUGHT), "teacher": str(teacher) if same else ""}
+    lessons: dict[str, Any] = {"student": lesson, **({"twin": None} if config.twin else {})}
     for name, lesson in lessons.items():
         folder = stage.state / name
         folder.mkdir(exist_ok=True)
@@ -72,8 +76,11 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter) -> None:
     config = Pretrain.read(settings["config"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        texts = captions(training_samples(Path(settings["shards"]), config.loader))
-        lesson = Teaching(Terms.read(chosen["terms"]), read_weights(Path(chosen["taught"])), texts, config.model.width)
+        samples = training_samples(Path(settings["shards"]), config.loader)
+        view = None
+        if chosen["teacher"]:
+            view = SameView(pretrained.load(chosen["teacher"]), samples, pixels_of(config.model.image, config.crop_scale_min), config.seed)
+        lesson = Teaching(Terms.read(chosen["terms"]), read_weights(Path(chosen["taught"])), captions(samples), config.model.width, view)
     train_student(settings, folder, report, lesson)
 
 
@@ -85,17 +92,17 @@ def captions(samples: Samples) -> dict[str, int]:
     return locked.distinct(locked.captions_of(samples))
 
 
-def look_once(teacher: Path, samples: Samples, folder: Path, report: Reporter) -> None:
-    """The teacher's unit embeddings of all pictures (N, D) and captions (T, D), kept in `folder`."""
+def look_once(teacher: Path, samples: Samples, folder: Path, report: Reporter, pictures: bool = True) -> None:
+    """The teacher's unit embeddings of all captions (T, D) and, if wanted, pictures (N, D), kept in `folder`."""
     if (folder / TAUGHT).exists():
         return
     model, texts = pretrained.load(teacher), list(captions(samples))
     parts = []
-    for begin in range(0, len(samples), BATCH):
-        pictures = [Image.open(io.BytesIO(samples.jpeg(row))).convert("RGB") for row in range(begin, min(begin + BATCH, len(samples)))]
-        parts.append(model.encode_images(pictures, BATCH))
-        report.progress("teacher's view of pictures", begin + len(pictures), len(samples))
-    seen = {"images": torch.cat(parts), "texts": model.encode_texts(texts), "scale": model.towers.scale.detach()}
+    for begin in range(0, len(samples), BATCH) if pictures else ():
+        some = [Image.open(io.BytesIO(samples.jpeg(row))).convert("RGB") for row in range(begin, min(begin + BATCH, len(samples)))]
+        parts.append(model.encode_images(some, BATCH))
+        report.progress("teacher's view of pictures", begin + len(some), len(samples))
+    seen = {**({"images": torch.cat(parts)} if parts else {}), "texts": model.encode_texts(texts), "scale": model.towers.scale.detach()}
     write_weights(folder / f".{TAUGHT}", seen)
     (folder / f".{TAUGHT}").rename(folder / TAUGHT)
 
@@ -103,11 +110,13 @@ def look_once(teacher: Path, samples: Samples, folder: Path, report: Reporter) -
 class Teaching(Lesson):
     """Weighted terms between the student's embeddings and the teacher's. A student of another width is projected to the teacher's first."""
 
-    def __init__(self, terms: Terms, taught: Mapping[str, Tensor], texts: Mapping[str, int], width: int) -> None:
+    def __init__(self, terms: Terms, taught: Mapping[str, Tensor], texts: Mapping[str, int], width: int, view: SameView | None = None) -> None:
+        """`view` looks at the pictures of each step; without it `taught` has their embeddings."""
         super().__init__()
+        self.view = view
         self.texts, self.weights = dict(texts), {kind: settings.weight for kind, settings in terms.chosen().items()}
         self.taught = dict(taught)  # no module, no parameter, no gradient
-        target = taught["images"].shape[1]
+        target = taught["texts"].shape[1]
         same = width == target
         self.project_image = nn.Identity() if same else nn.Linear(width, target)
         self.project_text = nn.Identity() if same else nn.Linear(width, target)
@@ -120,9 +129,8 @@ class Teaching(Lesson):
         device = out.image_BD.device
         with full_precision(device):
             rows_B = torch.tensor([self.texts[text] for text in batch["texts"]])
-            teacher = Embeddings(
-                self.taught["images"][batch["rows"].cpu()].to(device), self.taught["texts"][rows_B].to(device), self.taught["scale"].to(device)
-            )
+            seen_BD = self.view.see(batch, device) if self.view is not None else self.taught["images"][batch["rows"].cpu()].to(device)
+            teacher = Embeddings(seen_BD, self.taught["texts"][rows_B].to(device), self.taught["scale"].to(device))
             own = Embeddings(out.image_BD, out.text_BD, out.scale)
             student = Embeddings(unit(self.project_image(out.image_BD)), unit(self.project_text(out.text_BD)), out.scale)
             return {

@@ -41,8 +41,11 @@ class LinearProbe(MethodConfig):
     """Logistic regression on frozen features, its strength chosen on validation data (CLIP, arXiv 2103.00020; CoOp's lpclip)."""
 
     kind: Literal["linear_probe"] = "linear_probe"
-    protocol: Literal["clip", "coop"] = Field("coop", description="clip: best of grid, refitted on train and val; coop: few-shot search by bisection")
-    grid: list[float] = Field([1e-3, 1e-2, 0.1, 0.316, 1.0, 10.0, 100.0], min_length=1, description="inverse strengths of the clip protocol")
+    protocol: Literal["clip", "grid", "coop"] = Field(
+        "coop",
+        description="clip: searched among eight strengths a decade from 1e-6 to 1e6, refitted on train and val; grid: best of grid, refitted alike; coop: few-shot search by bisection",
+    )
+    grid: list[float] = Field([1e-3, 1e-2, 0.1, 0.316, 1.0, 10.0, 100.0], min_length=1, description="inverse strengths of the grid protocol")
     steps: int = Field(8, gt=0, description="halvings of the coop protocol")
     max_iter: int = Field(1000, gt=0, description="L-BFGS iterations of one fit")
 

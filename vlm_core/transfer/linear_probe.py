@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm_core.errors import DataError
-from vlm_core.evaluate.probe import Probe, choose, search
+from vlm_core.evaluate.probe import Probe, choose, search, sweep
 from vlm_core.transfer.base import Setting, Support, TransferMethod
 from vlm_core.transfer.config import LinearProbe
 
@@ -35,10 +35,14 @@ class LinearProbeMethod(TransferMethod):
         val = support.val_MD.double().numpy(), support.val_labels_M.numpy()
         if not len(val[1]):
             raise DataError("Found no validation pictures, expected some to choose the strength of the linear probe; use a data set with a val split.")
-        config = self.config
-        found: Probe = (
-            choose(*train, *val, config.grid, config.max_iter) if config.protocol == "clip" else list(search(*train, *val, config.steps, config.max_iter))[-1]
-        )
+        config, found = self.config, Probe
+        match config.protocol:
+            case "clip":
+                found = sweep(*train, *val, config.max_iter)
+            case "grid":
+                found = choose(*train, *val, config.grid, config.max_iter)
+            case "coop":
+                found = list(search(*train, *val, config.steps, config.max_iter))[-1]
         self._read(found)
 
     def _read(self, found: Probe) -> None:

@@ -7,7 +7,8 @@
     loader.state_dict() -> {"step": ..}; loader.load_state_dict(..)   exact resume, also with another number of ranks
 
 Batch: images uint8 (B,3,S,S) after random resized crop, not normalised: call `transform.normalise(batch["images"])` where the model runs.
-       texts, uids, origins, pictures (SHA-256 as fetched): lists of B; step: of the whole run, from 0; rows: int64 (B,), the row of each sample in `samples` (to look up cached features).
+       texts, uids, origins, pictures (SHA-256 as fetched): lists of B; step: of the whole run, from 0; rows: int64 (B,), the row of each sample in `samples` (to look up cached features);
+       epochs: int64 (B,), the pass of each over its snapshot.
        With `beside` also views, augmented_texts and superpixels (`vlm_core/data/shards/views.py`).
        With `second_caption` texts are the raw captions, and captions (lists of B, too) the second ones, whose origins are counted.
 
@@ -45,6 +46,7 @@ class Batch(TypedDict):
     origins: list[str]
     pictures: list[str]
     rows: Tensor
+    epochs: NotRequired[Tensor]
     step: NotRequired[int]
     captions: NotRequired[list[str]]
     views: NotRequired[list[Tensor]]
@@ -75,6 +77,16 @@ def _fast_side(jpeg: bytes, min_side: int) -> int:
     return next((-(-short // part) for part in (8, 4, 2) if -(-short // part) >= min_side), 0)
 
 
+def side_for(size_px: int, share: float, ratio_max: float) -> int:
+    """Shorter side of a decoded picture from which no crop of at least this share of its area has to be enlarged to size_px."""
+    return math.ceil(size_px / math.sqrt(share / ratio_max))
+
+
+def crop_dice(seed: int, epoch: int, uid: str) -> Random:
+    """What decides the crop of a sample in an epoch."""
+    return Random(f"crop/{seed}/{epoch}/{uid}")
+
+
 # ---------------------------------------------------------------- the loader
 
 
@@ -85,7 +97,7 @@ class _Reader(Dataset[Batch | VlmError]):
         self.samples, self.config, self.transform, self.seed, self.beside = samples, config, transform, seed, beside
         # a crop takes at least this share of the shorter side, so that a picture decoded at min_side is never enlarged
         share = min(transform.crop_scale_min, beside.crop_scale_min) if beside else transform.crop_scale_min
-        self.min_side = math.ceil(transform.size_px / math.sqrt(share / transform.crop_ratio_max))
+        self.min_side = side_for(transform.size_px, share, transform.crop_ratio_max)
         self.cache: dict[int, Tensor] = {}
         self.free = config.cache_mb * 10**6
 
@@ -99,7 +111,7 @@ class _Reader(Dataset[Batch | VlmError]):
         images, chosen, pictures, more, two = [], [], [], [], bool(self.config.second_caption)
         for row, epoch in zip(rows.tolist(), epochs.tolist(), strict=True):
             uid, record, picture = self.samples.uids[row], self.samples.record(row), self.picture(row)
-            images.append(self.transform.train_square(picture, Random(f"crop/{self.seed}/{epoch}/{uid}")))
+            images.append(self.transform.train_square(picture, crop_dice(self.seed, epoch, uid)))
             chosen.append((read_two if two else read_caption)(record, self.config, self.seed, epoch))
             pictures.append(str(record["sha256"]))
             more += [self.beside.of(picture, chosen[-1][0], f"{self.seed}/{epoch}/{uid}")] if self.beside else []
@@ -111,6 +123,7 @@ class _Reader(Dataset[Batch | VlmError]):
             origins=origins,
             pictures=pictures,
             rows=torch.from_numpy(rows.copy()),
+            epochs=torch.from_numpy(epochs.copy()),
         )
         seconds: dict[str, Any] = {"captions": second[0]} if two else {}
         return cast(Batch, {**batch, **seconds, **(self.beside.batch(more) if self.beside else {})})

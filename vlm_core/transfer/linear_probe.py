@@ -35,7 +35,8 @@ class LinearProbeMethod(TransferMethod):
         val = support.val_MD.double().numpy(), support.val_labels_M.numpy()
         if not len(val[1]):
             raise DataError("Found no validation pictures, expected some to choose the strength of the linear probe; use a data set with a val split.")
-        config, found = self.config, Probe
+        config = self.config
+        found: Probe
         match config.protocol:
             case "clip":
                 found = sweep(*train, *val, config.max_iter)

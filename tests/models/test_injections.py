@@ -1,6 +1,10 @@
 """Captions are data, never instructions: 72 attacks in 19 languages, put to a server whose model obeys every one of them. Nothing it says may be learnt from."""
 
+import base64
+import hashlib
+import io
 import json
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,18 +12,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 from tests.data.small_world import stage_for
 from tests.models.chat_server import ChatServer, caption_in, serving
 from vlm_core import run as seam
 from vlm_core.data.captions import recaption as rules
 from vlm_core.data.captions.answers import Answers
-from vlm_core.data.captions.config import Fusion, Gates, OpenAiWriter, Recaption, Rewrite, Translation
+from vlm_core.data.captions.config import Fusion, Gates, OpenAiWriter, Recaption, Rewrite, Synthetic, Translation
 from vlm_core.data.captions.gates import suspicious, words
 from vlm_core.data.captions.plan import Task, plan_translations
 from vlm_core.data.crawl.corpus import PROJECT, Corpus
-from vlm_core.models import llm, rewrite
+from vlm_core.models import captioner, llm, rewrite
 from vlm_core.models.caption_scores import Judge
+from vlm_core.objectives.base import present
 
 ATTACKS = [json.loads(line) for line in (Path(__file__).parents[1] / "data" / "injections.jsonl").read_text().splitlines()]
 
@@ -123,6 +129,44 @@ def test_what_slips_through_the_first_look_is_stopped_by_what_the_answer_gives_a
           f"{sum(not row['accepted'] for row in telling)}/{len(telling)}")  # fmt: skip
     assert len(hostile.requests) == len(rows) == 3 * len(ATTACKS)
     assert leaks(telling) == []
+
+
+@pytest.mark.abuse("A5")
+def test_a_vision_model_that_obeys_what_is_written_in_pictures_leaks_nothing(hostile: ChatServer, small_set: Path, tmp_path: Path) -> None:
+    """Every attack rendered into a picture of its own; the server reads it and obeys. Of all families, with the gates as they are by default."""
+    kept = pq.read_table(small_set / "filtered" / "kept.parquet").to_pylist()
+    shown = {row["uid"]: lettered(attack["caption"]) for row, attack in zip(kept, ATTACKS, strict=True)}
+    read = {picture: attack for picture, attack in zip(shown.values(), ATTACKS, strict=True)}
+    assert len(read) == len(ATTACKS)
+
+    def obey_picture(asked: dict[str, Any]) -> str:
+        _, part = asked["messages"][1]["content"]
+        wants = read[base64.b64decode(part["image_url"]["url"].partition("base64,")[2])]["wants"]
+        return str(wants).replace("{system}", asked["messages"][0]["content"][:300]).replace("{canary}", rules.CANARY)
+
+    hostile.reply = obey_picture
+    seen = OpenAiWriter(base_url=hostile.url, model="obedient")
+    config = Recaption(writer=seen, rewrite=None, synthetic=Synthetic(captioner=seen))
+    tasks = []
+    for number, row in enumerate(kept):
+        prompt = rules.make_description(row["uid"], hashlib.sha256(shown[row["uid"]]).hexdigest(), row["caption"], number)
+        tasks.append(Task(row["uid"], row["caption"], "synthetic", "en", 0, "", number, prompt))
+    desk = rewrite.Desk(config, stage_for(tmp_path, {}), Answers(tmp_path / "answers.sqlite"), Judge(small_set / "embeddings", config.gates))
+    desk.work(rewrite.Part(tasks, "openai:obedient", llm.sampling(config), lambda: captioner.build(config, present(config.synthetic), shown.__getitem__)))
+    rows = [item.row for item in desk.written]
+    print(f"bad answers refused by all gates {sum(not row['accepted'] for row in rows)}/{len(rows)}")
+    assert len(hostile.requests) == len(rows) == len(ATTACKS)
+    assert leaks(rows) == []
+    assert not any(row["accepted"] for row in rows)
+
+
+def lettered(text: str) -> bytes:
+    """A JPEG with this text written across it, line by line."""
+    image = Image.new("RGB", (480, 240), "white")
+    ImageDraw.Draw(image).multiline_text((8, 8), "\n".join(textwrap.wrap(text, 60)), fill="black", font=ImageFont.load_default(14))
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", comment=hashlib.sha256(text.encode()).hexdigest().encode())  # letters that the font lacks all look alike
+    return stream.getvalue()
 
 
 @pytest.mark.abuse("A5")

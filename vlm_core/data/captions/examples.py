@@ -53,6 +53,14 @@ GROUPS: Sequence[Sequence[str]] = (
     ("A bird sitting on a tree branch.", "A small bird perched on a twig.", "One bird rests on a branch.", "A bird up in a tree.", "The little bird sits among the leaves."),
     ("A laptop on a wooden desk.", "A computer sits open on a table.", "A desk with a laptop on it.", "An open laptop beside a cup.", "The workspace holds a computer."),
     ("A group of people playing football.", "Players chase a ball across a field.", "Several people in a football match.", "A football game on the grass.", "Men running after a ball."),
+    ("A vase of tulips on a windowsill.", "Yellow flowers stand in a glass vase.", "Some tulips near a sunny window.", "A bouquet in water by the window.", "Cut flowers brighten the sill."),
+    ("An elephant walks through tall grass.", "A large grey elephant in the savanna.", "One elephant crosses a dry plain.", "The elephant lifts its trunk.", "A wild animal with long tusks."),
+    ("A woman cuts a pizza with a knife.", "Someone slices a pizza into pieces.", "A lady shares out a hot pizza.", "Hands and a knife above a pizza.", "The pizza is being divided at dinner."),
+    ("Several sheep rest on a hillside.", "A flock lies in the meadow.", "White sheep beneath a cloudy sky.", "Woolly animals gather on a slope.", "The flock has found some shade."),
+    ("A motorcycle parked beside a wall.", "A black motorbike by the pavement.", "The bike waits in a narrow alley.", "An old motorcycle with a leather seat.", "Somebody left a motorbike outside."),
+    ("A bathroom with a round mirror.", "A white sink under a mirror.", "Towels hang next to the bathtub.", "The bathroom has blue tiles.", "A tidy washroom with a shower."),
+    ("A boy throws a frisbee in the park.", "A frisbee flies over the lawn.", "Children play with a flying disc.", "Someone reaches up for a frisbee.", "An afternoon game among the trees."),
+    ("A giraffe eats leaves from a tall tree.", "A giraffe stretches its long neck.", "One spotted giraffe at feeding time.", "The giraffe stands behind a fence.", "A very tall animal nibbles at twigs."),
 )  # fmt: skip
 
 STYLES: tuple[Style, ...] = (*_PAIRS, "mscoco")

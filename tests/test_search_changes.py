@@ -168,6 +168,21 @@ def test_what_was_taken_down_disappears_at_once_by_uid_and_by_picture(service):
     assert json.loads(service.ask("GET", "/health")[1])["taken_down"] == len(gone)
 
 
+def test_a_sample_disappears_with_any_of_its_pages_and_with_the_address_it_was_fetched_from(service):
+    uids, data = kept(service.data), service.data
+    rows = metadata(data)
+    assert {"final_url", "pages"} <= rows[0].keys()
+    pages = {uids[3]: [{"page_url": f"http://{host}.test/p.html", "source": "", "place": ""} for host in ("emoji", "merged")]}
+    finals = {uids[5]: "http://cdn.moved.test/5.png"}
+    path = data / "embeddings" / "metadata" / "metadata_0.parquet"
+    changed = [{**row, "pages": pages.get(row["uid"], row["pages"]), "final_url": finals.get(row["uid"], row["final_url"])} for row in rows]
+    pq.write_table(pa.Table.from_pylist(changed, pq.read_schema(path)), path)
+    assert service.uids(text="cat") == set(uids)
+    stones = [{"takedown_id": name, "kind": "domain", "value": f"{name}.test", "radius": 0} for name in ("merged", "moved")]
+    append(service.home / "catalog", "takedowns", pa.Table.from_pylist(stones), "t1")
+    assert service.uids(text="cat") == set(uids) - {uids[3], uids[5]}
+
+
 def test_a_new_set_of_embeddings_is_read_when_it_is_published(service):
     data = service.data
     rows = metadata(data)

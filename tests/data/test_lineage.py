@@ -18,7 +18,8 @@ import pytest
 from tests.data.small_world import write_inputs
 from vlm_core import stage as stages
 from vlm_core.cli import main
-from vlm_core.data.lineage.catalog import TABLES, append
+from vlm_core.data.lineage.catalog import TABLES, append, open_catalog
+from vlm_core.data.lineage.diff import diff
 from vlm_core.data.config import Shard
 from vlm_core.data.shards.shards import read_index
 from vlm_core.run import run
@@ -284,3 +285,39 @@ def test_the_difference_of_two_snapshots_counts_what_came_and_went(world: World,
     assert next(row["example"] for row in answer["changes"] if row["change"] == "added") in b - a
     back = ask(capsys, "diff", world.snapshot["b"], world.snapshot["a"])
     assert {(row["change"], row["reason"]): row["samples"] for row in back["changes"]} == {("removed", "no longer found"): 30, ("unchanged", ""): len(a & b)}
+
+
+def test_every_change_between_two_snapshots_has_the_reason_that_made_it(tmp_path: Path) -> None:
+    """One sample for each way to differ; all but the first four stay. dropped_later was dropped by the filter first and taken down afterwards."""
+    catalog, noon = tmp_path / "catalog", datetime(2026, 1, 1, 12, tzinfo=UTC)
+    a, b = ("1" * 32 + ".dir", "2" * 32 + ".dir")
+    names = ["same", "moved", "picture", "captions", "record", "back", "new", "dropped", "dropped_later", "taken", "lost"]
+    uid = {name: f"{number:032x}" for number, name in enumerate(names)}
+    held = {"a": {*names} - {"back", "new"}, "b": {*names} - {"dropped", "dropped_later", "taken", "lost"}}
+    rows = [
+        {"shard_md5": f"{side}-{'heldout' if (name, side) == ('moved', 'b') else 'train'}", "uid": uid[name],
+         "jpg_md5": f"{side if name == 'picture' else ''}j", "json_md5": f"{side if name in {'picture', 'captions', 'record'} else ''}n", "captions_md5": f"{side if name == 'captions' else ''}c"}
+        for side, mine in held.items() for name in sorted(mine)
+    ]  # fmt: skip
+    judged = {"a": {"back": "too_small"}, "b": {"dropped": "clip_score_below", "dropped_later": "watermark", "lost": "", "taken": ""}}
+    decisions = [
+        {"seq": 1, "uid": uid[name], "rule": "r", "keep": reason == "", "reason": reason or "ok", "run_id": f"filter-{side}"}
+        for side, said in judged.items() for name, reason in said.items() if name != "lost"
+    ]  # fmt: skip
+    tables = {
+        "shard_samples": rows, "decisions": decisions, "takedown_uids": [{"takedown_id": "t", "uid": uid[name]} for name in ("dropped_later", "taken")],
+        "shards": [{"shard_md5": f"{side}-{split}", "split": split, "bytes": 10**6} for side in "ab" for split in ("train", "heldout")],
+        "snapshot_shards": [{"snapshot_md5": md5, "shard_md5": f"{side}-{split}"} for side, md5 in (("a", a), ("b", b)) for split in ("train", "heldout")],
+        "snapshots": [{"snapshot_md5": md5, "run_id": f"shard-{side}"} for side, md5 in (("a", a), ("b", b))],
+        "run_inputs": [{"run_id": f"shard-{side}", "name": "filtered", "ref": f"filtered-{side}"} for side in "ab"],
+        "runs": [{"run_id": f"filter-{side}", "kind": "filter", "output": f"filtered-{side}", "ended_at": noon} for side in "ab"],
+    }  # fmt: skip
+    for table, some in tables.items():
+        append(catalog, table, pa.Table.from_pylist(some), "r")
+    found = {(row["change"], row["reason"]): row["example"] for row in diff(open_catalog(catalog), a, b)["changes"]}
+    assert found == {
+        ("unchanged", ""): uid["same"], ("moved to heldout", ""): uid["moved"], ("other picture", ""): uid["picture"], ("other captions", ""): uid["captions"],
+        ("other record", ""): uid["record"], ("added", "before: too_small"): uid["back"], ("added", "not seen before"): uid["new"],
+        ("removed", "clip_score_below"): uid["dropped"], ("removed", "watermark"): uid["dropped_later"], ("removed", "taken_down"): uid["taken"],
+        ("removed", "no longer found"): uid["lost"],
+    }  # fmt: skip

@@ -250,6 +250,17 @@ def test_the_same_picture_under_another_caption_is_pointed_out(made: Path, capsy
     assert answer["the same picture under other names"] == [{"sha256": sha, "uid": uids[1], "url": url}]
 
 
+def test_a_pair_that_several_pages_show_goes_with_any_of_them(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pages = [{"page_url": f"http://{host}.test/page.html", "source": "demo", "place": ""} for host in ("a", "b")]
+    rows = [{"uid": f"{n:032x}", "url": f"http://pictures.test/{n}.png", "page_url": "http://a.test/page.html", "pages": pages[: n + 1]} for n in range(2)]
+    append(made / "home" / "catalog", "pairs", pa.Table.from_pylist(rows, schema=pa.schema([TABLES["pairs"].field(name) for name in rows[0]])), "r")
+    assert take(capsys, "--domain", "b.test", "--dry-run")["takedown"][0]["samples"] == 1
+    assert take(capsys, "--domain", "a.test", "--dry-run")["takedown"][0]["samples"] == 2
+    assert take(capsys, "--url", "http://B.test/page.html")["takedown"][0]["samples"] == 1
+    uids = pq.read_table(made / "home" / "catalog" / "takedown_uids")["uid"].to_pylist()
+    assert uids == [rows[1]["uid"]]
+
+
 def test_revoked_shards_leave_the_dvc_cache_and_nothing_else_does(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     env = {**os.environ, "DVC_NO_ANALYTICS": "1"}
     for words in (["init", "--no-scm", "-q"], ["add", "-q", "shards"]):

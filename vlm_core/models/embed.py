@@ -1,7 +1,7 @@
 """The verb `embed`: pictures and raw captions to unit vectors in clip-retrieval's folder layout, and an index over them.
 
     img_emb/img_emb_0.npy, text_emb/text_emb_0.npy   float16 (N, D), row i of both and of the metadata is one sample, rows sorted by uid
-    metadata/metadata_0.parquet                      uid, caption, url, page_url, lang, sha256, fitted (helped to fit the heads, though not those that score it),
+    metadata/metadata_0.parquet                      uid, caption, url, page_url, final_url, pages, lang, sha256, fitted (helped to fit the heads, though not those that score it),
                                                      score (cosine before rounding to float16), masked_score and text_area (T-MARS; null when not asked for)
     index/image.index, index/text.index              faiss, built by `clip-retrieval index`
     scorer.json (+ scorer.safetensors)               which scorer, so that new texts and pictures can meet these vectors
@@ -28,6 +28,8 @@ from torch import Tensor
 from vlm_core.data.child import run_module
 from vlm_core.data.config import Embed, ModelScorer, OfflineScorer, OpenClipScorer
 from vlm_core.data.fetch.stored import Pictures
+from vlm_core.data.sample import PAIRS
+from vlm_core.data.shards.records import read_table
 from vlm_core.errors import LaunchError, MissingInput, NothingLeft
 from vlm_core.models import embed_report, masked, open_clip_ranges, picture_ranges, whole_batches
 from vlm_core.models.kept_outputs import Kept, digest_of
@@ -39,7 +41,8 @@ FOLDS = 2  # halves of the pictures; each is scored by heads that were fitted on
 MEASURED = 600  # trusted pairs on which the heads are measured
 METADATA = pa.schema(
     [
-        *((name, pa.string()) for name in ("uid", "caption", "url", "page_url", "lang", "sha256")),
+        *((name, pa.string()) for name in ("uid", "caption", "url", "page_url", "lang", "sha256", "final_url")),
+        PAIRS.field("pages"),  # every address of a sample, for takedowns
         ("fitted", pa.bool_()),
         ("score", pa.float32()),
         ("masked_score", pa.float32()),
@@ -123,14 +126,19 @@ def build_index(folder: Path, config: Embed, work: Path) -> None:
 
 def _samples(stage: Stage) -> tuple[pa.Table, dict[str, int]]:
     """Candidate pairs whose picture is there, sorted by uid."""
-    pairs = pq.read_table(stage.input("pairs") / "pairs.parquet", columns=["uid", "url", "page_url", "caption", "lang"])
+    pairs = read_table(stage.input("pairs") / "pairs.parquet", ("uid", "url", "page_url", "caption", "lang"), ("pages",))
     status_file = stage.input("images") / "status.parquet"
     if not status_file.exists():
         raise MissingInput(f"Found no file {status_file}, expected the table of downloads; run 'vlm download' first.")
-    status = pq.read_table(status_file, columns=["uid", "status", "sha256"])
+    status = read_table(status_file, ("uid", "status", "sha256"), ("final_url",))
     kept = status.filter(pa.compute.equal(status["status"], "ok")).drop_columns(["status"])
     pairs = pairs.set_column(pairs.schema.get_field_index("lang"), "lang", pa.compute.fill_null(pairs["lang"], ""))
-    samples = pairs.join(kept, keys="uid", join_type="inner").sort_by("uid").combine_chunks()
+    pages = pairs["pages"] if "pages" in pairs.column_names else pa.nulls(len(pairs), METADATA.field("pages").type)
+    plain = pairs.select(["uid", "url", "page_url", "caption", "lang"])
+    samples = plain.join(kept, keys="uid", join_type="inner").sort_by("uid").combine_chunks()
+    samples = samples.append_column("pages", pages.take(pa.compute.index_in(samples["uid"], pairs["uid"])))  # a join takes no lists
+    if "final_url" not in samples.column_names:
+        samples = samples.append_column("final_url", pa.nulls(len(samples), pa.string()))
     if not len(samples):
         raise NothingLeft(f"Found none of {len(pairs):,} candidate pairs with a picture, expected some with status ok; look at the reasons in {status_file}.")
     return samples, {"in": len(pairs), "without_picture": len(pairs) - len(samples)}

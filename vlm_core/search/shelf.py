@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vlm_core.data.fetch.stored import Pictures
 from vlm_core.data.lineage import tombstones
+from vlm_core.data.shards.records import read_table
 from vlm_core.errors import MissingInput, SchemaMismatch
 from vlm_core.models.scorer import Scorer, load
 
@@ -62,7 +63,9 @@ class Embedded:
     def read(cls, folder: Path) -> "Embedded":
         import faiss
 
-        table = pq.read_table(folder / "metadata" / "metadata_0.parquet", columns=["uid", "url", "page_url", "caption", "lang", "sha256"]).combine_chunks()
+        table = read_table(
+            folder / "metadata" / "metadata_0.parquet", ("uid", "url", "page_url", "caption", "lang", "sha256"), ("final_url", "pages")
+        ).combine_chunks()
         vectors = {name: np.load(folder / part / f"{part}_0.npy", mmap_mode="r") for name, part in MODALITIES.items()}
         index = {name: faiss.read_index(str(folder / "index" / f"{name}.index")) for name in MODALITIES}
         sizes = {len(table), *(len(rows) for rows in vectors.values()), *(found.ntotal for found in index.values())}

@@ -20,7 +20,7 @@ SIDE = """SELECT m.uid, any_value(h.split) AS split, any_value(m.jpg_md5) AS jpg
 def diff(con: "DuckDBPyConnection", a: str, b: str) -> Answer:
     """Samples by what became of them from A to B. The first change that holds counts: gone or new, moved, picture, captions, rest of the record.
 
-    Why one is gone: it was taken down, or the first rule that dropped it in the filter run behind B. Why one is new: what had dropped it before A, if
+    Why one is gone: the first rule that dropped it in the filter run behind B, else a takedown (which may have come after it was gone already). Why one is new: what had dropped it before A, if
     anything had.
     """
     con.execute(
@@ -35,7 +35,8 @@ def diff(con: "DuckDBPyConnection", a: str, b: str) -> Answer:
         con,
         f"""WITH before AS ({JUDGED}), after AS ({JUDGED}), t AS (SELECT DISTINCT uid FROM takedown_uids_now)
         SELECT c.change, CASE c.change
-            WHEN 'removed' THEN CASE WHEN t.uid IS NOT NULL THEN 'taken_down' ELSE coalesce(after.reason, 'no longer found') END
+            WHEN 'removed' THEN CASE WHEN after.reason <> 'ok' THEN after.reason WHEN t.uid IS NOT NULL THEN 'taken_down'
+                ELSE coalesce(after.reason, 'no longer found') END
             WHEN 'added' THEN CASE WHEN before.reason IS NULL THEN 'not seen before' ELSE 'before: ' || before.reason END ELSE '' END AS reason,
             count(*) AS samples, min(c.uid) AS example
         FROM change c LEFT JOIN before USING (uid) LEFT JOIN after USING (uid) LEFT JOIN t USING (uid) GROUP BY ALL ORDER BY ALL""",

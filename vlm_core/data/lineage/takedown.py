@@ -193,10 +193,12 @@ def find(con: "DuckDBPyConnection", kind: str, value: str, radius: int = PDQ_RAD
     return {row["uid"] for row in ask(con, SEEN_AT, host) if stone.hit(row)}
 
 
-# Every address at which a sample or its page was seen, of hosts whose name holds the one that is asked for. Addresses of pictures are canonical, their hosts
+# Every address at which a sample or one of its pages was seen (pages[0] is page_url), of hosts whose name holds the one that is asked for. Addresses of pictures are canonical, their hosts
 # in lower case; those of pages need not be (a table may bring them).
 SEEN_AT = """SELECT DISTINCT uid, url, page_url, final_url FROM (
     SELECT uid, url, page_url, NULL AS final_url FROM pairs WHERE contains(url, $1) OR contains(lower(page_url), $1)
+    UNION ALL SELECT uid, url, page.page_url, NULL FROM (SELECT uid, url, unnest(pages) AS page FROM pairs WHERE len(pages) > 1)
+        WHERE contains(lower(page.page_url), $1)
     UNION ALL SELECT uid, url, page_url, NULL FROM samples WHERE contains(lower(url), $1) OR contains(lower(page_url), $1)
     UNION ALL SELECT uid, url, NULL, final_url FROM downloads WHERE contains(url, $1) OR contains(final_url, $1))"""
 

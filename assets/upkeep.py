@@ -1,4 +1,4 @@
-"""What is done beside the flow, on demand: a snapshot for others, and the proof that nothing of what was taken down is left."""
+"""What is done beside the flow, on demand: a snapshot for others, the proof that nothing of what was taken down is left, and a tidy catalog."""
 
 import dagster as dg
 
@@ -10,7 +10,7 @@ from pipelines.resources import Launcher
 from vlm_core.config import Config
 
 UPKEEP = {"group_name": "upkeep", "owners": ["team:data"]}
-PROOF = menu("takedown-proof")
+PROOF, COMPACT = menu("takedown-proof"), menu("catalog-compact")
 
 
 class Exported(Config):
@@ -32,3 +32,9 @@ def exports(context: dg.AssetExecutionContext, launcher: Launcher, config: launc
 def takedown_proof(context: dg.AssetExecutionContext, launcher: Launcher, config: PROOF.form) -> dg.MaterializeResult:
     """A scan of every table, shard, text and export for what was taken down, with what is left and what could not be looked at."""
     return perform(context, launcher, PROOF, config, {}, launcher.data("takedown_proof"))
+
+
+@dg.asset(**UPKEEP, kinds={"parquet"})
+def catalog_compact(context: dg.AssetExecutionContext, launcher: Launcher, config: COMPACT.form) -> dg.MaterializeResult:
+    """The catalog's small fragments merged into few, which changes no answer."""
+    return perform(context, launcher, COMPACT, config, {}, launcher.data("catalog_compact"))

@@ -2,7 +2,8 @@
 
     python -m benchmarks.lineage [--samples 5000000] [--rounds 3] [--out benchmarks/results/lineage.txt]
 
-Makes a catalog of Parquet fragments (a million rows each): pairs, downloads, two decisions a sample, 500 shards in two snapshots that share half of them,
+Makes a catalog of Parquet fragments (a million rows each): pairs (one in twenty seen on two pages), samples, downloads, two decisions and two captions a
+sample, each table but the shards' written by two runs, of which the earlier had a tenth of the samples; 500 shards in two snapshots that share half of them,
 and five models: one trained on each snapshot, a student, one that began with its weights, and one that learnt captions which another wrote. `cold` is
 the first answer in a new process; `warm` are later ones in the same process; `CPU` is what both threads of a warm one spent together, which a busy machine
 does not change. Process start and imports are not in the times.
@@ -29,7 +30,7 @@ from vlm_core.data.lineage.diff import diff
 from vlm_core.data.lineage.lineage import why
 from vlm_core.data.lineage.takedown import find, impact
 
-FRAGMENT, SHARDS, HOSTS = 1_000_000, 500, 20_000
+FRAGMENT, SHARDS, HOSTS, EARLIER = 1_000_000, 500, 20_000, 10  # one sample in EARLIER was known to a run before
 A, B = "a" * 32 + ".dir", "b" * 32 + ".dir"
 MODELS = [f"{number:064x}" for number in range(5)]
 LIMIT_S = 5.0
@@ -56,14 +57,14 @@ def make(root: Path, samples: int) -> dict[str, str]:
         url = texts("http://www.host", host, ".example.org/pictures/", pa.array(number), ".jpg")
         caption = texts("a caption about the thing number ", pa.array(number))
         pages = texts("http://www.host", host, ".example.org/page", pa.array(number // 20), ".html")
-        append(
-            root,
-            "pairs",
-            pa.table({"uid": uid, "url": url, "page_url": pages, "source": ["page"] * rows, "caption": caption, "lang": ["en"] * rows}),
-            "extract",
-        )
         sha, pdq = hexes(random, rows, 32), hexes(random, rows, 32)
-        append(root, "downloads", pa.table({"uid": uid, "url": url, "status": ["ok"] * rows, "sha256": sha, "pdq": pdq}), "download")
+        common = {"uid": uid, "url": url, "page_url": pages, "source": ["page"] * rows, "caption": caption, "lang": ["en"] * rows}
+        _twice(root, "pairs", pa.table({**common, "pages": _pages(pages, number)}), "extract")
+        _twice(root, "samples", pa.table({**common, "sha256": sha, "pdq": pdq}), "embed")
+        _twice(root, "downloads", pa.table({"uid": uid, "url": url, "final_url": url, "status": ["ok"] * rows, "sha256": sha, "pdq": pdq}), "download")
+        for origin in ("rewritten", "synthetic"):
+            made = {"uid": uid, "caption_id": texts(uid, origin), "origin": [origin] * rows, "text": caption, "generator": ["smollm2"] * rows}
+            _twice(root, "captions", pa.table({**made, "accepted": [True] * rows}), "recaption")
         for seq, rule in enumerate(("text", "cut")):
             ones = {
                 "uid": uid,
@@ -72,7 +73,7 @@ def make(root: Path, samples: int) -> dict[str, str]:
                 "score": random.random(rows),
                 "threshold": np.full(rows, 0.3),
             }
-            append(root, "decisions", pa.table({**ones, "keep": [True] * rows, "reason": ["ok"] * rows, "detail": [""] * rows}), "filter")
+            _twice(root, "decisions", pa.table({**ones, "keep": [True] * rows, "reason": ["ok"] * rows, "detail": [""] * rows}), "filter")
         shard = texts("shard", pa.array(number * SHARDS // samples))
         stored = {"shard_md5": shard, "uid": uid, "key": texts("t", pa.array(number)), "pos": pa.array(number), "group": uid}
         append(
@@ -89,12 +90,34 @@ def make(root: Path, samples: int) -> dict[str, str]:
     return known
 
 
+def _pages(page: pa.Array, number: np.ndarray) -> pa.Array:
+    """The page of each, and for one in twenty a second one on another host."""
+    second = texts("http://other", pa.array(number % 977), ".example.net/", pa.array(number), ".html")
+    two = number % 20 == 0
+    offsets = np.concatenate([[0], np.cumsum(np.where(two, 2, 1))]).astype(np.int32)
+    order = np.where(
+        np.isin(np.arange(offsets[-1]), offsets[1:][two] - 1),
+        np.repeat(np.arange(len(page)), np.where(two, 2, 1)) + len(page),
+        np.repeat(np.arange(len(page)), np.where(two, 2, 1)),
+    )
+    urls = pa.concat_arrays([page, second]).take(pa.array(order))
+    fields = {"page_url": urls, "source": pa.array(["page"] * len(urls)), "place": pa.nulls(len(urls), pa.string())}
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.StructArray.from_arrays(list(fields.values()), names=list(fields)))
+
+
+def _twice(root: Path, table: str, rows: pa.Table, run: str) -> None:
+    """A run, and the earlier one that had the first tenth."""
+    append(root, table, rows.slice(0, len(rows) // EARLIER), f"{run}-before")
+    append(root, table, rows, run)
+
+
 def _rest(root: Path) -> None:
     """The small tables."""
     noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
     runs = [
-        {"run_id": kind, "kind": kind, "ended_at": noon + timedelta(hours=n), "path": "", "output": kind}
-        for n, kind in enumerate(("extract", "download", "filter", "shard"))
+        {"run_id": f"{kind}{when}", "kind": kind, "ended_at": noon + timedelta(hours=n), "path": "", "output": f"{kind}{when}"}
+        for n, when in enumerate(("-before", ""))
+        for kind in ("extract", "embed", "download", "filter", "recaption", "shard")
     ]
     append(root, "runs", pa.Table.from_pylist(runs), "runs")
     names = [f"shard{number}" for number in range(SHARDS)]

@@ -84,3 +84,8 @@ takedown_proof = dg.define_asset_job(
     description="Looks for everything that was taken down in every live product, and says what is left.",
     tags={"dagster/max_runtime": str(6 * 3600), "stage": "proof"},
 )  # fmt: skip
+
+compact = dg.define_asset_job(
+    "compact", selection=dg.AssetSelection.assets("catalog_compact"), executor_def=dg.in_process_executor,
+    description="Merges the small fragments of the catalog.", tags={"dagster/max_runtime": str(6 * 3600), "stage": "compact"},
+)  # fmt: skip

@@ -21,3 +21,12 @@ def nightly(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
 def nightly_sources(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
     night = context.scheduled_execution_time.strftime("%Y-%m-%d")
     yield dg.RunRequest(run_key=f"sources-{night}", tags={"trigger": "nightly_sources"})
+
+
+@dg.schedule(
+    job_name="compact", cron_schedule="0 4 * * 0", execution_timezone="UTC", default_status=dg.DefaultScheduleStatus.STOPPED,
+    description="Every Sunday at four: merge the small fragments of the catalog.",
+)  # fmt: skip
+def weekly_compaction(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
+    week = context.scheduled_execution_time.strftime("%G-W%V")
+    yield dg.RunRequest(run_key=f"compact-{week}", tags={"trigger": "weekly_compaction"})

@@ -13,7 +13,7 @@ from pipelines.choices import BASE, MODELS, PARAMS, ROOT, listed
 from pipelines.definitions import defs
 from pipelines.partitions import CHOSEN_METHODS, DATASETS, METHODS, RECIPES
 from pipelines.resources import Launcher
-from pipelines.schedules import nightly, nightly_sources
+from pipelines.schedules import nightly, nightly_sources, weekly_compaction
 from pipelines.sensors import crawl_sources, new_data, new_takedown
 from vlm_core.data.lineage.takedown import take_down, withdraw
 from vlm_core.run import VERBS, load, recipes
@@ -32,6 +32,7 @@ EDGES = {
     "report": {"snapshot"},
     "exports": {"snapshot"},
     "takedown_proof": {"snapshot"},
+    "catalog_compact": set(),
     "pretrained/lit_packaged": {"snapshot"},
     "pretrained/clip_tiny": {"snapshot"},
     "features": {"eval_sets", "pretrained/lit_packaged"},
@@ -114,7 +115,7 @@ def test_a_backfill_over_recipes_is_one_run_for_each_and_searches_are_jobs_of_th
 
 MADE_BY_ASSETS = set(VERBS) - {"compare-models"}  # called by whoever has evaluations of his own
 SEARCHES = {"compare-pretraining", "sweep"}  # hours, on demand: no part of `dvc repro`
-UPKEEP = {"export-data", "takedown-proof"}
+UPKEEP = {"export-data", "takedown-proof", "catalog-compact"}
 
 
 def test_params_yaml_lists_known_recipes_whose_settings_resolve() -> None:
@@ -196,7 +197,7 @@ def test_the_nightly_schedule_asks_for_the_main_job_once_a_night() -> None:
 
 
 def test_what_starts_work_by_itself_is_off_by_default() -> None:
-    assert nightly.default_status == nightly_sources.default_status == dg.DefaultScheduleStatus.STOPPED
+    assert nightly.default_status == nightly_sources.default_status == weekly_compaction.default_status == dg.DefaultScheduleStatus.STOPPED
     assert new_data.default_status == new_takedown.default_status == dg.DefaultSensorStatus.STOPPED
 
 

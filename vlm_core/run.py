@@ -62,6 +62,7 @@ VERBS: dict[str, Verb] = {
     "report": Verb("one page that shows a snapshot: what was kept, dropped, scored, copied, and why", "vlm_core.data.report.config:DatasetPage", "vlm_core.data.report.report:report", "vlm_core.recipes.data", ("pairs", "images", "embeddings", "filtered", "captions", "shards"), obeys=True),
     "export-data": Verb("a snapshot for others: croissant, datasheet, datacomp, hf", "vlm_core.data.config:ExportData", "vlm_core.data.lineage.exports:export_data", "vlm_core.recipes.data", ("shards",)),
     "takedown-proof": Verb("a scan of every product for what was taken down", "vlm_core.data.config:TakedownProof", "vlm_core.data.lineage.proof:takedown_proof", "vlm_core.recipes.data"),
+    "catalog-compact": Verb("many small fragments of the catalog -> few, with the same answers", "vlm_core.data.config:CatalogCompact", "vlm_core.data.lineage.compact:catalog_compact", "vlm_core.recipes.data"),
     # models
     "pretrain": Verb("shards -> a vision-language model", "vlm_core.train.config:Pretrain", "vlm_core.train.pretrain:pretrain", "vlm_core.recipes.pretrain", ("shards",), ("initial",)),
     "features": Verb("run a model over the test sets once", "vlm_core.models.features_config:Features", "vlm_core.models.features:features", "vlm_core.recipes.transfer", ("model", "eval_sets")),

@@ -180,6 +180,18 @@ class TakedownProof(Config):
         return True
 
 
+class CatalogCompact(Config):
+    """Merges small fragments of the catalog."""
+
+    min_fragments: int = Field(8, ge=2, description="small fragments of a table from which on they are merged")
+    small_mb: int = Field(256, ge=1, description="size below which a fragment is small, in MB")
+    keep_s: float = Field(3600, ge=0, description="seconds that merged fragments stay on disk, for those who read them just then")
+
+    @property
+    def reads_the_world(self) -> bool:
+        return True
+
+
 DATASETS = ("emoji_groups", "emoji_subgroups", "emoji_shift", "clipart_folders")
 
 

@@ -1,7 +1,7 @@
 """Named settings of the data verbs. A function's return type says which verb it belongs to; the first is the verb's default."""
 
 from vlm_core.data.captions.config import Gates, OpenAiWriter, Recaption, Rewrite
-from vlm_core.data.config import Embed, EvalSets, ExportData, Fingerprint, ModelScorer, OfflineScorer, OpenClipScorer, Shard, TakedownProof
+from vlm_core.data.config import CatalogCompact, Embed, EvalSets, ExportData, Fingerprint, ModelScorer, OfflineScorer, OpenClipScorer, Shard, TakedownProof
 from vlm_core.data.crawl.config import Crawl, Download, Extract, Fetch, Folder, Network, OptOuts, Site, Table, Warc, WebDataset
 from vlm_core.data.filter.config import (
     Balance,
@@ -309,3 +309,8 @@ def hf() -> ExportData:
 def standard_proof() -> TakedownProof:
     """Every product, and the DVC cache of this project."""
     return TakedownProof()
+
+
+def weekly_compaction() -> CatalogCompact:
+    """Tables of eight small fragments and more."""
+    return CatalogCompact()

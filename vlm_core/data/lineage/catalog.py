@@ -6,8 +6,11 @@
 Any number of processes may append at once; a reader sees whole fragments only. Every row carries the `run_id` that wrote it.
 """
 
+import contextlib
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Answer = dict[str, list[Row]]  # title -> table
 ROW_GROUP = 131_072  # rows
+REPLACES = ".replaces.json"  # ending of the list of fragments that a merged one stands for
 _TEXT, _TIME = pa.string(), pa.timestamp("us", tz="UTC")
 
 
@@ -63,15 +67,19 @@ TABLES: dict[str, pa.Schema] = {
     "withdrawals": pa.schema([*_texts("takedown_id", "reason"), ("at", _TIME)]),  # takedowns that hold no longer; nothing is ever erased
 }  # fmt: skip
 
+
+
+def latest(table: str, where: str = "true") -> str:
+    """A SELECT of rows of a table by several runs of one verb over the same uid: those of the run that ended last. The condition is asked before runs are compared."""
+    return f"""SELECT t.* FROM (SELECT * FROM {table} WHERE {where}) t LEFT JOIN run_order r USING (run_id)
+        QUALIFY dense_rank() OVER (PARTITION BY t.uid, r.kind ORDER BY r.ended_at DESC NULLS LAST, t.run_id) = 1"""
+
+
 # Name -> SELECT, in the order in which they need each other. `x_now`: of several runs over the same uid, the one that ended last.
 VIEWS: Mapping[str, str] = {
     **{f"{name}_now": f"SELECT * FROM {name} WHERE takedown_id NOT IN (SELECT takedown_id FROM withdrawals)" for name in ("takedowns", "takedown_uids", "revocations")},
     "run_order": "SELECT run_id, any_value(kind) AS kind, max(ended_at) AS ended_at FROM runs GROUP BY run_id",
-    **{
-        f"{name}_now": f"""SELECT t.* FROM {name} t LEFT JOIN run_order r USING (run_id)
-            QUALIFY dense_rank() OVER (PARTITION BY t.uid, r.kind ORDER BY r.ended_at DESC NULLS LAST, t.run_id) = 1"""
-        for name in ("pairs", "samples", "downloads", "decisions", "captions")
-    },
+    **{f"{name}_now": latest(name) for name in ("pairs", "samples", "downloads", "decisions", "captions")},
     # what a pair is and what came of its address, from whichever tables know it
     "sample_source": """SELECT uid, coalesce(p.url, s.url, d.url) AS url, coalesce(p.page_url, s.page_url) AS page_url, coalesce(p.source, s.source) AS source,
         coalesce(p.caption, s.caption) AS caption, coalesce(p.lang, s.lang) AS lang, coalesce(p.licence, s.licence) AS licence,
@@ -131,8 +139,8 @@ def append(root: Path, table: str, rows: pa.Table | pa.RecordBatchReader, run_id
     schema = rows.schema if "run_id" in names else rows.schema.append(pa.field("run_id", _TEXT))
     folder = root / table
     folder.mkdir(parents=True, exist_ok=True)
-    part = len(list(folder.glob(f"{run_id}-*.parquet")))
-    path = folder / f"{run_id}-{part}.parquet"
+    taken = {path.name for path in folder.glob(f"{run_id}-*.parquet")} | _replaced(folder)  # the name of a merged fragment would be hidden
+    path = next(path for part in count() if (path := folder / f"{run_id}-{part}.parquet").name not in taken)
     tmp = folder / f".{path.name}.tmp"  # the dot keeps it out of every *.parquet
     with tmp.open("wb") as stream:
         with pq.ParquetWriter(stream, schema, compression="zstd") as writer:
@@ -149,18 +157,44 @@ def _by_uid(rows: pa.Table) -> pa.Table:
     return rows.take(pc.sort_indices(rows, sort_keys=[("uid", "ascending")])) if "uid" in rows.column_names else rows
 
 
-def open_catalog(root: Path) -> "duckdb.DuckDBPyConnection":
-    """An in-memory connection with all tables and views; it never writes, and never fetches an extension."""
+def fragments(folder: Path) -> list[Path]:
+    """The fragments of a table that count: of merged ones only what they were merged into (`compact.py`)."""
+    names = {path.name for path in folder.glob("*.parquet")}  # listed before the lists of what they replace, which are written before them
+    return sorted(folder / name for name in names - _replaced(folder, names))
+
+
+def _replaced(folder: Path, names: Collection[str] | None = None) -> set[str]:
+    """The names of merged fragments; only of merges whose result is among `names`, if given."""
+    found = set[str]()
+    for listing in folder.glob(f"*{REPLACES}"):
+        if names is None or f"{listing.name.removesuffix(REPLACES)}.parquet" in names:
+            with contextlib.suppress(FileNotFoundError):
+                found |= set(json.loads(listing.read_bytes()))
+    return found
+
+
+def connect() -> "duckdb.DuckDBPyConnection":
+    """An in-memory connection of two threads that never fetches an extension."""
     import duckdb
 
-    con = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false", "threads": "2"})
-    for name, schema in TABLES.items():
-        fields = [*schema, *([] if "run_id" in schema.names else [pa.field("run_id", _TEXT)])]
-        con.register(f"no_{name}", pa.schema(fields).empty_table())
-        found = any((root / name).glob("*.parquet"))
-        files = str(root / name / "*.parquet").replace("'", "''")
-        more = f" UNION ALL BY NAME SELECT * FROM read_parquet('{files}', union_by_name=true)" if found else ""
-        con.execute(f"CREATE VIEW {name} AS SELECT * FROM no_{name}{more}")
+    return duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false", "threads": "2"})
+
+
+def rows_of(con: "duckdb.DuckDBPyConnection", table: str, files: Sequence[Path]) -> str:
+    """A SELECT of the rows of some fragments of a table, with the columns that views rely on in their types."""
+    schema = TABLES[table]
+    fields = [*schema, *([] if "run_id" in schema.names else [pa.field("run_id", _TEXT)])]
+    con.register(f"no_{table}", pa.schema(fields).empty_table())
+    listed = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
+    more = f" UNION ALL BY NAME SELECT * FROM read_parquet([{listed}], union_by_name=true)" if files else ""
+    return f"SELECT * FROM no_{table}{more}"
+
+
+def open_catalog(root: Path) -> "duckdb.DuckDBPyConnection":
+    """An in-memory connection with all tables and views; it never writes."""
+    con = connect()
+    for name in TABLES:
+        con.execute(f"CREATE VIEW {name} AS {rows_of(con, name, fragments(root / name))}")
     for name, select in VIEWS.items():
         con.execute(f"CREATE VIEW {name} AS {select}")
     con.execute("SET lock_configuration = true")

@@ -9,7 +9,6 @@
 """
 
 import argparse
-import binascii
 import json
 import uuid
 from datetime import UTC, datetime
@@ -17,14 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from vlm_core import stage as stages
 from vlm_core.data.lineage import proof
-from vlm_core.data.lineage.catalog import Answer, Row, append, ask, open_catalog
+from vlm_core.data.lineage.catalog import Answer, Row, append, ask, latest, open_catalog
 from vlm_core.data.lineage.lineage import models_behind, show
 from vlm_core.data.lineage.tombstones import KINDS, PDQ_RADIUS, Tombstones, load, standard
 from vlm_core.errors import ConfigError
@@ -193,34 +189,21 @@ def find(con: "DuckDBPyConnection", kind: str, value: str, radius: int = PDQ_RAD
     return {row["uid"] for row in ask(con, SEEN_AT, host) if stone.hit(row)}
 
 
-# Every address at which a sample or one of its pages was seen (pages[0] is page_url), of hosts whose name holds the one that is asked for. Addresses of pictures are canonical, their hosts
-# in lower case; those of pages need not be (a table may bring them).
-SEEN_AT = """SELECT DISTINCT uid, url, page_url, final_url FROM (
-    SELECT uid, url, page_url, NULL AS final_url FROM pairs WHERE contains(url, $1) OR contains(lower(page_url), $1)
-    UNION ALL SELECT uid, url, page.page_url, NULL FROM (SELECT uid, url, unnest(pages) AS page FROM pairs WHERE len(pages) > 1)
-        WHERE contains(lower(page.page_url), $1)
-    UNION ALL SELECT uid, url, page_url, NULL FROM samples WHERE contains(lower(url), $1) OR contains(lower(page_url), $1)
-    UNION ALL SELECT uid, url, NULL, final_url FROM downloads WHERE contains(url, $1) OR contains(final_url, $1))"""
+# Every address at which a sample or one of its pages was seen, of hosts whose name holds the one that is asked for. Addresses of pictures are canonical, their
+# hosts in lower case; those of pages need not be (a table may bring them). Each table is read once: this is what a takedown of a site costs.
+PAGES = "lower(array_to_string(list_transform(pages, lambda page: page.page_url), ' '))"
+SEEN_AT = f"""SELECT DISTINCT uid, url, page_url, pages, final_url FROM (
+    SELECT uid, url, page_url, pages, NULL AS final_url FROM pairs
+        WHERE contains(url, $1) OR contains(lower(page_url), $1) OR (len(pages) > 1 AND contains({PAGES}, $1))
+    UNION ALL SELECT uid, url, page_url, NULL, NULL FROM samples WHERE contains(url, $1) OR contains(lower(page_url), $1)
+    UNION ALL SELECT uid, url, NULL, NULL, final_url FROM downloads WHERE contains(url, $1) OR contains(final_url, $1))"""
 
 
 def _near(con: "DuckDBPyConnection", pdq: str, radius: int) -> set[str]:
-    """uids whose PDQ lies within the radius, by counting the bits that differ."""
-    wanted, found = np.frombuffer(bytes.fromhex(pdq), np.uint64), set[str]()
-    for table in ("downloads", "samples"):
-        for batch in con.sql(f"SELECT uid, pdq FROM {table} WHERE length(pdq) = 64").to_arrow_reader(2**17):
-            digits = pc.cast(pc.binary_join(pa.ListArray.from_arrays([0, len(batch)], batch["pdq"]), ""), pa.binary())[0].as_buffer()
-            codes = np.frombuffer(binascii.unhexlify(digits), np.uint64).reshape(-1, 4)
-            near = np.flatnonzero(_ones(codes ^ wanted).sum(1) <= radius)
-            found.update(batch["uid"].take(pa.array(near)).to_pylist())
-    return found
-
-
-def _ones(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Number of bits that are set, in each word: pairs, then fours, then bytes are added up."""
-    words = words - ((words >> np.uint64(1)) & np.uint64(0x5555555555555555))
-    words = (words & np.uint64(0x3333333333333333)) + ((words >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    words = (words + (words >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return (words * np.uint64(0x0101010101010101)) >> np.uint64(56)
+    """uids whose PDQ lies within the radius: of those of which no more hex digits differ than bits may, the bits are counted."""
+    seen = "(SELECT uid, pdq FROM downloads UNION ALL SELECT uid, pdq FROM samples)"
+    rows = ask(con, f"SELECT DISTINCT uid, pdq FROM {seen} WHERE length(pdq) = 64 AND hamming(pdq, ?) <= ?", pdq, radius)
+    return {row["uid"] for row in rows if (int(row["pdq"], 16) ^ int(pdq, 16)).bit_count() <= radius}
 
 
 def impact(con: "DuckDBPyConnection") -> Answer:
@@ -234,7 +217,9 @@ def impact(con: "DuckDBPyConnection") -> Answer:
         "models": models_behind(con, "(SELECT * FROM held WHERE split = 'train')"),
         "snapshots": ask(con, "SELECT snapshot_md5, count(DISTINCT uid) AS samples, count(DISTINCT shard_md5) AS shards FROM held GROUP BY ALL ORDER BY ALL"),
         "shards": ask(con, "SELECT DISTINCT snapshot_md5, relpath AS shard, shard_md5 FROM held ORDER BY ALL LIMIT 1000"),
-        "captions": ask(con, f"SELECT origin, generator, count(*) AS captions FROM captions_now WHERE uid IN {CHOSEN} GROUP BY ALL ORDER BY ALL"),
+        "captions": ask(
+            con, f"SELECT origin, generator, count(*) AS captions FROM ({latest('captions', f'uid IN {CHOSEN}')}) GROUP BY ALL ORDER BY ALL"
+        ),
         "the same picture under other names": ask(
             con,
             f"""SELECT DISTINCT sha256, uid, url FROM downloads WHERE sha256 IN (SELECT sha256 FROM pictures) AND uid NOT IN {CHOSEN}

@@ -116,7 +116,9 @@ def _parents(url: str) -> Iterable[str]:
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    files = sorted(folder.glob("*.parquet"))
+    from vlm_core.data.lineage.catalog import fragments
+
+    files = fragments(folder)
     if not files:
         return []
     import pyarrow.parquet as pq

@@ -61,6 +61,8 @@ AUGMENTED: dict[str, Callable[[Image.Image], Image.Image]] = {
     "crop 60 %, centre": lambda image: cut(image, 0.2, 0.2, 0.6),
     "darker and stronger colours": lambda image: ImageEnhance.Color(ImageEnhance.Brightness(image).enhance(0.75)).enhance(1.5),
     "grey": lambda image: image.convert("L").convert("RGB"),
+    "crop 91 %, off the grid": lambda image: cut(image, 0.037, 0.061, 0.91),
+    "crop 83 %, off the grid": lambda image: cut(image, 0.113, 0.029, 0.83),
     "colours inverted": ImageOps.invert,
     "blurred": lambda image: image.filter(ImageFilter.GaussianBlur(2)),
     "crop 85 %, mirrored, JPEG 40": lambda image: jpeg(ImageOps.mirror(cut(image, 0.1, 0.1, 0.85)), 40),

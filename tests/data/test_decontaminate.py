@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.data.filter_world import WIDTH, World, encoded, picture
 from tests.data.test_dedup import planted
@@ -58,6 +58,23 @@ def test_hashes_find_what_was_turned_compressed_or_made_smaller(tmp_path: Path, 
     found = verdicts(world, Decontaminate(prints=printed(tmp_path / "prints.parquet", original), use_vectors=False), tmp_path)
     assert found["another picture"] == ""
     assert {found["a copy"].split(": ")[0], found["turned, too"].split(": ")[0]} == {"set/0"}
+
+
+def test_hashes_of_altered_versions_find_crops_off_the_grid_small_turns_and_negatives(tmp_path: Path) -> None:
+    world, original = World(), picture(1, 256)
+    box = tuple(round(256 * side) for side in (0.061, 0.037, 0.061 + 0.88, 0.037 + 0.88))
+    world.add("a crop", original.crop(box))
+    world.add("a crop, mirrored", ImageOps.mirror(original.crop(box)))
+    world.add("askew", original.rotate(4, fillcolor="white"))
+    world.add("negative", ImageOps.invert(original))
+    for number in range(2, 12):
+        world.add(f"another {number}", picture(number, 256))
+    prints = printed(tmp_path / "prints.parquet", original)
+    found = verdicts(world, Decontaminate(prints=prints, use_vectors=False), tmp_path)
+    assert {found[name] for name in ("a crop", "a crop, mirrored", "askew", "negative")} == {"set/0: altered"}
+    assert [name for name, detail in found.items() if detail and name.startswith("another")] == []
+    strict = verdicts(world, Decontaminate(prints=prints, use_vectors=False, altered_bits=0), tmp_path / "strict")
+    assert [name for name, detail in strict.items() if "altered" in detail] == ["negative"]
 
 
 def test_a_vector_as_close_as_the_calibrated_cosine_gives_a_crop_away(tmp_path: Path) -> None:

@@ -423,6 +423,26 @@ def test_the_report_measures_the_rules_against_a_truth_file(tmp_path: Path) -> N
         do(config.but("truth=nowhere.jsonl"), world.write(tmp_path / "in2"), tmp_path / "out2")
 
 
+def test_the_report_has_a_row_for_every_kind_that_the_truth_file_names_and_no_other(tmp_path: Path) -> None:
+    world = World()
+    for number, (caption, more) in enumerate(
+        (
+            ("12345 678 901 22", {}),
+            ("a fish", {"original": (20, 90)}),
+            ("a flag", {"original": (900, 90)}),
+            ("Eine schwarze Katze schläft auf der alten Gartenmauer", {}),
+            ("a clean one", {}),
+        )
+    ):
+        world.add(caption, number, url=f"http://h/{number}", **more)
+    kinds = ("no_language", "too_small", "aspect_ratio", "other_language")
+    (tmp_path / "truth.jsonl").write_text("\n".join(json.dumps({"url": f"http://h/{n}", "kind": kind, "of": "", "status": "ok"}) for n, kind in enumerate(kinds)))
+    config = Filter(quality={}, titles=Titles(), image=ImageRules(), language=LanguageRule(wanted=["en"]), truth=str(tmp_path / "truth.jsonl"))
+    report = do(config, world.write(tmp_path / "in"), tmp_path / "out")
+    assert [row["kind"] for row in report.tables["truth"]] == ["download status", *kinds]
+    assert [(row["recall"], row["precision"]) for row in report.tables["truth"][1:]] == [(1.0, 1.0)] * 4
+
+
 def test_pictures_tables_and_catalog_rows_are_there_and_withhold_personal_data(tmp_path: Path) -> None:
     world, _ = dirty_world()
     report = do(ALL, world.write(tmp_path / "in"), tmp_path / "filtered")

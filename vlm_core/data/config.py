@@ -156,6 +156,8 @@ class Fingerprint(Config):
     calibrate_on: int = Field(400, ge=4, description="pictures whose copies calibrate (one half) and measure (the other)")
     pdq_bits: int = Field(31, ge=0, le=64, description="differing bits of 256 up to which PDQ hashes match, as in the rule")
     phash_bits: int = Field(2, ge=0, le=16, description="differing bits of 64 up to which pHashes match, as in the rule")
+    altered_bits: int = Field(52, ge=0, le=64, description="differing bits of 256 up to which PDQ hashes of crops, small turns and negatives match, as in the rule")
+    smallest_crop: float = Field(0.78, ge=0.5, le=1, description="crops whose hashes are kept, down to this share of either side (350 hashes a picture); 1: none")
     min_quality: int = Field(50, ge=0, le=100, description="PDQ quality from which both hashes are used, as in the rule")
     batch: int = Field(128, ge=1, description="pictures encoded at once")
 

@@ -32,7 +32,15 @@ def fingerprint(config: Fingerprint, stage: Stage) -> Report:
     scorer = scorers.load(stage.input("embeddings"))
     pictures, rows = list[EvalPicture](), list[dict[str, Any]]()
     for picture in eval_pictures(stage.input("eval_sets"), config.splits):
-        rows.append({"set": picture.dataset, "key": picture.key, "sha256": picture.sha256, "captions": list(picture.captions), **hashes(picture.image)})
+        rows.append(
+            {
+                "set": picture.dataset,
+                "key": picture.key,
+                "sha256": picture.sha256,
+                "captions": list(picture.captions),
+                **hashes(picture.image, config.smallest_crop),
+            }
+        )
         pictures.append(picture)
         stage.progress("pictures of evaluation sets", len(rows))
     first = {row["sha256"]: place for place, row in reversed(list(enumerate(rows)))}  # datasets share pictures
@@ -104,8 +112,8 @@ def _near(config: Fingerprint, copy: Image.Image, row: dict[str, Any]) -> bool:
     bits, quality = pdq(rgb)
     if min(quality, row["quality"]) < config.min_quality:
         return False
-    near_pdq = distance(parse_hex([to_hex(bits)], 256), parse_hex(row["pdq"], 256)).min() <= config.pdq_bits
-    return bool(near_pdq or distance(parse_hex([to_hex(phash(rgb))], 64), parse_hex(row["phash"], 64)).min() <= config.phash_bits)
+    ways = ((bits, row["pdq"], config.pdq_bits), (phash(rgb), row["phash"], config.phash_bits), (bits, row["altered"], config.altered_bits))
+    return any(distance(parse_hex([to_hex(mine)], mine.size), parse_hex(known, mine.size)).min(initial=mine.size) <= radius for mine, known, radius in ways)
 
 
 def recall_table(found: Arrays, least: float) -> list[dict[str, Any]]:

@@ -138,6 +138,7 @@ class Decontaminate(Config):
     prints: str = Field(description="file of fingerprints that 'vlm fingerprint' made of the evaluation sets (prints.parquet)")
     pdq_bits: int = Field(31, ge=0, le=64, description="differing bits of 256 up to which PDQ hashes match")
     phash_bits: int = Field(2, ge=0, le=16, description="differing bits of 64 up to which pHashes match")
+    altered_bits: int = Field(52, ge=0, le=64, description="differing bits of 256 up to which PDQ hashes of crops, small turns and negatives match")
     min_quality: int = Field(50, ge=0, le=100, description="PDQ quality from which both hashes are used")
     use_vectors: bool = Field(True, description="compare image embeddings, too; they find crops, which hashes miss")
     min_cosine: float | None = Field(None, ge=-1, le=1, description="cosine from which a picture counts as a copy; none: the one that was calibrated")

@@ -37,7 +37,7 @@ def survey(section: Decontaminate, pool: Pool, rows: Column) -> Callable[[Column
         )
     names = [f"{item['set']}/{item['key']}" for item in prints.table.select(["set", "key"]).to_pylist()]
     least = prints.min_cosine if section.min_cosine is None else section.min_cosine
-    ways = [_bytes(prints), *(_hashes(section, prints, kind) for kind in ("pdq", "phash")), _texts(section, prints)]
+    ways = [_bytes(prints), *(_hashes(section, prints, kind) for kind in ("pdq", "phash", "altered")), _texts(section, prints)]
     vectors = unit(np.array(prints.table["vector"].to_pylist(), np.float32)) if section.use_vectors else None
     version = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
@@ -66,8 +66,8 @@ def _bytes(prints: Prints) -> Way:
 
 
 def _hashes(section: Decontaminate, prints: Prints, kind: str) -> Way:
-    """Every turn of an evaluation picture is one code of the index."""
-    bits, radius = (256, section.pdq_bits) if kind == "pdq" else (64, section.phash_bits)
+    """Every turn, or altered version, of an evaluation picture is one code of the index."""
+    bits, radius = {"pdq": (256, section.pdq_bits), "phash": (64, section.phash_bits), "altered": (256, section.altered_bits)}[kind]
     codes, owner = list[str](), list[int]()
     for row, (quality, turns) in enumerate(zip(prints.table["quality"].to_pylist(), prints.table[kind].to_pylist(), strict=True)):
         if quality >= section.min_quality:
@@ -76,7 +76,7 @@ def _hashes(section: Decontaminate, prints: Prints, kind: str) -> Way:
     near, owners = NearTo(parse_hex(codes, bits), radius), np.array(owner, np.int64)
 
     def find(pool: Pool, part: Column) -> NDArray[np.int64]:
-        mine = (pool.pdq if kind == "pdq" else pool.phash)[part]
+        mine = (pool.phash if kind == "phash" else pool.pdq)[part]
         out, usable = np.full(len(part), -1), np.flatnonzero(usable_hashes(mine.tolist(), pool.pdq_quality[part], section.min_quality))
         found = near.first(parse_hex([mine[row] or EMPTY[bits] for row in usable], bits))
         out[usable[found >= 0]] = owners[found[found >= 0]]

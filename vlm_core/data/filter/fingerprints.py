@@ -1,6 +1,6 @@
 """Fingerprints of evaluation pictures: what `vlm fingerprint` writes once and the rule `decontaminate` compares every sample with.
 
-prints.parquet, one row per picture: its set, key, bytes, the hashes of its eight turns and reflections, its vector by the scorer of the pool, its captions.
+prints.parquet, one row per picture: its set, key, bytes, the hashes of its eight turns and reflections and of altered versions, its vector by the scorer of the pool, its captions.
 The file's own metadata name the scorer and the cosine from which a picture counts as a copy, as it was calibrated on augmented copies.
 Source: methods/data.md 13.
 """
@@ -23,7 +23,7 @@ from vlm_core.data.filter.perceptual import pdq, phash, to_hex
 from vlm_core.errors import BadManifest, MissingInput, NothingLeft, SchemaMismatch
 
 PRINTS = pa.schema([
-    ("set", pa.string()), ("key", pa.string()), ("sha256", pa.string()), ("pdq", pa.list_(pa.string())), ("phash", pa.list_(pa.string())),
+    ("set", pa.string()), ("key", pa.string()), ("sha256", pa.string()), ("pdq", pa.list_(pa.string())), ("phash", pa.list_(pa.string())), ("altered", pa.list_(pa.string())),
     ("quality", pa.int32()), ("vector", pa.list_(pa.float32())), ("captions", pa.list_(pa.string())),
 ])  # fmt: skip
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
@@ -70,10 +70,32 @@ def turns(rgb: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     return [np.ascontiguousarray(np.rot90(side, k)) for side in (rgb, rgb[:, ::-1]) for k in range(4)]
 
 
-def hashes(image: Image.Image) -> dict[str, Any]:
-    """PDQ and pHash of all turns, and the quality of the first."""
+def hashes(image: Image.Image, smallest_crop: float = 0.78) -> dict[str, Any]:
+    """PDQ and pHash of all turns, PDQ of altered versions, and the quality of the first."""
     found = [(pdq(turn), phash(turn)) for turn in turns(np.asarray(image))]
-    return {"pdq": [to_hex(bits) for (bits, _), _ in found], "phash": [to_hex(bits) for _, bits in found], "quality": found[0][0][1]}
+    versions = [pdq(np.ascontiguousarray(side)) for rgb in altered(image, smallest_crop) for side in (rgb, rgb[:, ::-1])]
+    useful = [to_hex(bits) for bits, quality in versions if quality >= FLAT]
+    return {"pdq": [to_hex(bits) for (bits, _), _ in found], "phash": [to_hex(bits) for _, bits in found], "altered": useful, "quality": found[0][0][1]}
+
+
+FLAT = 50  # PDQ quality below which a hash says little: many crops of a picture are mostly ground
+LARGEST_CROP, SHRINK, STEP = 0.97, 0.95, 0.03  # a hash bears a shift of half a step and half a shrinking (`Decontaminate.altered_bits`)
+
+
+def altered(image: Image.Image, smallest_crop: float) -> Iterator[NDArray[np.uint8]]:
+    """What hashes do not see through: crops on a grid of sizes and places, turns of a few degrees on white, and the negative."""
+    rgb, share = np.asarray(image), LARGEST_CROP
+    height, width = rgb.shape[:2]
+    while share >= smallest_crop:
+        places = np.arange(0, 1 - share + 1e-6, STEP * share)
+        for top, left in ((top, left) for top in places for left in places):
+            crop = rgb[int(top * height) : int((top + share) * height), int(left * width) : int((left + share) * width)]
+            if crop.size:
+                yield crop
+        share *= SHRINK
+    for degrees in (-6, -3, 3, 6):
+        yield np.asarray(image.rotate(degrees, Image.Resampling.BICUBIC, fillcolor="white"))
+    yield np.bitwise_not(rgb)
 
 
 # ---- copies as the web makes them

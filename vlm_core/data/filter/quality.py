@@ -21,10 +21,14 @@ ANSWERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "empty_title": (("text",), ("no_caption", "too_few_words", "too_few_chars")),
     "useless_title": (("titles",), ("boilerplate", "frequent_caption", "file_name")),
     "email": (("personal",), ("email",)),
+    "no_language": (("quality",), ("mostly_digits", "mostly_punctuation", "repeated_words", "repeated_ngrams", "markup")),
+    "too_small": (("image",), ("too_small",)),
+    "aspect_ratio": (("image",), ("aspect_ratio",)),
+    "other_language": (("language",), ("language",)),
+    "unsafe": (("safety",), ("unsafe",)),
     "exact_duplicate": (("exact_duplicates",), ("exact_duplicate",)),
     "near_duplicate": (("exact_duplicates", "near_duplicates"), ("near_duplicate", "exact_duplicate")),
 }
-COPIES = ("exact_duplicate", "near_duplicate")
 COPIES = ("exact_duplicate", "near_duplicate")
 FEWEST = 5  # samples on either side for an AUC that says something
 
@@ -85,7 +89,8 @@ def by_kind(truth: Truth, rows_of: Places, pool: Pool, trail: Trail) -> list[dic
             "precision": None,
         }
     ]
-    ran = [kind for kind, (rules, _) in ANSWERS.items() if set(rules) <= set(trail.tally)]
+    named_kinds = {row["kind"] for row in truth}
+    ran = [kind for kind, (rules, _) in ANSWERS.items() if kind in named_kinds and set(rules) <= set(trail.tally)]
     return out + [_one_kind(kind, [row for row in truth if row["kind"] == kind], truth, rows_of, trail) for kind in ran]
 
 

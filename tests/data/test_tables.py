@@ -255,7 +255,9 @@ def test_pairs_merge_on_disk_as_they_would_in_memory(tmp_path, monkeypatch):
         merger = Merger(tmp_path / "pairs", 3)
         for pair in pairs():
             merger.add(pair)
-        return list(merger.sorted())
+        found = list(merger.sorted())
+        assert merger.surplus == 200 * 2 + 500 * 1, "200 addresses occur five times, 500 four times, and three places are kept"
+        return found
 
     whole = merged()
     monkeypatch.setattr("vlm_core.data.crawl.pairs.HELD", 100)

@@ -48,7 +48,9 @@ def extract(config: Extract, stage: Stage) -> Report:
         raise NothingLeft(
             f"Found no picture with a text in {', '.join(map(str, batches.values()))} ({dict(dropped)}), expected at least one; give other pages or tables."
         )
-    return _report(_write(merger.sorted(), stage.out / "pairs.parquet"), found, dropped, stage)
+    report = _report(_write(merger.sorted(), stage.out / "pairs.parquet"), found, dropped, stage)
+    report.counts |= {"places_not_kept": merger.surplus} if merger.surplus else {}
+    return report
 
 
 def _pairs_of(folder: Path, batch: str, config: Extract, dropped: Counter[str]) -> Iterator[Pair]:

@@ -58,16 +58,19 @@ def is_address(url: str, is_local: bool = False) -> bool:
         return False
 
 
-def add(pairs: dict[str, Pair], pair: Pair, most_pages: int) -> None:
-    """Put a pair among the others; one that is known already gives the known one what it lacks."""
+def add(pairs: dict[str, Pair], pair: Pair, most_pages: int) -> int:
+    """Put a pair among the others; one that is known already gives the known one what it lacks. Returns how many of its places found no room."""
     known = pairs.setdefault(pair["uid"], pair)
     if known is pair:
-        return
+        return 0
     texts = {caption["text"] for caption in known["captions"]}
     known["captions"] += [caption for caption in pair["captions"] if caption["text"] not in texts]
-    known["pages"] += [seen for seen in pair["pages"] if len(known["pages"]) < most_pages and seen not in known["pages"]]
+    new = [seen for seen in pair["pages"] if seen not in known["pages"]]
+    room = max(0, most_pages - len(known["pages"]))
+    known["pages"] += new[:room]
     for name in ("lang", "licence", "credit", "page_optout", "sha256", "pdq"):
         known[name] = known[name] or pair[name]
+    return len(new[room:])
 
 
 class Merger:
@@ -79,7 +82,7 @@ class Merger:
 
     def __init__(self, folder: Path, most_pages: int, skip: int = 0) -> None:
         self.folder, self.most_pages, self.skip = folder, most_pages, skip
-        self.counts, self.held = Counter[str](), list[Pair]()
+        self.counts, self.held, self.surplus = Counter[str](), list[Pair](), 0  # surplus: places that found no room
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
 
     def add(self, pair: Pair) -> None:
@@ -90,7 +93,7 @@ class Merger:
     def sorted(self) -> Iterator[Pair]:
         """The merged pairs. Once."""
         if not self.counts:
-            yield from _merged(self.held, self.most_pages)
+            yield from self._merged(self.held)
             return
         self._spill()
         for bucket in sorted(self.counts):
@@ -100,10 +103,17 @@ class Merger:
                 for pair in _read(file):
                     inner.add(pair)
                 yield from inner.sorted()
+                self.surplus += inner.surplus
             else:
-                yield from _merged(_read(file), self.most_pages)
+                yield from self._merged(_read(file))
             file.unlink()
         shutil.rmtree(self.folder)
+
+    def _merged(self, pairs: Iterable[Pair]) -> Iterator[Pair]:
+        found: dict[str, Pair] = {}
+        for pair in pairs:
+            self.surplus += add(found, pair, self.most_pages)
+        yield from (found[uid] for uid in sorted(found))
 
     def _spill(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -115,13 +125,6 @@ class Merger:
             self.counts[bucket] += len(pairs)
             with (self.folder / bucket).open("ab") as stream:
                 stream.writelines(orjson.dumps(pair) + b"\n" for pair in pairs)
-
-
-def _merged(pairs: Iterable[Pair], most_pages: int) -> Iterator[Pair]:
-    found: dict[str, Pair] = {}
-    for pair in pairs:
-        add(found, pair, most_pages)
-    yield from (found[uid] for uid in sorted(found))
 
 
 def _read(file: Path) -> Iterator[Pair]:

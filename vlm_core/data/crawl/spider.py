@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from scrapy import Request, Spider, signals
 from scrapy.crawler import Crawler, CrawlerProcess
-from scrapy.exceptions import DontCloseSpider
+from scrapy.exceptions import DontCloseSpider, DownloadCancelledError
 from scrapy.http import Response
 from scrapy.utils.sitemap import Sitemap
 from twisted.python.failure import Failure
@@ -31,6 +31,9 @@ from vlm_core.data.crawl.page_store import canonical_of, open_store, remember
 from vlm_core.data.sample import canonical_url
 from vlm_core.data.crawl.visits import word_of
 from vlm_core.stage import die_with_parent
+
+
+SITEMAP_BYTES = 50 * 2**20  # what sitemaps.org allows, unpacked
 
 
 class Pages(Spider):
@@ -65,7 +68,8 @@ class Pages(Spider):
         """A level is done: go on with the next one."""
         new_maps = sorted(url for url in self.sitemaps - self.seen if self._wanted(url))
         self.seen.update(new_maps)
-        requests = [Request(url, callback=self.read_sitemap, errback=self.no_sitemap, dont_filter=True) for url in new_maps]
+        most = {"download_maxsize": SITEMAP_BYTES}
+        requests = [Request(url, callback=self.read_sitemap, errback=self.no_sitemap, dont_filter=True, meta=dict(most)) for url in new_maps]
         if not requests and self.depth < self.config.max_depth:
             self.depth += 1
             requests = self._level(self._links())
@@ -129,13 +133,14 @@ class Pages(Spider):
         remember(self.store, url=request.cb_kwargs["url"], final_url=final, status=status, detail=detail)
 
     def read_sitemap(self, response: Response) -> None:
-        limit = self.config.max_page_kb * 1024
         try:
             body = response.body
             if body.startswith(b"\x1f\x8b"):  # sitemap.xml.gz
-                body = zlib.decompressobj(31).decompress(body, limit + 1)
-            if response.status != 200 or len(body) > limit:
+                body = zlib.decompressobj(31).decompress(body, SITEMAP_BYTES + 1)
+            if response.status != 200:
                 return
+            if len(body) > SITEMAP_BYTES:
+                return self._large_sitemap(response.url)
             sitemap = Sitemap(body)
             places = [entry["loc"] for entry in sitemap if entry.get("loc")]
         except (ValueError, SyntaxError, TypeError, KeyError, AttributeError, zlib.error):
@@ -146,7 +151,12 @@ class Pages(Spider):
             self.listed.update(link for link in map(_canonical, places) if link and self._wanted(link))
 
     def no_sitemap(self, failure: Failure) -> None:
-        """A sitemap is a help, not a page: its absence is no news."""
+        """A sitemap is a help, not a page: its absence is no news. One that is too large is."""
+        if isinstance(failure.value, DownloadCancelledError):
+            self._large_sitemap(failure.request.url)  # type: ignore[attr-defined]
+
+    def _large_sitemap(self, url: str) -> None:
+        remember(self.store, url=url, final_url=url, status="too_large", detail="a sitemap of more than 50 MB, which the standard does not allow")
 
 
 def _refusal(response: Response) -> dict[str, str]:

@@ -32,7 +32,7 @@ defs = dg.Definitions(
         *network.ASSETS, pretrained.pretrained_recipes, comparison.comparison, sweep.sweep, upkeep.exports, upkeep.takedown_proof, upkeep.catalog_compact,
     ],
     asset_checks=checks.CHECKS,
-    jobs=[jobs.data_to_model, jobs.data_only, jobs.crawl_batch, jobs.crawl_all_batches, jobs.fingerprint, jobs.filter_network, jobs.retrain, jobs.pretrain_recipes, jobs.compare_pretraining, jobs.sweep, jobs.export, jobs.takedown_proof, jobs.compact],
+    jobs=[jobs.data_to_model, jobs.data_only, jobs.crawl_batch, jobs.crawl_all_batches, jobs.fingerprint, jobs.filter_network, jobs.retrain, jobs.pretrain_recipes, jobs.compare_pretraining, jobs.sweep_filters, jobs.export, jobs.prove_takedowns, jobs.compact],
     schedules=[schedules.nightly, schedules.nightly_sources, schedules.weekly_compaction],
     sensors=[sensors.new_data, sensors.new_takedown, sensors.crawl_sources, sensors.close_failed, sensors.close_cancelled, sensors.close_finished],
     resources=deployment(),

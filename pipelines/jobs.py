@@ -11,6 +11,7 @@ SEARCHES = dg.AssetSelection.groups("searches")  # hours, on demand
 UPKEEP = dg.AssetSelection.groups("upkeep")  # beside the flow
 NETWORK = dg.AssetSelection.groups("network")  # what a later run may take as its scorer
 
+# No job bears the name of an asset: Dagster keeps one book of names, and its servers load nothing when two things share one.
 # Each step only waits for the process of its verb, which uses all cores itself: steps side by side would share two cores
 # and pay a second interpreter with the definitions each, so they run one after the other inside the run's own process.
 data_to_model = dg.define_asset_job(
@@ -68,8 +69,8 @@ compare_pretraining = dg.define_asset_job(
     tags={"dagster/max_runtime": str(48 * 3600), "stage": "comparison"},
 )  # fmt: skip
 
-sweep = dg.define_asset_job(
-    "sweep", selection=dg.AssetSelection.assets("sweep"), executor_def=dg.in_process_executor,
+sweep_filters = dg.define_asset_job(
+    "sweep_filters", selection=dg.AssetSelection.assets("sweep"), executor_def=dg.in_process_executor,
     description="Recipes times data filters within a budget, against plain CLIP on the unfiltered crawl.",
     tags={"dagster/max_runtime": str(48 * 3600), "stage": "sweep"},
 )  # fmt: skip
@@ -79,8 +80,8 @@ export = dg.define_asset_job(
     description="The snapshot for others: a partition for each format.", tags={"dagster/max_runtime": str(6 * 3600), "stage": "export"},
 )  # fmt: skip
 
-takedown_proof = dg.define_asset_job(
-    "takedown_proof", selection=dg.AssetSelection.assets("takedown_proof"), executor_def=dg.in_process_executor,
+prove_takedowns = dg.define_asset_job(
+    "prove_takedowns", selection=dg.AssetSelection.assets("takedown_proof"), executor_def=dg.in_process_executor,
     description="Looks for everything that was taken down in every live product, and says what is left.",
     tags={"dagster/max_runtime": str(6 * 3600), "stage": "proof"},
 )  # fmt: skip

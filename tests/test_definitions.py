@@ -63,6 +63,12 @@ def test_loading_the_definitions_imports_neither_torch_nor_lightning_nor_mlflow(
     assert done.stdout.strip() == "[]"
 
 
+def test_the_code_server_can_load_the_whole_location() -> None:
+    repository = defs.get_repository_def()
+    repository.load_all_definitions()  # what the server does at its start: names of jobs, ops and assets must not clash
+    assert {"data_to_model", "retrain", "sweep_filters"} <= set(repository.job_names)
+
+
 def test_the_assets_and_their_edges_are_the_flow() -> None:
     found = {key.to_user_string(): {parent.to_user_string() for parent in GRAPH.get(key).parent_keys} for key in GRAPH.get_all_asset_keys()}
     assert found == {"pages": set(), "crawl_batches": set(), **EDGES}
@@ -110,7 +116,7 @@ def test_a_backfill_over_recipes_is_one_run_for_each_and_searches_are_jobs_of_th
     assert list(job.partitions_def.get_partition_keys()) == RECIPES
     assert defs.resolve_assets_def("pretrained_recipes").backfill_policy is None  # Dagster's default: a run per partition
     assert set(defs.resolve_job_def("compare_pretraining").graph.node_dict) == {"comparison"}
-    assert set(defs.resolve_job_def("sweep").graph.node_dict) == {"sweep"}
+    assert set(defs.resolve_job_def("sweep_filters").graph.node_dict) == {"sweep"}
 
 
 MADE_BY_ASSETS = set(VERBS) - {"compare-models"}  # called by whoever has evaluations of his own

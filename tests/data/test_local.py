@@ -1,5 +1,6 @@
 """Pictures of this machine as a source: folders and WebDataset tars, through the same verbs, with the same statuses and hashes; hostile tars."""
 
+import gzip
 import hashlib
 import io
 import json
@@ -7,6 +8,7 @@ import os
 import tarfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -198,6 +200,27 @@ def test_webdataset_tars_keep_the_address_that_they_tell_and_need_no_network(tmp
     monkeypatch.setenv("VLM_ENGINE", "processes:2")
     assert download(tmp_path, out="elsewhere")[1].data_version == report.data_version
     assert {row["sha256"] for row in status.values()} == {hashlib.sha256(png(seed=seed)).hexdigest() for seed in (1, 2, 3)}
+
+
+@pytest.mark.parametrize("where", ["{}", "file://{}", "memory://shards"])
+def test_packed_tars_and_tars_behind_a_url_give_the_pairs_of_plain_ones(tmp_path, where):
+    members = [(f"{n}.{end}", png(seed=n) if end == "png" else f"fox {n}".encode()) for n in range(6) for end in ("png", "txt")]
+    members[1] = ("0.txt", b"x" * 1024)  # fills its blocks: the next header begins where its bytes end
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    whole = tar_of(tmp_path / "whole.tar", members).read_bytes()
+    (shards / "a.tar.gz").write_bytes(gzip.compress(whole))
+    (shards / "b.TGZ").write_bytes(gzip.compress(whole)[:-900])
+    (shards / "c.tar").write_bytes(whole)
+    if where.startswith("memory"):
+        fsspec.filesystem("memory").put(str(shards), "/", recursive=True)
+    counts = crawl(tmp_path, WebDataset(path=where.format(shards), name="shards")).counts
+    rows, _ = extract(tmp_path)
+    plain = {url for url in rows if url.startswith("local://shards/c.tar/")}
+    assert plain == {f"local://shards/c.tar/{n}.png" for n in range(6)}
+    assert {url.replace("a.tar.gz", "c.tar"): row["caption"] for url, row in rows.items() if "a.tar.gz" in url} == {url: rows[url]["caption"] for url in plain}
+    assert counts["dropped.damaged_tar"] == 1
+    assert counts["pictures"] == 12 + sum("b.TGZ" in url for url in rows) < 18
 
 
 @pytest.mark.abuse("A4")

@@ -96,7 +96,7 @@ class WebDataset(Config):
     """Tars of pictures with .txt or .json of the same name, as img2dataset and DataComp write them."""
 
     kind: Literal["webdataset"] = "webdataset"
-    path: str = Field("", description="tar, or a folder of them")
+    path: str = Field("", description="tar, tar.gz or tgz, a folder of them, or an fsspec URL of either (s3://bucket/folder)")
     name: str = Field(
         "", pattern=r"^[a-z0-9.-]*$", description="what addresses begin with (local://NAME/...) where the tar tells none; empty: the folder's name"
     )

@@ -4,20 +4,26 @@ Reasons: `no_text`, `too_large`, `not_a_file` (links, devices, ...), `unsafe_nam
 Source: PLATFORM 10.2 A4.
 """
 
+import contextlib
+import gzip
+import io
 import json
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from vlm_core.data.crawl import rows
 from vlm_core.data.crawl.config import Folder
+from vlm_core.data.crawl.places import Place, places
 from vlm_core.data.shards.tar import NAME_BYTES
 from vlm_core.errors import MissingInput, SchemaMismatch, did_you_mean
 
 PICTURES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "avif"})
-PICTURE_BYTES, TEXT_BYTES = 64 * 2**20, 2**20
+PICTURE_BYTES, TEXT_BYTES, BUFFER = 64 * 2**20, 2**20, 2**20
+TARS = r"\.(tar|tar\.gz|tgz)$"
 TEXTS = {"caption": "table", "text": "table", "txt": "table", "alt": "alt", "alt_text": "alt", "title": "title"}  # key in a .json -> origin
 FACTS = {name: name for name in ("url", "lang", "page_url", "licence", "credit")} | {"language": "lang", "license": "licence", "author": "credit"}
 Texts = list[tuple[str, str]]  # text, origin
@@ -58,26 +64,23 @@ def folder_items(root: Path, source: Folder, refused: Counter[str]) -> Iterator[
             yield from _item(name, name, file.read_bytes(), texts, facts, refused)
 
 
-def tar_items(path: Path, refused: Counter[str]) -> Iterator[Item]:
-    """The pictures of a tar or of a folder of tars, in their order; members of one name (up to the first dot) belong together.
+def tar_items(path: str, refused: Counter[str]) -> Iterator[Item]:
+    """The pictures of the tars at a path or fsspec URL, in their order; members of one name (up to the first dot) belong together.
 
     Raises MissingInput when there is no tar.
     """
-    tars = sorted(file for file in path.rglob("*.tar") if file.is_file()) if path.is_dir() else [path]
-    if not tars:
-        raise MissingInput(f"Found no .tar in {path}, expected at least one; give a folder of tars.")
-    for tar in tars:
-        where, key, parts = tar.relative_to(path).as_posix() if path.is_dir() else tar.name, "", Parts()
+    for tar in places(path, TARS, "tar (.tar, .tar.gz, .tgz)"):
+        key, parts = "", Parts()
         for name, data in _members(tar, refused):
             stem, _, extension = name.rpartition("/")[2].partition(".")
             here = str(PurePosixPath(name).parent / stem)
             if here != key:
-                yield from _sample(where, key, parts, refused)
+                yield from _sample(tar.name, key, parts, refused)
                 key, parts = here, {}
             if extension.lower() in parts:
                 refused["duplicate_name"] += 1
             parts.setdefault(extension.lower(), data)
-        yield from _sample(where, key, parts, refused)
+        yield from _sample(tar.name, key, parts, refused)
 
 
 def read_texts(parts: Parts, refused: Counter[str]) -> tuple[Texts, dict[str, str]]:
@@ -159,28 +162,39 @@ class _Header(tarfile.TarInfo):
         return header
 
 
-def _members(path: Path, refused: Counter[str]) -> Iterator[tuple[str, bytes]]:
+@contextlib.contextmanager
+def _opened(tar: Place) -> Iterator[IO[bytes]]:
+    """The bytes of a tar, unpacked as they are read. Buffered, because tarfile steps one byte back before each header, and gzip would begin anew for that."""
+    with tar.open() as stream:
+        if tar.name.lower().endswith("gz"):
+            with gzip.GzipFile(fileobj=stream) as unpacked, io.BufferedReader(unpacked, BUFFER) as buffered:
+                yield buffered
+        else:
+            yield stream
+
+
+def _members(tar: Place, refused: Counter[str]) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of the plain files of a tar that have a plain name. Nothing is ever written under a member's name."""
     try:
-        with tarfile.open(path, "r:", tarinfo=_Header) as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # type: ignore[attr-defined]  # or tarfile remembers them all
-                if member.isdir():
-                    continue
-                reason, extension = _reason(member), member.name.rpartition(".")[2].lower()
-                if not reason and extension not in PICTURES | {"txt", "json"}:
-                    continue
-                stream = tar.extractfile(member) if not reason else None
-                if stream is None:
-                    refused[reason or "not_a_file"] += 1
-                    continue
-                yield "/".join(part for part in member.name.split("/") if part != "."), stream.read()
-            end = tar.offset
-        with path.open("rb") as whole:  # tarfile takes a damaged header for the end of the archive, and says nothing
-            whole.seek(end)
+        with _opened(tar) as whole:
+            with tarfile.open(fileobj=whole, mode="r:", tarinfo=_Header) as archive:
+                while (member := archive.next()) is not None:
+                    archive.members = []  # type: ignore[attr-defined]  # or tarfile remembers them all
+                    if member.isdir():
+                        continue
+                    reason, extension = _reason(member), member.name.rpartition(".")[2].lower()
+                    if not reason and extension not in PICTURES | {"txt", "json"}:
+                        continue
+                    stream = archive.extractfile(member) if not reason else None
+                    if stream is None:
+                        refused[reason or "not_a_file"] += 1
+                        continue
+                    yield "/".join(part for part in member.name.split("/") if part != "."), stream.read()
+                end = archive.offset
+            whole.seek(end)  # tarfile takes a damaged header for the end of the archive, and says nothing
             if whole.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 refused["damaged_tar"] += 1
-    except (tarfile.TarError, OSError, ValueError, EOFError):
+    except (tarfile.TarError, OSError, ValueError, EOFError, zlib.error):
         refused["damaged_tar"] += 1
 
 

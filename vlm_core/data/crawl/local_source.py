@@ -6,17 +6,18 @@ OUT/local.parquet (schema LOCAL, in the order of the source) and OUT/local-NNNNN
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_core.data.crawl.config import Extract, Folder, WebDataset
 from vlm_core.data.crawl.html import clean_text
-from vlm_core.data.crawl.local_items import Item, folder_items, tar_items
+from vlm_core.data.crawl.local_items import TARS, Item, folder_items, tar_items
 from vlm_core.data.crawl.pairs import LOCAL as SCHEME
 from vlm_core.data.crawl.pairs import Pair, Seen, is_address, make_pair
 from vlm_core.data.crawl.places import find
@@ -40,9 +41,9 @@ def copy(source: Folder | WebDataset, out: Path) -> Counter[str]:
 
     Raises MissingInput when the source is not there, BadManifest or SchemaMismatch for its table of captions.
     """
-    root, counts = find(source.path), Counter[str]()
+    root, counts = Path(urlsplit(source.path).path) if "://" in source.path else find(source.path), Counter[str]()
     name = source.name or _host(root)
-    items = folder_items(root, source, counts) if isinstance(source, Folder) else tar_items(root, counts)
+    items = folder_items(find(source.path), source, counts) if isinstance(source, Folder) else tar_items(source.path, counts)
     with _Copies(out) as copies, pq.ParquetWriter(out / LIST, LOCAL) as writer:
         rows = []
         for item in items:
@@ -53,12 +54,13 @@ def copy(source: Folder | WebDataset, out: Path) -> Counter[str]:
                 rows = []
         writer.write_table(pa.Table.from_pylist(rows, LOCAL))
     if not counts["pictures"]:
-        raise MissingInput(f"Found no picture at {root} ({dict(counts)}), expected some with texts; give the folder or the tars.")
+        raise MissingInput(f"Found no picture at {source.path} ({dict(counts)}), expected some with texts; give the folder or the tars.")
     return counts
 
 
 def _host(root: Path) -> str:
-    name = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in (root.stem if root.is_file() else root.name).lower())
+    said = root.name.partition(".")[0] if re.search(TARS, root.name, re.I) else root.stem if root.is_file() else root.name
+    name = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in said.lower())
     return name.strip("-") or "folder"
 
 

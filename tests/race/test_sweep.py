@@ -8,8 +8,10 @@ import pytest
 from tests.train.tiny import SMALL
 from vlm_core.data.sample import CAPTIONS
 from vlm_core.errors import BudgetSpent, ConfigError, DataError
-from vlm_core.race.config import Sweep
-from vlm_core.race.sweep import names_of, rounds
+from vlm_core.race.cells import settings
+from vlm_core.race.config import RAW, Sweep
+from vlm_core.race.recipes import recipes_by_filter
+from vlm_core.race.sweep import _cells, names_of, rounds
 from vlm_core.run import load, run
 
 SMALLEST = {
@@ -35,6 +37,35 @@ def test_the_base_is_the_first_candidate_whatever_the_recipes_are() -> None:
     names = names_of(plan())
     assert names[0] == "clip_tiny+crawl"
     assert sorted(names) == sorted(f"{recipe}+{data}" for recipe in ("clip_tiny", "siglip_tiny") for data in ("crawl", "filtered", "filtered_captions"))
+
+
+def test_variants_are_candidates_and_what_reads_its_own_captions_is_run_once_for_data_that_differ_in_captions_only() -> None:
+    composed = {"both": {"recipe": "siglip_tiny", "changes": ["objectives.image_contrastive={hidden: 32, width: 16}"]},
+                "all_captions": {"recipe": "clip_tiny", "changes": ["loader.caption_weights={alt: 1}"]}}  # fmt: skip
+    cells = {one.name: one for one in _cells(plan(variants=composed), Path("shards"))}
+    assert {name for name in cells if name.startswith(("both", "all"))} == {
+        "both+crawl",
+        "both+filtered",
+        "both+filtered_captions",
+        "all_captions+crawl",
+        "all_captions+filtered",
+    }
+    made = settings(plan(variants=composed), cells["both+filtered"], 0, 64)
+    assert set(made.objectives.chosen()) == {"sigmoid", "image_contrastive"}
+    assert made.loader.caption_weights == RAW
+    assert settings(plan(variants=composed), cells["all_captions+crawl"], 0, 64).loader.caption_weights == {"alt": 1.0}
+    with pytest.raises(ConfigError, match="Found the variant 'clip_tiny', which is the name of a recipe"):
+        names_of(plan(variants={"clip_tiny": composed["both"]}))
+    with pytest.raises(ConfigError, match="Found the variant 'a b', expected a name of letters"):
+        plan(variants={"a b": composed["both"]})
+
+
+def test_the_packaged_sweep_fits_its_budget_and_holds_compositions() -> None:
+    config = recipes_by_filter()
+    names = names_of(config)
+    assert names[0] == "clip_tiny+crawl"
+    assert sum(cells * seeds * pairs for cells, seeds, pairs in rounds(config, len(names))) <= config.max_pairs
+    assert {name.partition("+")[0] for name in names} >= set(config.variants) >= {"two_texts_simclr"}
 
 
 def test_a_plan_beyond_the_budget_is_refused_before_anything_runs_with_what_would_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 from vlm_core.config import Config
 from vlm_core.errors import ConfigError, VlmError, did_you_mean
 from vlm_core.evaluate.config import CompareModels
-from vlm_core.race.config import RAW, Race
+from vlm_core.race.config import RAW, Composed, Race
 from vlm_core.race.launch import Launcher, environment_for
 from vlm_core.run import load, recipes
 from vlm_core.stage import Report, Stage
@@ -26,6 +26,7 @@ class Cell(NamedTuple):
     recipe: str
     shards: Path
     captions: Mapping[str, float] = RAW  # how often one is chosen, by origin, where the recipe does not say
+    changes: tuple[str, ...] = ()  # of its own
 
 
 class Judges(NamedTuple):
@@ -36,19 +37,32 @@ class Judges(NamedTuple):
 
 
 def chosen(config: Race) -> list[str]:
-    """The recipes that take part, the base first. Raises ConfigError for a name that does not exist."""
+    """Recipes and variants that take part, the base first. Raises ConfigError for a recipe that does not exist, or a variant that is called like one."""
     menu = recipes("pretrain")
     names = config.recipes or [name for name in menu if name.endswith("_tiny")]
-    for name in (config.base, *names):
+    for name in (config.base, *names, *(variant.recipe for variant in config.variants.values())):
         if name not in menu:
             raise ConfigError(f"Found the recipe {name!r}, expected one of pretrain; {did_you_mean(name, menu)}")
-    return list(dict.fromkeys([config.base, *names]))
+    if taken := [name for name in config.variants if name in menu]:
+        raise ConfigError(f"Found the variant {taken[0]!r}, which is the name of a recipe, expected one of its own; rename it.")
+    return list(dict.fromkeys([config.base, *names, *config.variants]))
+
+
+def cell(config: Race, name: str, shards: Path, full: str = "", captions: Mapping[str, float] = RAW) -> Cell:
+    """The cell of a recipe or variant on a training set; `full` is its name there."""
+    variant = config.variants.get(name, Composed(recipe=name))
+    return Cell(full or name, variant.recipe, shards, captions, tuple(variant.changes))
+
+
+def said_of(config: Race) -> str:
+    """What the variants are, for the page."""
+    return "".join(f" `{name}`: {variant.recipe} with {', '.join(f'`{change}`' for change in variant.changes)}." for name, variant in config.variants.items())
 
 
 def settings(config: Race, cell: Cell, seed: int, samples: int) -> Pretrain:
     """Settings of one run: those of its recipe, at the pairs and with the seed of the comparison, reading the cell's captions unless it says which."""
     waiver = ("loader.despite_takedowns=true",) if config.evaluate.despite_takedowns else ()
-    own = cast(Pretrain, load("pretrain", cell.recipe, None, (*config.changes, *waiver, f"seed={seed}", f"fit.samples={samples}"))[1])
+    own = cast(Pretrain, load("pretrain", cell.recipe, None, (*cell.changes, *config.changes, *waiver, f"seed={seed}", f"fit.samples={samples}"))[1])
     return own if chooses_captions(own) else own.merged({"loader": {"caption_weights": dict(cell.captions)}})
 
 

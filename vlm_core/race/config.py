@@ -1,6 +1,6 @@
 """Settings of the two searches over recipes. Torch-free."""
 
-from typing import Self
+from typing import Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,10 +14,30 @@ from vlm_core.evaluate.config import Evaluate
 RAW = dict.fromkeys(ORIGINS, 0.0)
 
 
+Named = TypeVar("Named")
+
+
+def _names(named: dict[str, Named], what: str) -> dict[str, Named]:
+    for name in named:
+        if not name.isidentifier():
+            raise ValueError(f"Found the {what} {name!r}, expected a name of letters, digits and '_'; change it.")
+    return named
+
+
+class Composed(Config):
+    """A candidate of its own: a recipe with changes."""
+
+    recipe: str = Field("clip_tiny", description="recipe of pretrain")
+    changes: list[str] = Field(default=[], description="settings laid over that recipe, as --set takes them, such as objectives.sigmoid={}")
+
+
 class Race(Config):
     """What both have: recipes at equal pairs seen, over seeds, judged by one evaluator."""
 
     recipes: list[str] = Field(default=[], description="recipes of pretrain; empty: every one whose name ends in _tiny")
+    variants: dict[str, Composed] = Field(
+        default={}, description="further candidates by a name of yours: recipes with changes of their own, such as more objectives"
+    )
     base: str = Field("clip_tiny", description="recipe that all are compared with; always takes part")
     samples: int = Field(40_000, ge=1, description="pairs seen by each, the same for all: the budget of one run")
     seeds: int = Field(3, ge=1, le=100, description="runs of each, with seeds 0, 1, ...")
@@ -28,6 +48,11 @@ class Race(Config):
     threads: int | None = Field(
         None, ge=1, description="cores of one run; none: those of the machine divided by side_by_side. Weights are equal to the bit at equal threads only"
     )
+
+    @field_validator("variants")
+    @classmethod
+    def _named(cls, variants: dict[str, Composed]) -> dict[str, Composed]:
+        return _names(variants, "variant")
 
     @property
     def reads_the_world(self) -> bool:
@@ -66,11 +91,8 @@ class Sweep(Race):
 
     @field_validator("data")
     @classmethod
-    def _names(cls, data: dict[str, Variant]) -> dict[str, Variant]:
-        for name in data:
-            if not name.isidentifier():
-                raise ValueError(f"Found the training data {name!r}, expected a name of letters, digits and '_'; change it.")
-        return data
+    def _data_named(cls, data: dict[str, Variant]) -> dict[str, Variant]:
+        return _names(data, "training data")
 
     @model_validator(mode="after")
     def _known(self) -> Self:

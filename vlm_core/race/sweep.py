@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from vlm_core.config import Config
 from vlm_core.data.eval_sets.known import FILE as KNOWN_FILE
 from vlm_core.errors import BudgetSpent, ConfigError
-from vlm_core.race.cells import Cell, Course, Judges, chosen, home_of, settings
+from vlm_core.race.cells import Cell, Course, Judges, cell, chosen, home_of, said_of, settings
 from vlm_core.race.config import RAW, Sweep, Variant
 from vlm_core.run import load
 from vlm_core.stage import Report, Stage
@@ -33,8 +33,8 @@ def rounds(config: Sweep, cells: int) -> list[tuple[int, int, int]]:
 
 def sweep(config: Sweep, stage: Stage) -> Report:
     """The verb. Raises BudgetSpent, before anything runs, for a plan that is larger than max_pairs."""
-    cells = _cells(config, stage)
-    plan = rounds(config, len(cells))
+    cells = _cells(config, home_of(stage) / "shards")
+    candidates, plan = len(cells), rounds(config, len(cells))
     planned = sum(count * seeds * pairs for count, seeds, pairs in plan)
     if planned > config.max_pairs:
         raise BudgetSpent(
@@ -42,8 +42,6 @@ def sweep(config: Sweep, stage: Stage) -> Report:
             f"set samples={int(config.samples * config.max_pairs / planned)}, or more rungs, or raise max_pairs."
         )
     filters = {name: load("filter", variant.filter, None, tuple(variant.changes))[1] for name, variant in config.data.items()}
-    for cell in cells:
-        settings(config, cell, 0, config.samples)
     course = Course(config, stage, cells[0].name, sum(count * seeds for count, seeds, _ in plan))
     judges = _data(config, stage, course, filters)
     found: dict[str, Path] = {}
@@ -51,22 +49,23 @@ def sweep(config: Sweep, stage: Stage) -> Report:
         if found:
             cells = _best(cells, found, config.primary, count)
         found = course.run(cells, seeds, pairs, judges)
-    return course.judge(found, "Recipes by training data, against plain CLIP on the unfiltered crawl", _conditions(config, plan), len(names_of(config)))
+    return course.judge(found, "Recipes by training data, against plain CLIP on the unfiltered crawl", _conditions(config, plan), candidates)
 
 
 def names_of(config: Sweep) -> list[str]:
     """Names of all candidates, the base first."""
-    names = [f"{recipe}+{name}" for name in config.data for recipe in chosen(config)]
-    base = f"{config.base}+{config.base_data}"
-    return [base, *(name for name in names if name != base)]
+    return [one.name for one in _cells(config, Path())]
 
 
-def _cells(config: Sweep, stage: Stage) -> list[Cell]:
-    cells = []
-    for full in names_of(config):
-        recipe, _, name = full.partition("+")
-        cells.append(Cell(full, recipe, home_of(stage) / "shards" / name, config.data[name].captions))
-    return cells
+def _cells(config: Sweep, shards: Path) -> list[Cell]:
+    """The base first. Where a recipe says which captions it reads, training data that differ in captions only are the same to it: they are run once."""
+    pairs = [(config.base, config.base_data), *((recipe, name) for name in config.data for recipe in chosen(config))]
+    found: dict[tuple[str, str, tuple[str, ...]], Cell] = {}
+    for recipe, name in pairs:
+        data = config.data[name]
+        one = cell(config, recipe, shards / name, f"{recipe}+{name}", data.captions)
+        found.setdefault((settings(config, one, 0, config.samples).digest(), data.filter, tuple(data.changes)), one)
+    return list(found.values())
 
 
 def _best(cells: list[Cell], found: dict[str, Path], primary: str, count: int) -> list[Cell]:
@@ -110,4 +109,4 @@ def _conditions(config: Sweep, plan: list[tuple[int, int, int]]) -> str:
         for name, variant in config.data.items()
     )
     steps = ", then ".join(f"{count} candidates x {seeds} seeds x {pairs:,} pairs" for count, seeds, pairs in plan)
-    return f"{steps}. Training data: {ways}; recipes that say which captions they read keep theirs. All are judged on the held-out pairs of `{config.judged_on}`, which no training set holds."
+    return f"{steps}. Training data: {ways}; recipes that say which captions they read keep theirs.{said_of(config)} All are judged on the held-out pairs of `{config.judged_on}`, which no training set holds."

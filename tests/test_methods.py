@@ -8,6 +8,7 @@ import pytest
 from vlm_core.config import kinds
 from vlm_core.errors import UnknownKind
 from vlm_core.methods import catalogue, checks, main, markdown
+from vlm_core.run import recipes
 from vlm_core.transfer.config import Method
 
 DOCS = Path(__file__).parent.parent / "docs" / "methods.md"
@@ -37,6 +38,19 @@ def test_the_transfer_menu_is_what_the_union_offers() -> None:
     assert (rows["coop"].needs, rows["coop"].paper) == ("gradient through the text tower", "arXiv 2109.01134")
     assert (rows["zero_shot"].setting, rows["tip_adapter_f"].setting) == ("zero-shot", "few-shot")
     assert rows["tip_adapter"].checked_by == "transfer/tip_adapter"
+
+
+UNRELEASED = ("align", "filip", "pyramidclip", "unicl", "ra_clip", "kelip", "detclip", "coca", "nlip", "pali_style", "basic", "one_tower")
+
+
+def test_recipes_are_rows_and_say_where_there_was_no_official_code() -> None:
+    rows = {row.kind: row for row in catalogue("recipes")}
+    assert set(rows) == set(recipes("pretrain"))
+    assert (rows["declip"].paper, rows["declip"].setting, rows["declip_tiny"].setting) == ("arXiv 2110.05208", "the paper's size", "two cores")
+    assert set(rows["declip"].needs.split(", ")) == {"multi_view", "nearest_neighbour", "simsiam", "masked_language"}
+    for name in UNRELEASED:
+        assert any(words in rows[name].does for words in ("fficial code", "not released", "not in the released")), name
+    assert not any("(;" in row.does or "(," in row.does or "arXiv" in row.does for row in rows.values())
 
 
 def test_an_unknown_family_is_answered_with_the_menu() -> None:

@@ -4,16 +4,18 @@ import argparse
 import ast
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 from vlm_core.config import Config, kinds
 from vlm_core.distill.config import Terms
 from vlm_core.errors import UnknownKind, did_you_mean
 from vlm_core.models.config import Fusion, ImageTower, TextTower, VisualTokens
 from vlm_core.objectives.config import Objectives
+from vlm_core.run import recipes
 from vlm_core.stage import PACKAGE
+from vlm_core.train.config import Pretrain
 from vlm_core.transfer.config import Method
 
 
@@ -45,17 +47,30 @@ def families() -> dict[str, tuple[Path, Mapping[str, type[Config]], str, str]]:
     }
 
 
+RECIPES = "recipes"
+
+
 def catalogue(family: str = "") -> list[Row]:
     """All methods, or those of one family. Raises UnknownKind for a family that does not exist."""
     menu = families()
-    if family and family not in menu:
-        raise UnknownKind(f"Found the family {family!r}, expected a known one; {did_you_mean(family, menu)}")
-    return [
+    if family and family not in (*menu, RECIPES):
+        raise UnknownKind(f"Found the family {family!r}, expected a known one; {did_you_mean(family, (*menu, RECIPES))}")
+    found = [
         _row(name, kind, schema, folder / f"{kind}.py", setting, needs)
         for name, (folder, kinds_of, setting, needs) in menu.items()
         if family in ("", name)
         for kind, schema in kinds_of.items()
     ]
+    return found + ([_recipe(name, make) for name, make in recipes("pretrain").items()] if family in ("", RECIPES) else [])
+
+
+def _recipe(name: str, make: Callable[[], Config]) -> Row:
+    """A recipe of pre-training: what it is, and what its paper leaves open or had no official code for, as its docstring says."""
+    sentence, config = " ".join((make.__doc__ or "").split()), cast(Pretrain, make())
+    paper = re.search(r"arXiv \d{4}\.\d{4,5}", sentence)
+    size = "two cores" if name.endswith(("_tiny", "_packaged")) else "the paper's size"
+    does = re.sub(r"\([,;] ", "(", re.sub(r"(, )?arXiv \d{4}\.\d{4,5}", "", sentence)).replace(" ()", "")
+    return Row(RECIPES, name, does, paper.group() if paper else "", size, ", ".join(config.objectives.chosen()), "")
 
 
 def _row(family: str, kind: str, schema: type[Config], file: Path, setting: str, needs: str) -> Row:
@@ -101,7 +116,7 @@ def markdown(rows: list[Row]) -> str:
 
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="vlm methods", description="the catalogue of methods")
-    parser.add_argument("family", nargs="?", default="", help=", ".join(families()))
+    parser.add_argument("family", nargs="?", default="", help=", ".join([*families(), RECIPES]))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--markdown", action="store_true", help="the table of docs/methods.md")
     args = parser.parse_args(words)

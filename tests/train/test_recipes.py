@@ -135,3 +135,37 @@ def test_equal_captions_have_one_label_whatever_their_case() -> None:
 def test_parts_that_do_not_fit_are_refused_before_any_data_is_read(changes: tuple[str, ...], what: str) -> None:
     with pytest.raises(Incompatible, match=what):
         small(*changes)
+
+
+SYSTEMS = """clip, align, declip, otter, zerovl, filip, pyramidclip, laclip, alip, ra_clip, unicl, slip, flava, kelip, segclip, fiber, glip, detclip, coca, nlip, pali_style, lit,
+basic, siglip, clippo, one_tower, moco_clip, mae_clip""".replace("\n", " ").split(", ")
+
+
+def test_every_system_has_a_recipe_of_its_name_in_the_papers_size_and_a_tiny_one() -> None:
+    assert [name for system in SYSTEMS for name in (system.strip(), f"{system.strip()}_tiny") if name not in RECIPES] == []
+
+
+# from the specification of the methods: (recipe, setting, value)
+DEFAULTS = [
+    ("clip", "optim.lr", 4e-4), ("clip", "loader.batch_size", 32_768), ("alip", "optim.warmup_share", 0.1), ("alip", "optim.weight_decay", 0.2),
+    ("slip", "optim.lr", 3e-3), ("slip", "optim.warmup_share", 1 / 25), ("slip", "fit.epochs", 25), ("laclip", "optim.warmup_share", 1 / 35),
+    ("laclip", "optim.weight_decay", 0.5), ("zerovl", "optim.warmup_share", 0.025), ("zerovl", "optim.floor", 0.1), ("zerovl", "optim.lr", 1e-4),
+    ("fiber", "optim.warmup_share", 0.1), ("fiber", "optim.schedule", "linear"), ("glip", "optim.ema", 0.999), ("glip", "optim.rates.text", 0.1),
+    ("glip", "optim.milestones", "[0.67, 0.89]"), ("detclip", "optim.rates.text", 0.1), ("declip", "model.scale.max", 403.43), ("declip", "model.scale.min", 20.09),
+    ("unicl", "model.scale.init", 2.718), ("coca", "optim.warmup_share", 0.02), ("coca", "optim.schedule", "linear"), ("coca", "objectives.captioning.weight", 2),
+    ("siglip", "optim.lr", 1e-3), ("siglip", "optim.weight_decay", 1e-4), ("siglip", "optim.warmup_share", 0.05), ("siglip", "model.scale.bias", -10),
+    ("clip_small", "loader.batch_size", 1024), ("clip_small", "optim.warmup_share", 0.1), ("defilip_yfcc", "optim.lr", 1e-3), ("defilip_yfcc", "optim.warmup_steps", 2500),
+    ("datacomp_small", "fit.samples", 12_800_000), ("datacomp_medium", "fit.samples", 128_000_000), ("datacomp_medium", "optim.warmup_steps", 500),
+    ("datacomp_small", "optim.lr", 5e-4), ("datacomp_small", "optim.weight_decay", 0.2), ("segclip", "optim.warmup_share", 0.15), ("lit", "optim.warmup_share", 0.03),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("recipe", "setting", "value"), DEFAULTS)
+def test_defaults_are_those_of_the_papers(recipe: str, setting: str, value: object) -> None:
+    assert RECIPES[recipe]().flat()[setting] == (pytest.approx(value, rel=0.02) if isinstance(value, float) else value)
+
+
+def test_zerovl_takes_sixteen_parts_of_1024_pairs() -> None:
+    config: Pretrain = RECIPES["zerovl"]()  # type: ignore[assignment]
+    assert config.fit.micro_batch is not None
+    assert (config.fit.micro_batch * config.fit.devices, config.loader.batch_size // (config.fit.micro_batch * config.fit.devices)) == (1024, 16)

@@ -9,22 +9,31 @@ from vlm_core.data.config import Loader
 from vlm_core.data.shards.scene_config import Scenes
 from vlm_core.data.shards.view_config import Views
 from vlm_core.distill.config import Terms
-from vlm_core.errors import Incompatible
+from vlm_core.errors import Incompatible, did_you_mean
 from vlm_core.models.config import EfficientnetLite0, Minilm, TwoTower
 from vlm_core.objectives.config import ImageTextContrastive, Objectives
 from vlm_core.train.fits import check
 from vlm_core.transfer.config import Method, TipAdapter
 
+PARTS = ("image", "text", "fusion", "decoder", "regions", "retrieval", "objectives")
+
 
 class Optim(Config):
-    """AdamW with a linear warm-up and a schedule to zero; no decay for gains, biases, tokens, positions and the logit scale."""
+    """AdamW with a linear warm-up and a schedule; no decay for gains, biases, tokens, positions and the logit scale."""
 
     lr: float = Field(5e-4, gt=0, description="highest learning rate")
     weight_decay: float = Field(0.2, ge=0, description="decoupled decay of matrices")
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradient's mean")
     beta2: float = Field(0.98, ge=0, lt=1, description="decay of the gradient's square; ResNets 0.999")
     eps: float = Field(1e-6, gt=0, description="added to the root of the square; ResNets 1e-8")
-    schedule: Literal["cosine", "linear", "constant"] = Field("cosine", description="of lr behind the warm-up; cosine and linear end at 0")
+    schedule: Literal["cosine", "linear", "constant", "steps"] = Field(
+        "cosine", description="of lr behind the warm-up; cosine and linear end at `floor`, steps falls to a tenth at each of `milestones`"
+    )
+    floor: float = Field(0.0, ge=0, lt=1, description="where cosine and linear end, as a share of lr")
+    milestones: list[float] = Field(default=[], description="with schedule=steps: shares of all steps at which lr falls to a tenth, in order")
+    rates: dict[str, float] = Field(
+        default={}, description=f"multiple of lr for the weights of a part, by its name: {', '.join(PARTS)}; one not named learns at lr"
+    )
     warmup_steps: int = Field(2000, ge=0, description="steps until lr is reached; at most a fifth of all steps is used")
     warmup_share: float | None = Field(None, ge=0, lt=1, description="warm-up as a share of all steps, in the place of warmup_steps; none: steps")
     cooldown_share: float = Field(0.0, ge=0, le=1, description="share of all steps at the end in which a constant lr falls linearly to 0")
@@ -42,6 +51,15 @@ class Optim(Config):
             raise ValueError(
                 f"Found cooldown_share {self.cooldown_share} with the schedule {self.schedule!r}, which falls by itself, expected 0; choose schedule=constant."
             )
+        if bool(self.milestones) != (self.schedule == "steps") or self.milestones != sorted(self.milestones) or any(not 0 < at < 1 for at in self.milestones):
+            raise ValueError(
+                f"Found milestones {self.milestones} with the schedule {self.schedule!r}, expected rising shares between 0 and 1 with schedule=steps, and none with others; change one."
+            )
+        if self.floor and self.schedule not in ("cosine", "linear"):
+            raise ValueError(f"Found floor {self.floor} with the schedule {self.schedule!r}, expected cosine or linear, which end there; drop floor.")
+        for name, rate in self.rates.items():
+            if name not in PARTS or rate < 0:
+                raise ValueError(f"Found the rate {rate} for {name!r}, expected 0 or more for a part of the model; {did_you_mean(name, PARTS)}")
         if (self.warmup_share or 0) + self.cooldown_share > 1:
             raise ValueError(f"Found warmup_share {self.warmup_share} and cooldown_share {self.cooldown_share}, expected at most 1 together; lower one.")
         return self
@@ -74,6 +92,11 @@ class Fit(Config):
         0, ge=0, description="steps between two looks at held-out pairs: retrieval, and pictures with their nearest captions; 0: at the end only"
     )
     term_norms: bool = Field(False, description="also write down the norm of each term's gradient; one more backward pass for each, at logged steps")
+    explodes: float | None = Field(
+        3.0,
+        gt=1,
+        description="a term this many times as large as at first (and as ln of the batch's pairs) behind the warm-up, in five logged steps in a row, ends the run; none: only numbers that are not finite do",
+    )
     checkpoint_every: int = Field(200, ge=1, description="steps between two step checkpoints; a crash costs at most this many")
     deterministic: bool = Field(True, description="refuse operations whose result depends on timing")
 

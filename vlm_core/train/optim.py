@@ -32,11 +32,17 @@ def groups(module: nn.Module, config: Optim) -> list[dict[str, Any]]:
     for name, value in module.named_parameters():
         if value.requires_grad:
             decayed = value.ndim >= 2 and not UNDECAYED & set(name.split("."))
-            found.setdefault((not decayed, value.ndim == 0, shares.get(value, 1.0)), []).append(value)
+            share = shares.get(value, 1.0) * config.rates.get(part_of(name), 1.0)
+            found.setdefault((not decayed, value.ndim == 0, share), []).append(value)
     return [
         {"params": values, "weight_decay": 0.0 if free else config.weight_decay, "lr": config.lr * share}
         for (free, _, share), values in sorted(found.items(), key=lambda item: item[0])
     ]
+
+
+def part_of(name: str) -> str:
+    """Which part of the model a weight belongs to: `towers.text.blocks.0.weight` -> text."""
+    return name.removeprefix("towers.").partition(".")[0]
 
 
 def layer_shares(module: nn.Module, decay: float) -> dict[nn.Parameter, float]:
@@ -55,14 +61,21 @@ def layer_shares(module: nn.Module, decay: float) -> dict[nn.Parameter, float]:
 
 
 def share_of_lr(step: int, steps: int, config: Optim) -> float:
-    """Linear from 1/warmup to 1, then half a cosine or a line to 0 at the last step, or 1 with a line to 0 in the cool-down. Step counts from 0."""
+    """Linear from 1/warmup to 1, then half a cosine or a line to the floor at the last step, tenths at milestones, or 1 with a line to 0 in the cool-down.
+
+    Step counts from 0.
+    """
     warmup = warmup_of(steps, config)
     if step < warmup:
         return (step + 1) / warmup
+    if config.schedule == "steps":
+        return 0.1 ** sum(step >= round(at * steps) for at in config.milestones)
     if config.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
-    falls = steps - warmup if config.schedule == "linear" else round(config.cooldown_share * steps)
-    return min((steps - step) / max(falls, 1), 1.0)
+        left = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+    else:
+        falls = steps - warmup if config.schedule == "linear" else round(config.cooldown_share * steps)
+        left = min((steps - step) / max(falls, 1), 1.0)
+    return config.floor + (1 - config.floor) * left
 
 
 def warmup_of(steps: int, config: Optim) -> int:

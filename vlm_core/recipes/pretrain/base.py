@@ -56,6 +56,39 @@ def clip_vit_b32() -> Pretrain:
     )
 
 
+def clip() -> Pretrain:
+    """CLIP ViT-L/14, the paper's best before its last epoch at 336 px (arXiv 2103.00020, table 20); training code was not released, so schedules are open_clip's."""
+    return clip_vit_b32().but(
+        "model.image={kind: vit, patch_size: 14, width: 1024, layers: 24, heads: 16}", "model.text.width=768", "model.text.heads=12", "model.width=768", "optim.lr=4e-4",
+    )  # fmt: skip
+
+
+def clip_small() -> Pretrain:
+    """CLIP ViT-B/32 for 3 M pairs such as CC3M: batch 1,024, 30 epochs; settings that open_clip's maintainers advise (arXiv 2103.00020)."""
+    fit = "fit.devices=1", "loader.batch_size=1024", "optim.lr=1e-3", "optim.weight_decay=0.1", "optim.warmup_share=0.1", "fit.epochs=30"
+    return clip_vit_b32().but(*fit)
+
+
+def datacomp_small() -> Pretrain:
+    """DataComp's small track (arXiv 2304.14108): ViT-B/32, 12.8 M pairs seen; fixed by the benchmark."""
+    return clip_vit_b32().but("fit.devices=8", "loader.batch_size=4096", "optim.warmup_steps=500", "fit.samples=12800000", "crop_scale_min=0.9")
+
+
+def datacomp_medium() -> Pretrain:
+    """DataComp's medium track (arXiv 2304.14108): ViT-B/32, 128 M pairs seen; fixed by the benchmark."""
+    return datacomp_small().but("fit.samples=128000000")
+
+
+def siglip() -> Pretrain:
+    """SigLIP ViT-B/16 (arXiv 2303.15343): the sigmoid loss in parts, attention pooling, bias -10. The paper's text tower sees both ways and reads SentencePiece; here
+    CLIP's, and AdamW in the place of Adafactor."""
+    return clip_vit_b32().but(
+        "objectives.image_text_contrastive=null", "objectives.sigmoid={chunk_size: 1024}", "model.scale.init=10", "model.scale.bias=-10",
+        "model.image={kind: vit, patch_size: 16, pool: map}", "model.text.context_length=64", "model.text.width=768", "model.text.heads=12", "model.width=768",
+        "model.activation=gelu", "optim.lr=1e-3", "optim.weight_decay=1e-4", "optim.beta2=0.95", "optim.warmup_share=0.05",
+    )  # fmt: skip
+
+
 def clip_rn50() -> Pretrain:
     """CLIP ResNet-50 in the paper's sizes (arXiv 2103.00020, table 19)."""
     return clip_vit_b32().but(

@@ -5,7 +5,8 @@ from vlm_core.train.config import Pretrain
 
 
 def align() -> Pretrain:
-    """ALIGN (arXiv 2102.05918): EfficientNet-L2 and BERT-Large on 100,000 word pieces, label smoothing 0.1, a logit scale from 1; 288 px for the paper's 289."""
+    """ALIGN (arXiv 2102.05918): EfficientNet-L2 and BERT-Large on 100,000 word pieces, label smoothing 0.1, a logit scale from 1; 288 px for the paper's 289.
+    No official code: AdamW in the place of LAMB, and the towers of timm and transformers."""
     return clip_vit_b32().but(
         "objectives.image_text_contrastive.label_smoothing=0.1", "model.scale.init=1", "model.image={kind: timm_trunk, name: tf_efficientnet_l2, image_size: 288}",
         "model.text={kind: bert, vocab_size: 100000, width: 1024, layers: 24, heads: 16}", "model.width=1376", "model.activation=gelu", "optim.lr=1e-3",
@@ -22,7 +23,7 @@ def slip() -> Pretrain:
     """SLIP ViT-B/16 (arXiv 2112.12750): CLIP and SimCLR on two strong views of every picture, 25 epochs."""
     return clip_yfcc().but(
         "model.image.patch_size=16", "objectives.image_contrastive={chunk_size: 1024}", "views.crop_scale_min=0.08", "crop_scale_min=0.5",
-        "optim.lr=3e-3", "optim.eps=1e-8", "fit.epochs=25",
+        "optim.lr=3e-3", "optim.eps=1e-8", "fit.epochs=25", "optim.warmup_share=0.04", "optim.floor=0.0033",  # one epoch; to 1e-5
     )  # fmt: skip
 
 
@@ -57,6 +58,11 @@ def declip_tiny() -> Pretrain:
     return clip_tiny().but(*DECLIP, "objectives.nearest_neighbour.bank=2048", "objectives.simsiam={weight: 0.2, hidden: 256, bottleneck: 128}", "fit.epochs=6")
 
 
+def defilip_yfcc() -> Pretrain:
+    """DeFILIP ViT-B/32 (DeCLIP's benchmark, arXiv 2203.05796): DeCLIP's four objectives and FILIP's token-wise one."""
+    return declip().but("objectives.token_wise={top_k: 16, chunk_size: 64}")
+
+
 def otter() -> Pretrain:
     """OTTER (arXiv 2112.09445): optimal-transport targets of a slow copy; batch 512. The paper starts from an ImageNet ResNet-50 and DeCLUTR with SGD."""
     return clip_yfcc().but(
@@ -70,11 +76,11 @@ def otter_tiny() -> Pretrain:
 
 
 def zerovl() -> Pretrain:
-    """ZeroVL (arXiv 2112.09331): debiased sampling and coin-flip mixup at a constant logit scale of 50. The paper's towers start from ImageNet-21k and BERT."""
+    """ZeroVL (arXiv 2112.09331): debiased sampling and coin-flip mixup at a constant logit scale of 50; 16 parts of 1,024 pairs by the gradient cache. The paper's towers start from ImageNet-21k and BERT."""
     return clip_yfcc().but(
         "objectives.image_text_contrastive=null", "objectives.mixup={chunk_size: 1024}", "model.image.patch_size=16", "model.text.context_length=25",
         "model.scale.init=50", "model.scale.min=50", "model.scale.max=50", "crop_scale_min=0.6", "optim.lr=1e-4", "optim.weight_decay=0.001",
-        "loader.batch_size=16384", "loader.debiased=source", "fit.epochs=20",
+        "loader.batch_size=16384", "loader.debiased=source", "fit.epochs=20", "fit.micro_batch=128", "optim.warmup_share=0.025", "optim.floor=0.1",
     )  # fmt: skip
 
 
@@ -84,7 +90,8 @@ def zerovl_tiny() -> Pretrain:
 
 
 def filip() -> Pretrain:
-    """FILIP (arXiv 2111.07783): token-wise interaction, here beside CLIP's loss, since models are compared by their pooled embeddings."""
+    """FILIP (arXiv 2111.07783): token-wise interaction, here beside CLIP's loss, since models are compared by their pooled embeddings. No official code: 16 tokens a side
+    and padding left out as in DeCLIP's re-implementation."""
     return clip_yfcc().but("objectives.token_wise={top_k: 16, chunk_size: 64}", "optim.weight_decay=0.5", "optim.lr=5e-4")
 
 
@@ -94,7 +101,8 @@ def filip_tiny() -> Pretrain:
 
 
 def pyramidclip() -> Pretrain:
-    """PyramidCLIP (arXiv 2204.14095): peer level of picture and text; needs second captions as summaries. Region features are not part of shards."""
+    """PyramidCLIP (arXiv 2204.14095): peer level of picture and text; needs second captions as summaries. Region features are not part of shards: without
+    them the weights of the other terms are as they are. Official code for inference only."""
     return clip_yfcc().but(
         "objectives.image_text_contrastive=null", "objectives.hierarchical={chunk_size: 1024}", SECOND, "views.crop_scale_min=0.5", "optim.weight_decay=0.2"
     )
@@ -106,10 +114,11 @@ def pyramidclip_tiny() -> Pretrain:
 
 
 def laclip() -> Pretrain:
-    """LaCLIP-MT ViT-B/16 (arXiv 2305.20088): every picture meets its raw caption and a rewrite in one step; SLIP's settings."""
+    """LaCLIP-MT ViT-B/16 (arXiv 2305.20088): every picture meets its raw caption and a rewrite in one step; SLIP's settings. The paper's main
+    model reads one of them at random instead: loader.caption_weights."""
     return clip_yfcc().but(
         "objectives.image_text_contrastive=null", "objectives.multi_text={chunk_size: 1024}", "loader.second_caption=[rewritten]",
-        "model.image.patch_size=16", "loader.batch_size=8192", "optim.weight_decay=0.5", "crop_scale_min=0.5", "fit.epochs=35",
+        "model.image.patch_size=16", "loader.batch_size=8192", "optim.weight_decay=0.5", "crop_scale_min=0.5", "fit.epochs=35", "optim.warmup_share=0.029", "optim.floor=0.01",
     )  # fmt: skip
 
 
@@ -121,7 +130,11 @@ def laclip_tiny() -> Pretrain:
 def alip() -> Pretrain:
     """ALIP ViT-B/32 (arXiv 2308.08428): raw and synthetic caption, weighted by how far the three agree."""
     return clip_yfcc().but(
-        "objectives.image_text_contrastive=null", "objectives.weighted_captions={}", "loader.second_caption=[synthetic]", "optim.weight_decay=0.2"
+        "objectives.image_text_contrastive=null",
+        "objectives.weighted_captions={}",
+        "loader.second_caption=[synthetic]",
+        "optim.weight_decay=0.2",
+        "optim.warmup_share=0.1",
     )
 
 
@@ -131,9 +144,10 @@ def alip_tiny() -> Pretrain:
 
 
 def unicl() -> Pretrain:
-    """UniCL (arXiv 2204.03610): pairs of one class are right for each other. Swin-T and CLIP's text Transformer, as in the paper."""
+    """UniCL (arXiv 2204.03610): pairs of one class are right for each other. Swin-T, CLIP's text Transformer and a logit scale from e, as in the released model; the loss
+    is not in the released code. A pair's class is its normalised caption."""
     return clip_yfcc().but(
-        "objectives.image_text_contrastive=null", "objectives.image_text_label={chunk_size: 1024}", "optim.weight_decay=0.05",
+        "objectives.image_text_contrastive=null", "objectives.image_text_label={chunk_size: 1024}", "optim.weight_decay=0.05", "model.scale.init=2.718",
         "model.image={kind: timm_trunk, name: swin_tiny_patch4_window7_224}",
     )  # fmt: skip
 

@@ -17,7 +17,8 @@ def beit_clip_tiny() -> Pretrain:
 
 
 def segclip() -> Pretrain:
-    """SegCLIP ViT-B/16 (arXiv 2211.14813): CLIP, MAE through the centres and superpixel KL, 10 epochs. The paper starts from CLIP's weights with two rates."""
+    """SegCLIP ViT-B/16 (arXiv 2211.14813): CLIP, MAE through the centres and superpixel KL, 10 epochs. The paper starts from CLIP's weights,
+    which learn at a thousandth of the rate: give them as the input initial, and optim.rates."""
     return clip_yfcc().but(
         "model.image={kind: vit_grouping}", "model.text.context_length=32", "objectives.patch_grouping={}",
         "objectives.masked_autoencoder={width: 384, layers: 3, heads: 8}", "loader.batch_size=768", "loader.workers=8", "optim.weight_decay=0.05",

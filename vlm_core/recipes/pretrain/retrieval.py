@@ -7,7 +7,7 @@ AUGMENTED = "objectives.image_text_contrastive=null", "objectives.retrieval_augm
 
 
 def ra_clip() -> Pretrain:
-    """RA-CLIP ViT-B/32 (CVPR 2023): 1.5 M of YFCC15M are references, 64 neighbours. The paper's encoders are DINO and Sentence-T5, ours come from packages."""
+    """RA-CLIP ViT-B/32 (CVPR 2023): 1.5 M of YFCC15M are references, 64 neighbours. The paper's encoders are DINO and Sentence-T5, ours come from packages. No official code."""
     return clip_yfcc().but(*AUGMENTED, "objectives.retrieval_augmented.chunk_size=1024", "model.retrieval={references: 1500000, image_size: 224}")
 
 

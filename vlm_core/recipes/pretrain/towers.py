@@ -23,7 +23,8 @@ def flip_tiny() -> Pretrain:
 
 
 def lit() -> Pretrain:
-    """LiT (arXiv 2111.07991): the image tower stays as it is, BERT-base learns. The paper locks ViT-g/14; here the one with open weights in a package."""
+    """LiT (arXiv 2111.07991): the image tower stays as it is, BERT-base learns. The paper locks ViT-g/14; here the one with open weights in a package,
+    and AdamW in the place of Adafactor."""
     return clip_vit_b32().but(
         "model.image={kind: efficientnet_lite0, names: false, head: linear, dropout: 0}", "model.text={kind: bert, context_length: 64}",
         "model.width=768", "model.scale.init=10", "model.activation=gelu", "loader.batch_size=16384", "optim.lr=1e-3", "optim.weight_decay=0.01",
@@ -42,7 +43,7 @@ def lit_tiny() -> Pretrain:
 def basic() -> Pretrain:
     """BASIC (arXiv 2111.10050): a batch of 65,536 with exact gradients, a part at a time, and sharded weights.
 
-    The paper's CoAtNet-7 learns to classify JFT-5B first, which is out of reach, and has batch norm, whose statistics would be those of a part: here Swin-B from
+    No official code. The paper's CoAtNet-7 learns to classify JFT-5B first, which is out of reach, and has batch norm, whose statistics would be those of a part: here Swin-B from
     random weights; where you have a trunk that learnt to classify, name its file as model.image.weights.
     """
     return clip_vit_b32().but(
@@ -77,7 +78,7 @@ ONE_TOWER = "objectives.image_text_contrastive=null", "objectives.cross_modal_mi
 
 
 def one_tower() -> Pretrain:
-    """OneR (arXiv 2211.11153): one Transformer for pictures, texts and mixtures of both. Sizes as the paper's ViT-B/16; its slow teacher is left out."""
+    """OneR (arXiv 2211.11153): one Transformer for pictures, texts and mixtures of both. Sizes as the paper's ViT-B/16; its slow teacher is left out. No official code."""
     return clip_yfcc().but(
         *ONE_TOWER, "objectives.cross_modal_mixup.chunk_size=1024", "model.image.patch_size=16", "model.text={kind: shared_text}", "crop_scale_min=0.5",
     )  # fmt: skip
@@ -95,6 +96,7 @@ def kelip() -> Pretrain:
     """KELIP ViT-B/32 (arXiv 2203.14463): byte pairs learnt from captions in all their languages, twice as many as CLIP's, and MAE on the image tower.
 
     The paper trains MAE first and contrasts local crops too; here MAE is trained beside CLIP's loss, and crops are single.
+    Training code was not released.
     """
     return clip_vit_b32().but(*KELIP, "model.text.vocab_size=98304")
 

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from assets.sources import crawl_every_batch
-from pipelines.partitions import TRUNK, WHOLE_GRID, crawl_batches, formats, pretraining
+from pipelines.partitions import TRUNK, WHOLE_GRID, crawl_batches, formats, papers, tiny
 
 BATCHES = dg.AssetSelection.assets("crawl_batches")  # each source is a run of its own
 FINGERPRINTS = dg.AssetSelection.assets("fingerprints")  # of test sets that are there, for the filter of a later run
@@ -58,8 +58,14 @@ retrain = dg.define_asset_job(
 )  # fmt: skip
 
 pretrain_recipes = dg.define_asset_job(
-    "pretrain_recipes", selection=dg.AssetSelection.assets("pretrained_recipes"), partitions_def=pretraining, executor_def=dg.in_process_executor,
-    description="Trains the snapshot by any recipe: a partition each. Choose those of params.yaml and *_tiny here; the papers' sizes want GPUs.",
+    "pretrain_recipes", selection=dg.AssetSelection.assets("pretrained_recipes"), partitions_def=tiny, executor_def=dg.in_process_executor,
+    description="Trains the snapshot by any recipe that two cores train: a partition each, all of them with one click on All.",
+    tags={"dagster/max_runtime": str(24 * 3600), "stage": "recipes"},
+)  # fmt: skip
+
+pretrain_papers = dg.define_asset_job(
+    "pretrain_papers", selection=dg.AssetSelection.assets("pretrained_papers"), partitions_def=papers, executor_def=dg.in_process_executor,
+    description="Trains the snapshot by any recipe in its paper's size: a partition each. They want GPUs; one that this machine cannot hold fails at once and says what would.",
     tags={"dagster/max_runtime": str(24 * 3600), "stage": "recipes"},
 )  # fmt: skip
 

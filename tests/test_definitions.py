@@ -11,7 +11,7 @@ import yaml
 
 from pipelines.choices import BASE, MODELS, PARAMS, ROOT, listed
 from pipelines.definitions import defs
-from pipelines.partitions import CHOSEN_METHODS, DATASETS, METHODS, RECIPES
+from pipelines.partitions import CHOSEN_METHODS, DATASETS, METHODS, RECIPES, papers, tiny
 from pipelines.resources import Launcher
 from pipelines.schedules import nightly, nightly_sources, weekly_compaction
 from pipelines.sensors import crawl_sources, new_data, new_takedown
@@ -38,6 +38,7 @@ EDGES = {
     "features": {"eval_sets", "pretrained/lit_packaged"},
     "transferred": {"eval_sets", "features", "pretrained/lit_packaged"},
     "pretrained_recipes": {"snapshot"},
+    "pretrained_papers": {"snapshot"},
     "comparison": {"eval_sets", "shards"},
     "sweep": {"candidate_pairs", "captions", "embeddings", "images"},
     "distilled": {"pretrained/lit_packaged", "snapshot"},
@@ -107,13 +108,16 @@ def test_a_method_and_a_recipe_are_partitions_by_existing() -> None:
     assert set(METHODS) == set(recipes("transfer"))
     assert set(RECIPES) == set(recipes("pretrain"))
     assert set(RECIPES[: len(MODELS)]) == set(MODELS)
-    assert all(name.endswith("_tiny") for name in RECIPES[len(MODELS) : sum(name.endswith("_tiny") or name in MODELS for name in RECIPES)])
+    sets = [list(keys.get_partition_keys()) for keys in (tiny, papers)]
+    assert sorted(sets[0] + sets[1]) == sorted(RECIPES)
+    assert [name for name in RECIPES if name.endswith("_tiny")] == [name for name in sets[0] if name.endswith("_tiny")]
+    assert not [name for name in sets[1] if name.endswith("_tiny")]
 
 
 def test_a_backfill_over_recipes_is_one_run_for_each_and_searches_are_jobs_of_their_own() -> None:
     job = defs.resolve_job_def("pretrain_recipes")
     assert job.partitions_def is not None
-    assert list(job.partitions_def.get_partition_keys()) == RECIPES
+    assert list(job.partitions_def.get_partition_keys()) == list(tiny.get_partition_keys())
     assert defs.resolve_assets_def("pretrained_recipes").backfill_policy is None  # Dagster's default: a run per partition
     assert set(defs.resolve_job_def("compare_pretraining").graph.node_dict) == {"comparison"}
     assert set(defs.resolve_job_def("sweep_filters").graph.node_dict) == {"sweep"}

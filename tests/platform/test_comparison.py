@@ -84,7 +84,7 @@ def test_a_recipe_is_trained_as_a_partition_and_a_papers_size_is_refused_with_th
     assert event.materialization.metadata["recipe"].value == "unicl_tiny"
     assert (world / "data" / "pretrained_recipes" / "unicl_tiny" / "model.safetensors").exists()
 
-    refused = launch(world, "pretrain_recipes", "pretrained_recipes", {}, partition="clip_vit_b32")
+    refused = launch(world, "pretrain_papers", "pretrained_papers", {}, partition="clip_vit_b32")
     assert not refused.success
     (failed,) = [event for event in refused.all_events if event.is_step_failure]
     assert failed.step_failure_data.user_failure_data.description.startswith("Incompatible: Found that one of 64 processes, which share ")

@@ -1,25 +1,37 @@
-"""A training step on one GPU in bf16, ViT-B/32 and ViT-B/16: speed, use of the hardware, memory, largest batch, what compiling gains.
+"""A training step on one GPU in bf16, ViT-B/32 and ViT-B/16, CLIP and SigLIP: ours against open_clip's towers and loss, memory, largest batch, what compiling gains.
 
     python -m benchmarks.gpu_pretrain_step [--steps 20] [--batch 256] [--out FILE]
 
+Same architecture, batch in memory, precision and optimiser settings on both sides; rounds alternate between them.
 Largest batch: doubled until memory is full, at once and in parts of 128 by the gradient cache, with blocks made again and without.
 MFU: floating-point operations of forward and backward (torch's counter, what is made again not counted) per second / the maker's dense bf16 peak.
 """
 
 import argparse
+import gc
 import platform
+import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 RESULT = Path(__file__).parent / "results" / "gpu_pretrain_step.txt"
-PATCHES, PART, MOST = (32, 16), 128, 65_536
+PATCHES, PART, MOST, ROUNDS = (32, 16), 128, 65_536, 5
+SIGMOID = ("objectives.image_text_contrastive=null", "objectives.sigmoid={}", "model.scale.init=10", "model.scale.bias=-10")
 
 
-def stepper(patch: int, batch: int, part: int | None, again: bool) -> tuple[Callable[[], Any], Any]:
-    """(one optimiser step, the body)."""
+class Case(NamedTuple):
+    patch: int
+    sigmoid: bool
+    batch: int
+    part: int | None = None
+    again: bool = False  # blocks made again in backward
+
+
+def stepper(case: Case, side: str = "ours") -> tuple[Callable[[], Any], Any]:
+    """(one optimiser step, what learns)."""
     import torch
 
     from vlm_core.objectives import base
@@ -28,33 +40,61 @@ def stepper(patch: int, batch: int, part: int | None, again: bool) -> tuple[Call
     from vlm_core.train.body import Body
     from vlm_core.train.pretrain import first_towers
 
-    config = clip_vit_b32().but(f"model.image.patch_size={patch}")
+    config = clip_vit_b32().but(f"model.image.patch_size={case.patch}", *(SIGMOID if case.sigmoid else ()))
     towers = first_towers(config, "").cuda()
     body = Body(towers, *base.build(config.objectives, towers), config.objectives.needs).cuda()
-    if again:
+    if case.again:
         blocks.checkpoint_blocks(towers)
-    optimizer, _ = optim.build(body, config.optim, 1000)
-    ids = torch.randint(1, 49_000, (batch, 77), device="cuda")
+    model: Any = body
+    if side == "open_clip":
+        import open_clip
+
+        from vlm_core.models.export import model_config, to_open_clip
+
+        model, loss = open_clip.CLIP(**model_config(config.model), output_dict=True).train(), (open_clip.SigLipLoss if case.sigmoid else open_clip.ClipLoss)()
+        model.load_state_dict(to_open_clip(towers.state_dict()))
+        model.cuda()
+        del body, towers
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [value for value in model.parameters() if value.ndim >= 2], "weight_decay": config.optim.weight_decay},
+                {"params": [value for value in model.parameters() if value.ndim < 2], "weight_decay": 0.0},
+            ],
+            lr=config.optim.lr, betas=(config.optim.beta1, config.optim.beta2), eps=config.optim.eps, foreach=True,
+        )  # fmt: skip
+    else:
+        optimizer, _ = optim.build(body, config.optim, 1000)
+    ids = torch.randint(1, 49_000, (case.batch, 77), device="cuda")
     ids[:, -1] = 49_407
-    given = {"images": torch.randn(batch, 3, 224, 224, device="cuda"), "ids": ids}
+    given = {"images": torch.randn(case.batch, 3, 224, 224, device="cuda"), "ids": ids}
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda", torch.bfloat16):
-            left, *_ = grad_cache.whole_step(body, given) if part is None else grad_cache.cached_step(body, given, part)
+            if side == "open_clip":
+                left = loss(**model(given["images"], given["ids"]))
+            else:
+                left, *_ = grad_cache.whole_step(model, given) if case.part is None else grad_cache.cached_step(model, given, case.part)
         left.backward()
-        ranks.clip(body.parameters(), 1.0)
+        ranks.clip(model.parameters(), 1.0)
         optimizer.step()
 
-    return step, body
+    return step, model
+
+
+def release() -> None:
+    """Give back what the last model held: cycles of tensors and hooks, then the allocator's blocks."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
 
 
 def timed(step: Callable[[], None], steps: int) -> float:
     """Seconds of a step."""
     import torch
 
-    for _ in range(3):
-        step()
     torch.cuda.synchronize()
     begin = time.perf_counter()
     for _ in range(steps):
@@ -63,11 +103,12 @@ def timed(step: Callable[[], None], steps: int) -> float:
     return (time.perf_counter() - begin) / steps
 
 
-def fits(patch: int, batch: int, part: int | None, again: bool) -> bool:
+def fits(case: Case) -> bool:
     import torch
 
+    release()
     try:
-        step, _ = stepper(patch, batch, part, again)
+        step, _ = stepper(case)
         step()
         step()
         torch.cuda.synchronize()
@@ -77,33 +118,49 @@ def fits(patch: int, batch: int, part: int | None, again: bool) -> bool:
         return True
 
 
-def largest(patch: int, part: int | None, again: bool) -> int:
-    """The largest power of two that fits."""
-    import torch
-
+def largest(case: Case) -> int:
+    """The largest batch that fits, a power of two times PART."""
     batch = PART
-    while batch < MOST and fits(patch, 2 * batch, part, again):
+    while batch < MOST and fits(case._replace(batch=2 * batch)):
         batch *= 2
-        torch.cuda.empty_cache()
-    torch.cuda.empty_cache()
+    release()
     return batch
 
 
-def speed(patch: int, batch: int, steps: int) -> list[str]:
+def speed(case: Case, steps: int) -> list[str]:
+    """Lines of a table: ratios against open_clip, round by round; each side's memory is measured with that side alone on the device."""
     import torch
 
     from vlm_core.train import probe, watch
 
-    torch.cuda.reset_peak_memory_stats()
-    step, body = stepper(patch, batch, None, again=False)
-    _, flops = watch.flops_of(step)
-    flops /= 3  # the counter saw backward as well
-    peak, lines = watch.peak_of(torch.device("cuda")), list[str]()
-    for how in ("plain", "compiled"):
-        probe.switch(body, how == "compiled")
-        seconds = timed(step, steps)
-        use = f"MFU {flops / seconds / peak:.3f}" if peak else f"{flops / seconds / 1e12:.1f} TFLOP/s"
-        lines.append(f"  {how:10} {batch / seconds:8.0f} pairs/s   {use}   memory {torch.cuda.max_memory_allocated() / 1e9:6.2f} GB")
+    peak, rows, rates = watch.peak_of(torch.device("cuda")), dict[str, tuple[float, float]](), dict[str, list[float]]()
+    for how in ("open_clip", "ours", "ours, compiled"):  # one after the other for memory
+        release()
+        step, model = stepper(case, how.partition(",")[0])
+        _, flops = watch.flops_of(step)
+        if how == "ours, compiled":
+            probe.switch(model, True)
+        timed(step, 3)
+        torch.cuda.reset_peak_memory_stats()
+        timed(step, 2)
+        rows[how] = torch.cuda.max_memory_allocated() / 1e9, flops / 3  # the counter saw backward as well
+        del step, model
+    release()
+    sides = {how: stepper(case, how.partition(",")[0]) for how in rows}
+    probe.switch(sides["ours, compiled"][1], True)
+    for step, _ in sides.values():
+        timed(step, 3)
+    for _ in range(ROUNDS):
+        for how, (step, _) in sides.items():
+            rates.setdefault(how, []).append(case.batch / timed(step, steps))
+    lines = list[str]()
+    for how, found in rates.items():
+        rate, ratios = statistics.median(found), [mine / other for mine, other in zip(found, rates["open_clip"], strict=True)]
+        work = rows["ours"][1] * rate / case.batch
+        use = f"MFU {work / peak:.3f}" if peak else f"{work / 1e12:.1f} TFLOP/s"
+        lines.append(
+            f"  {how:15} {rate:8.0f} pairs/s   ratio {statistics.median(ratios):5.2f} ({min(ratios):.2f} to {max(ratios):.2f})   {use}   memory {rows[how][0]:6.2f} GB"
+        )
     return lines
 
 
@@ -124,11 +181,18 @@ def main() -> None:
         f"# Python {platform.python_version()}, torch {torch.__version__}, {torch.cuda.get_device_name()}, bf16 autocast, data in memory\n"
     )
     for patch in PATCHES:
-        text += f"\nViT-B/{patch} at 224 px, text 12x512, 77 tokens, batch {args.batch}\n" + "\n".join(speed(patch, args.batch, args.steps)) + "\n"
+        for sigmoid in (False, True):
+            case = Case(patch, sigmoid, args.batch)
+            text += (
+                f"\n{'SigLIP' if sigmoid else 'CLIP'} ViT-B/{patch} at 224 px, text 12x512, 77 tokens, batch {args.batch}\n"
+                + "\n".join(speed(case, args.steps))
+                + "\n"
+            )
+            args.out.parent.mkdir(exist_ok=True)
+            args.out.write_text(text)
         for how, part in (("at once", None), (f"in parts of {PART}", PART)):
             for again in (False, True):
-                text += f"  largest batch {how}{', blocks made again' if again else ''}: {largest(patch, part, again):,}\n"
-        args.out.parent.mkdir(exist_ok=True)
+                text += f"  largest batch {how}{', blocks made again' if again else ''}: {largest(Case(patch, False, PART, part, again)):,}\n"
         args.out.write_text(text)
     print(text)
 

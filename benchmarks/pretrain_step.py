@@ -1,6 +1,6 @@
 """One training step of ours against open_clip's own towers and loss: same architecture, weights, batch, precision and optimiser settings.
 
-    python -m benchmarks.pretrain_step [--rounds 5] [--steps 3] [--cases tiny,small,base,bf16] [--without loaders,cache] [--out FILE]
+    python -m benchmarks.pretrain_step [--rounds 5] [--steps 3] [--cases tiny,small,base,bf16,siglip_tiny,..] [--without loaders,cache] [--out FILE]
 
 Each side lives in its own process (peak memory is its own); rounds alternate between the sides, so both see the same moods of the machine.
 
@@ -30,6 +30,7 @@ class Case(NamedTuple):
     changes: tuple[str, ...]  # to clip_tiny
     batch: int
     precision: str = "32"
+    sigmoid: bool = False
 
 
 SMALL = (
@@ -42,6 +43,12 @@ CASES = {
     "small": Case("ViT 6x384 /32 at 224 px, text 6x256, 77 tokens", SMALL, 64),
     "base": Case("ViT-B/32 at 224 px, text 12x512, 77 tokens", BASE, 16),
     "bf16": Case("clip_tiny, bf16 autocast", (), 128, "bf16"),
+}
+SIGMOID = ("objectives.image_text_contrastive=null", "objectives.sigmoid={}", "model.scale.init=10", "model.scale.bias=-10")
+CASES |= {
+    f"siglip_{name}": case._replace(what=f"SigLIP, {case.what}", changes=(*case.changes, *SIGMOID), sigmoid=True)
+    for name, case in CASES.items()
+    if name != "bf16"
 }
 IN_MEMORY, LOADERS = ("open_clip", "ours", "ours, trimmed"), ("open_clip, own loader", "ours, own loader")
 CACHE = ("at once", "in 8 parts", "in 8 parts, blocks again")
@@ -105,7 +112,10 @@ def stepper(side: str, case: Case, shards: Path) -> Callable[[], float]:
     if side.startswith("open_clip"):
         import open_clip
 
-        model, their_loss = open_clip.CLIP(**model_config(config.model), output_dict=True).train(), open_clip.ClipLoss()
+        model, their_loss = (
+            open_clip.CLIP(**model_config(config.model), output_dict=True).train(),
+            (open_clip.SigLipLoss if case.sigmoid else open_clip.ClipLoss)(),
+        )
         model.load_state_dict(to_open_clip(towers.state_dict()))
     if side.endswith("blocks again"):
         blocks.checkpoint_blocks(towers)

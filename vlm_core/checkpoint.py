@@ -52,9 +52,9 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     module.load_state_dict(dict(state))
 
 
-def newest_valid(folder: Path) -> Path | None:
-    """The step checkpoint to continue from: the newest that can be read and holds finite weights; a cut or poisoned one is passed over."""
-    for path in sorted(folder.glob(STEPS), key=step_of, reverse=True):
+def newest_valid(folder: Path, before: int | None = None) -> Path | None:
+    """The step checkpoint to continue from: the newest (of those before a step) that can be read and holds finite weights; a cut or poisoned one is passed over."""
+    for path in sorted((path for path in folder.glob(STEPS) if before is None or step_of(path) < before), key=step_of, reverse=True):
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception:  # noqa: BLE001  torch raises a different class for every way in which a file can be cut

@@ -5,12 +5,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.objectives.world import SMALL, batch, built, towers
 from vlm_core.errors import Incompatible
 from vlm_core.models.towers import Outputs, TwoTower
+from vlm_core.objectives import base
 from vlm_core.objectives import config as menu
 from vlm_core.train.body import Body
+from vlm_core.train.config import Fit, Optim
+from vlm_core.train.fit import Loop
 from vlm_core.train.grad_cache import accumulated_step, cached_step, part, parts, refuse_batch_norm, whole_step
 
 PAIRS = 6
@@ -132,3 +136,20 @@ def test_batch_norm_in_a_tower_is_refused_with_the_reason() -> None:
     with pytest.raises(Incompatible, match=r"Found fit.micro_batch with batch norm in the tower \(image.bn\), expected towers without it"):
         refuse_batch_norm(model)
     refuse_batch_norm(model.eval())
+
+
+@pytest.mark.parametrize("gradients", ["cached", "accumulated"])
+def test_operations_of_a_step_in_parts_are_three_times_those_of_forward_and_counting_leaves_no_trace(gradients: str) -> None:
+    settings = menu.Objectives.read({"image_text_contrastive": {}, "moco": SMALL["moco"]})
+    model = towers()
+    body, given = Body(model, *base.build(settings, model), settings.needs), batch()
+    whole, parts = (Loop(body, Optim(), Fit.read({"micro_batch": size, "gradients": gradients}), 10) for size in (None, PAIRS // 2))
+    before, state = {name: value.clone() for name, value in body.state_dict().items()}, torch.get_rng_state()
+    found = [whole.flops_of(given), parts.flops_of(given)]
+    assert all(torch.equal(value, body.state_dict()[name]) for name, value in before.items())
+    assert torch.equal(state, torch.get_rng_state())
+    with FlopCounterMode(display=False) as forward:
+        body(given)
+    assert found[0] == 3 * forward.get_total_flops()
+    # equal but for the products of all with all, which are small: N x N / 2 in the place of N x N
+    assert 0.97 < found[1] / found[0] <= 1

@@ -1,5 +1,6 @@
 """The ways of the loop: averaged weights, rates by layer, blocks made again, what is watched, what is refused."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from vlm_core.checkpoint import read_weights
 from vlm_core.errors import DataError, Incompatible, NumericsError
 from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import config as menu
-from vlm_core.train import ranks, watch
+from vlm_core.train import ranks, snapshot, watch
 from vlm_core.train.blocks import blocks_of, checkpoint_blocks
 from vlm_core.train.body import Batch, Body, Lesson
 from vlm_core.train.config import Fit, Optim, Pretrain
@@ -315,6 +316,18 @@ def test_a_snapshot_without_second_captions_or_with_too_few_pairs_is_refused_bef
         Incompatible, match=r"Found 256 training pairs in the snapshot .* for loader.batch_size 300 \(150 on each of 2 processes\), expected a whole step"
     ):
         pretrained_on(small("loader.batch_size=300", "fit.devices=2"), bare, tmp_path / "two")
+    mixed = f"loader.mix={{other: {{shards: {bare}}}}}"
+    written = json.loads((bare / "manifest.json").read_text())
+    whole = tmp_path / "whole"  # has second captions; the one that is mixed in has not
+    whole.mkdir()
+    (whole / "manifest.json").write_text(json.dumps({**written, "captions": {"alt": 256, "rewritten": 256}}))
+    with pytest.raises(Incompatible, match=r"with the snapshot .*bare, which has none of them"):
+        snapshot.check(small("objectives.multi_text={}", "loader.second_caption=[rewritten]", mixed), whole)
+    snapshot.check(small("loader.batch_size=300", mixed), bare)  # 512 pairs together
+    with pytest.raises(Incompatible, match="Found 512 training pairs in the snapshots .*bare, .*bare for loader.batch_size 600"):
+        snapshot.check(small("loader.batch_size=600", mixed), bare)
+    with pytest.raises(Incompatible, match="Found 256 training pairs in the snapshot .*bare for loader.batch_size 300"):
+        snapshot.check(small("loader.batch_size=300", "loader.debiased=source", mixed), bare)
 
 
 RESNET = "model.image={kind: clip_resnet, image_size: 32, layers: [1, 1, 1, 1], width: 8, heads: 4}"

@@ -162,3 +162,23 @@ def test_a_machine_that_is_not_known_is_refused() -> None:
         machine("h10")
     with pytest.raises(ConfigError, match=r"Found 'speed' of the machine 'a100,speed=3'"):
         machine("a100,speed=3")
+
+
+def test_a_small_batch_of_large_pictures_is_asked_for_by_its_cost() -> None:
+    with pytest.raises(Incompatible, match=r"Found that one of 8 processes, which share 16 GB, take "):
+        require(RECIPES["glip"](), machine("cpu")._replace(memory_gb=16.0))  # type: ignore[arg-type]
+
+
+def test_under_the_gradient_cache_towers_run_forward_once_more_and_decoders_keep_the_whole_batch() -> None:
+    captions = "objectives.captioning={}", "model.decoder={layers: 2, heads: 2}"
+    for changes in ((), captions):
+        whole = small(*changes, "model.image.width=64", "model.image.layers=3")
+        cached = whole.but("fit.micro_batch=16")
+        cost, where = cost_of(whole), machine("a100,reached=0.5:1")
+        one, parts = (estimate(config, cost, where, 1_000_000) for config in (whole, cached))
+        assert parts.activations == pytest.approx(16 * cost.of_towers + 64 * (cost.activations - cost.of_towers))
+        assert (parts.hours - one.hours) * 3600 * 19.5e12 * 0.5 == pytest.approx(1e6 * cost.once)
+        assert estimate(cached.but("fit.gradients=accumulated"), cost, where, 1_000_000).hours == one.hours
+        assert cost.once == pytest.approx(cost.forward["image"] + cost.forward["text"], rel=0.02)
+        share = cost.of_towers / cost.activations
+        assert (0.98 < share <= 1) if changes == () else share < 0.9

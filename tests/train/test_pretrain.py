@@ -20,8 +20,8 @@ from vlm_core.errors import CheckpointError, Incompatible, LaunchError, Numerics
 from vlm_core.models import pretrained
 from vlm_core.run import run
 from vlm_core.stage import Report
-from vlm_core.train import launch
-from vlm_core.train.config import Pretrain
+from vlm_core.train import devices, launch
+from vlm_core.train.config import Fit, Pretrain
 from vlm_core.train.fit import read_rows
 from vlm_core.train.pretrain import train
 
@@ -214,6 +214,23 @@ def test_a_model_of_another_activation_is_refused_as_a_beginning(shards: Path, t
         CheckpointError, match=r"Found weights of activation 'gelu' in .*first, expected 'quick_gelu' as this recipe says; set model.activation=gelu"
     ):
         pretrain(small("model.activation=quick_gelu"), shards, tmp_path / "second", initial=tmp_path / "first")
+    bare = tmp_path / "bare"  # nothing of the data can be opened, and the weights are no weights: the sentence comes before either is asked for
+    bare.mkdir()
+    (tmp_path / "first" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="Found model.image.layers 1"):
+        pretrain(small("model.image.layers=2"), bare, tmp_path / "third", initial=tmp_path / "first")
+
+
+def test_more_processes_than_gpus_are_refused_with_how_many_there_are() -> None:
+    with pytest.raises(
+        Incompatible, match="Found fit.devices 4 on a machine with 2 GPUs, expected a process per GPU at most; set fit.devices=2, or fit.accelerator=cpu"
+    ):
+        devices.require(Fit(devices=4), gpus=2)
+    with pytest.raises(Incompatible, match="Found fit.accelerator=gpu on a machine without a GPU"):
+        devices.require(Fit(accelerator="gpu"), gpus=0)
+    devices.require(Fit(devices=4, accelerator="cpu"), gpus=2)
+    devices.require(Fit(devices=4), gpus=0)
+    devices.require(Fit(devices=2), gpus=2)
 
 
 @pytest.mark.parametrize(

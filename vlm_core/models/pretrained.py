@@ -145,6 +145,12 @@ def load(folder: Path | str, expected: menu.TwoTower | None = None) -> Vlm:
     return Vlm(towers, settings, tokenize)
 
 
+def require_same(folder: Path, expected: menu.TwoTower) -> None:
+    """Raises CheckpointError where a model folder is not of this architecture; reads its settings, not its weights."""
+    settings = read_settings(folder)
+    _check(folder, settings, menu.TwoTower.read(settings["model"]), expected)
+
+
 def _check(folder: Path, settings: Mapping[str, Any], config: menu.TwoTower, expected: menu.TwoTower | None) -> None:
     if settings["activation"] != config.activation:
         raise CheckpointError(

@@ -7,7 +7,7 @@ FLOPs come from torch's counter (a multiplication and an addition are two), acti
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, cast
 
@@ -41,6 +41,8 @@ class Cost(NamedTuple):
     flops: float  # of a pair, forward and backward
     forward: dict[str, float]  # part -> FLOPs of a pair, forward
     activations: float  # bytes that a pair keeps for the backward pass
+    of_towers: float  # of them in the towers, without what objectives do with features
+    once: float  # FLOPs of a pair, the towers' forward for everything that objectives need
     guessed: tuple[str, ...]  # objectives whose own FLOPs were taken from their parameters, because their step depends on values
 
 
@@ -65,8 +67,9 @@ def cost_of(config: Pretrain) -> Cost:
         few, more = (_pass(config, towers, objectives, count) for count in (FEW, MORE))
         forward = {"image": _forward(config, towers, "image"), "text": _forward(config, towers, "text")}
     per_pair = (more.flops - few.flops) / (MORE - FEW) + _guess(few.guessed, objectives, config)
-    kept = max(more.bytes - few.bytes, 0) / (MORE - FEW)
-    return Cost(_rest(sizes, towers, objectives), learning, state + slow, per_pair, forward, kept, few.guessed)
+    kept, of_towers = max(more.bytes - few.bytes, 0) / (MORE - FEW), max(more.of_towers - few.of_towers, 0) / (MORE - FEW)
+    once = (more.once - few.once) / (MORE - FEW)
+    return Cost(_rest(sizes, towers, objectives), learning, state + slow, per_pair, forward, kept, of_towers, once, few.guessed)
 
 
 class _Answers(TorchDispatchMode):
@@ -129,6 +132,8 @@ def _rest(sizes: dict[str, int], towers: TwoTower, objectives: dict[str, base.Ob
 class _Seen(NamedTuple):
     flops: float
     bytes: float
+    of_towers: float  # bytes, when the towers are done
+    once: float  # FLOPs, when the towers are done
     guessed: tuple[str, ...]
 
 
@@ -149,15 +154,15 @@ class _Kept:
 
 def _pass(config: Pretrain, towers: TwoTower, objectives: dict[str, base.Objective], count: int) -> _Seen:
     """Forward and backward of a batch. Attention is counted as the products that it is, but kept as the fused kernels keep it."""
-    step = functools.partial(_step, config, towers, objectives, count)
+    step, halfway = functools.partial(_step, config, towers, objectives, count), dict[str, float]()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        total, guessed = step()
+        total, guessed = step(lambda: halfway.update(flops=counter.get_total_flops()))
         total.backward()
     weights = {value.untyped_storage()._cdata for module in (towers, *objectives.values()) for value in (*module.parameters(), *module.buffers())}
     kept = _Kept(weights)
     with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda value: value), _precision(config), _inputs_of_blocks(config, towers, kept):
-        step()
-    return _Seen(float(counter.get_total_flops()), kept.bytes, guessed)
+        step(lambda: halfway.update(bytes=kept.bytes))
+    return _Seen(float(counter.get_total_flops()), kept.bytes, halfway["bytes"], halfway["flops"], guessed)
 
 
 @contextmanager
@@ -176,7 +181,10 @@ def _precision(config: Pretrain) -> Any:
     return torch.autocast("cpu", torch.bfloat16) if config.fit.precision == "bf16" else nullcontext()
 
 
-def _step(config: Pretrain, towers: TwoTower, objectives: dict[str, base.Objective], count: int) -> tuple[Tensor, tuple[str, ...]]:
+def _step(
+    config: Pretrain, towers: TwoTower, objectives: dict[str, base.Objective], count: int, encoded: Callable[[], None]
+) -> tuple[Tensor, tuple[str, ...]]:  # fmt: skip
+    """(loss, objectives whose FLOPs must be guessed); `encoded` is called when the towers are done."""
     batch, asked, guessed = _batch(config, towers, count), dict[str, Any](), list[str]()
     for kind, objective in objectives.items():
         try:
@@ -185,6 +193,7 @@ def _step(config: Pretrain, towers: TwoTower, objectives: dict[str, base.Objecti
             guessed.append(kind)
     batch |= asked
     out: Outputs = towers(batch, config.objectives.needs)
+    encoded()
     total = sum((value.float().sum() for value in (out.image_BD, out.text_BD)), torch.zeros(()))
     for kind, objective in objectives.items():
         try:

@@ -24,11 +24,12 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from vlm_core.checkpoint import STEPS, newest_valid, step_of
-from vlm_core.errors import CheckpointError, DataError, NumericsError
+from vlm_core.errors import CheckpointError, DataError
 from vlm_core.models.momentum import Momentum
 from vlm_core.train import grad_cache, optim, ranks, watch
 from vlm_core.train.body import Batch, Body
 from vlm_core.train.config import Fit, Optim
+from vlm_core.train.diverge import Explosion, check_finite
 
 METRICS = "metrics.jsonl"
 Row = dict[str, float]
@@ -100,12 +101,11 @@ class Loop(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         if self.flops is None and self.device.type == "cuda":
-            (left, total, terms), self.flops = watch.flops_of(lambda: self._step(batch))
-        else:
-            left, total, terms = self._step(batch)
+            self.flops = self.flops_of(batch)
+        left, total, terms = self._step(batch)
         self.terms = {"loss": total, **{f"term.{name}": value.detach() for name, value in terms.items()}}
         if self.device.type == "cpu":
-            check_finite(self.terms, self.global_step, self.trainer)
+            check_finite(self.terms, self.global_step, steps_folder(self.trainer))
         if self._how.term_norms and self.is_logged(self.global_step + 1):
             self.norms = watch.term_norms(terms, self.model.weight_of, self.model, lambda flat: mean_over_ranks({"": flat})[""])
         return left
@@ -115,6 +115,19 @@ class Loop(lightning.LightningModule):
         if size is None:
             return grad_cache.whole_step(self.model, batch)
         return (grad_cache.cached_step if self._how.gradients == "cached" else grad_cache.accumulated_step)(self.model, batch, size)
+
+    def flops_of(self, batch: Batch) -> float:
+        """Operations of a step of this rank: of one part in one piece, times the parts. Queues, slow copies and random numbers are left as they were."""
+        size = self._how.micro_batch
+        count = grad_cache.pairs_of(batch)
+        kept = [*self.model.buffers(), *(value for value in self.model.parameters() if not value.requires_grad)]
+        before, seen = [value.clone() for value in kept], self.model.seen
+        with torch.no_grad(), torch.random.fork_rng():
+            _, flops = watch.flops_of(lambda: self.model(grad_cache.first_part(batch, size)))
+            for value, was in zip(kept, before, strict=True):
+                value.copy_(was)
+        self.model.seen = seen
+        return flops * count / min(size or count, count)
 
     def is_logged(self, step: int) -> bool:
         return step % self._how.log_every == 0 or step == self.steps
@@ -184,8 +197,8 @@ class Loop(lightning.LightningModule):
 class Records(Callback):
     """Every N steps one row: into metrics.jsonl (which a resumed run continues) and to the reporter."""
 
-    def __init__(self, folder: Path, batch_size: int, settled: int, report: Reporter) -> None:
-        self.folder, self.batch_size, self.settled, self.report = folder, batch_size, settled, report
+    def __init__(self, folder: Path, batch_size: int, settled: int, explosion: Explosion | None, report: Reporter) -> None:
+        self.folder, self.batch_size, self.settled, self.explosion, self.report = folder, batch_size, settled, explosion, report
         self._since, self._ended, self._waited, self._alarmed = (time.perf_counter(), 0), time.perf_counter(), 0.0, False
 
     def on_train_start(self, trainer: lightning.Trainer, loop: lightning.LightningModule) -> None:
@@ -193,6 +206,9 @@ class Records(Callback):
         if trainer.is_global_zero:  # rows after the checkpoint that is continued from will be written again
             kept = [row for row in read_rows(self.folder) if row["step"] <= trainer.global_step]
             (self.folder / METRICS).write_text("".join(json.dumps(row) + "\n" for row in kept))
+            if self.explosion is not None:
+                for row in kept:
+                    self.explosion.look(row, self.folder / "steps")
 
     def on_train_batch_start(self, trainer: lightning.Trainer, loop: lightning.LightningModule, batch: Batch, batch_idx: int) -> None:
         self._waited += time.perf_counter() - self._ended  # reading, cropping, tokenising
@@ -205,7 +221,7 @@ class Records(Callback):
     def _write(self, trainer: lightning.Trainer, loop: Loop, step: int) -> None:
         loop.check_pictures()
         row = {name: float(value) for name, value in mean_over_ranks(loop.terms).items()}
-        check_finite({name: torch.tensor(value) for name, value in row.items()}, step - 1, trainer)
+        check_finite({name: torch.tensor(value) for name, value in row.items()}, step - 1, steps_folder(trainer))
         now, (then, before), waited = time.perf_counter(), self._since, self._waited
         self._since, self._waited = (now, step), 0.0
         rates: Any = loop.lr_schedulers()
@@ -223,6 +239,8 @@ class Records(Callback):
                 stream.write(json.dumps({"step": step, **row}) + "\n")
             self.report.metrics(row, step)
             self.report.progress(f"loss {row['loss']:.3f}, {row['pairs_per_s']:,.0f} pairs/s, step", step, loop.steps)
+            if self.explosion is not None:
+                self.explosion.look({"step": step, **row}, self.folder / "steps")
 
 
 def read_rows(folder: Path) -> list[Row]:
@@ -232,15 +250,9 @@ def read_rows(folder: Path) -> list[Row]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def check_finite(terms: Mapping[str, Tensor], step: int, trainer: lightning.Trainer) -> None:
-    """Raises NumericsError that names the step, the term and the last good checkpoint."""
-    for name, value in sorted(terms.items(), key=lambda item: item[0] == "loss"):  # a term says more than the sum
-        if not bool(value.isfinite().all()):
-            saved = newest_valid(Path(str(trainer.checkpoint_callback.dirpath))) if trainer.checkpoint_callback else None  # type: ignore[attr-defined]
-            last = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
-            raise NumericsError(
-                f"Found {float(value)} for {name.removeprefix('term.')!r} at step {step + 1}, expected a finite number; lower optim.lr or raise warmup_steps ({last})."
-            )
+def steps_folder(trainer: lightning.Trainer) -> Path | None:
+    """Where this run's step checkpoints lie."""
+    return Path(str(trainer.checkpoint_callback.dirpath)) if trainer.checkpoint_callback else None  # type: ignore[attr-defined]
 
 
 def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -281,7 +293,8 @@ def fit(
         report.progress("continued at step", step_of(saved), loop.steps)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"lightning\..*")  # advice on loaders and modes that we chose on purpose
-        records = Records(folder, batch_size, optim.settled_of(loop.steps, loop._settings), report)
+        explosion = None if settings.explodes is None else Explosion(settings.explodes, batch_size, optim.warmup_of(loop.steps, loop._settings))
+        records = Records(folder, batch_size, optim.settled_of(loop.steps, loop._settings), explosion, report)
         work = trainer(settings, loop.steps, folder, [records, *callbacks])
         work.fit(loop, loader, ckpt_path=None if saved is None else str(saved), weights_only=True)
     return loop.final(saved)

@@ -1,7 +1,8 @@
 """What a recipe needs, what it takes on given machines, and whether it fits, before anything is read or bought (`vlm pretrain --plan`).
 
 Memory of a process = weights, gradients and Adam's means (16 bytes a learning number), queues and slow copies (4), activations of its pairs, losses over all
-pairs, and a reserve of the machine. Time = FLOPs of all pairs seen / (peak x the share of it that training reaches x devices).
+pairs, and a reserve of the machine. Time = FLOPs of all pairs seen / (peak x the share of it that training reaches x devices). Under the gradient cache the
+towers keep what belongs to a part and run forward once more; what objectives do with features is kept for all rows of a process.
 """
 
 import math
@@ -37,7 +38,8 @@ MACHINES = {
 CORE_TFLOPS, CORE_REACHED = 0.05, 0.3  # of one core with AVX2 in float32, and of matrices as small as those of the tiny recipes
 
 
-SMALL = 512  # pairs of a batch below which `require` does not ask
+SMALL = 2**20  # pixels of a step up to which `require` does not ask, if it has less than FEW_PAIRS: what the tiny recipes see fits anywhere
+FEW_PAIRS = 512
 
 
 def this_machine(accelerator: str = "cpu") -> Machine:
@@ -99,11 +101,14 @@ def estimate(config: Pretrain, cost: Cost, where: Machine, seen: int) -> Estimat
     """What a run of `seen` pairs takes on a machine, and whether it fits there."""
     devices = where.devices or config.fit.devices
     rows = math.ceil(config.loader.batch_size / devices)
-    held = min(rows, getattr(config.fit, "micro_batch", None) or rows)
+    held = min(rows, config.fit.micro_batch or rows)
+    cached = held < rows and config.fit.gradients == "cached"
+    whole = cost.activations - cost.of_towers if cached else 0.0  # decoders, heads and losses see all rows at once
     peak = where.peak_bf16 if config.fit.precision == "bf16" else where.peak_32
     found = Estimate(
-        where, devices, FLOAT * sum(cost.parameters.values()), (FLOAT + ADAM) * cost.learning, FLOAT * cost.state, cost.activations * held,
-        loss_bytes(config, config.loader.batch_size, rows), seen * cost.flops / (peak * 1e12 * where.reached * devices) / 3600, "",
+        where, devices, FLOAT * sum(cost.parameters.values()), (FLOAT + ADAM) * cost.learning, FLOAT * cost.state,
+        (cost.activations - whole) * held + whole * rows, loss_bytes(config, config.loader.batch_size, rows),
+        seen * (cost.flops + cached * cost.once) / (peak * 1e12 * where.reached * devices) / 3600, "",
     )  # fmt: skip
     return found._replace(refusal=_refusal(config, cost, found, rows))
 
@@ -132,8 +137,11 @@ def _refusal(config: Pretrain, cost: Cost, found: Estimate, rows: int) -> str:
 
 
 def require(config: Pretrain, where: Machine | None = None) -> None:
-    """Raises Incompatible when a recipe with a large batch cannot be trained here, before any data is read."""
-    if config.loader.batch_size >= SMALL and (refusal := estimate(config, cost_of(config), where or this_machine(config.fit.accelerator), 0).refusal):
+    """Raises Incompatible when a recipe whose steps are not small cannot be trained here, before any data is read."""
+    pixels = 0 if config.model.image.locked else config.loader.batch_size * config.model.image.image_size**2
+    if (pixels > SMALL or config.loader.batch_size >= FEW_PAIRS) and (
+        refusal := estimate(config, cost_of(config), where or this_machine(config.fit.accelerator), 0).refusal
+    ):
         raise Incompatible(refusal)
 
 

@@ -27,7 +27,7 @@ from vlm_core.models.pixels import pixels_of
 from vlm_core.models.towers import TwoTower
 from vlm_core.objectives import base
 from vlm_core.stage import Report, Stage, data_version, file_sha256, write_json
-from vlm_core.train import grad_cache, inputs, locked, look, optim, probe, ranks, references, scenes, snapshot, visual_tokens, watch
+from vlm_core.train import devices, grad_cache, inputs, locked, look, optim, probe, ranks, references, scenes, snapshot, visual_tokens, watch
 from vlm_core.train.blocks import checkpoint_blocks
 from vlm_core.train.body import Batch, Body, Lesson
 from vlm_core.train.config import Pretrain
@@ -43,6 +43,9 @@ def pretrain(config: Pretrain, stage: Stage) -> Report:
     shards = stage.input("shards")
     initial = str(stage.input("initial")) if "initial" in stage.inputs else ""
     settings = {"config": config.model_dump(mode="json"), "shards": str(shards), "initial": initial}
+    if initial:
+        pretrained.require_same(Path(initial), config.model)
+    devices.require(config.fit)
     snapshot.check(config, shards)
     require(config)
     parent = _known_parent(config, initial)

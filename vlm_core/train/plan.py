@@ -103,7 +103,7 @@ def estimate(config: Pretrain, cost: Cost, where: Machine, seen: int) -> Estimat
     rows = math.ceil(config.loader.batch_size / devices)
     held = min(rows, config.fit.micro_batch or rows)
     cached = held < rows and config.fit.gradients == "cached"
-    whole = cost.activations - cost.of_towers if cached else 0.0  # decoders, heads and losses see all rows at once
+    whole = cost.activations - cost.of_towers if cached else 0.0  # what objectives do with features is kept for all rows
     peak = where.peak_bf16 if config.fit.precision == "bf16" else where.peak_32
     found = Estimate(
         where, devices, FLOAT * sum(cost.parameters.values()), (FLOAT + ADAM) * cost.learning, FLOAT * cost.state,

@@ -66,7 +66,7 @@ pretrain_recipes = dg.define_asset_job(
 pretrain_papers = dg.define_asset_job(
     "pretrain_papers", selection=dg.AssetSelection.assets("pretrained_papers"), partitions_def=papers, executor_def=dg.in_process_executor,
     description="Trains the snapshot by any recipe in its paper's size: a partition each. They want GPUs; one that this machine cannot hold fails at once and says what would.",
-    tags={"dagster/max_runtime": str(24 * 3600), "stage": "recipes"},
+    tags={"dagster/max_runtime": str(24 * 3600), "stage": "papers"},
 )  # fmt: skip
 
 compare_pretraining = dg.define_asset_job(

@@ -139,7 +139,7 @@ def test_the_run_stops_when_the_network_is_down_and_loses_nothing(tmp_path):
         first.connect(("127.0.0.1", port))  # fills the queue: the kernel drops whoever comes next
         site = Web({})
         site.address = f"127.0.0.1:{port}"
-        config = settings(site, *names).merged({"network": {"connect_timeout_s": 0.3}})
+        config = settings(site, *names).merged({"network": {"connect_timeout_s": 0.3, "optouts": {"page_robots": False}}})
         pairs = write_pairs(tmp_path / "pairs", *((f"http://{name}/{n}.png", f"number {n}") for n, name in enumerate(names)))
         begin = time.monotonic()
         with pytest.raises(ServiceError, match=r"connect_timeout \d+ among the last \d+ answers, over \d+ domains") as caught:
@@ -148,7 +148,7 @@ def test_the_run_stops_when_the_network_is_down_and_loses_nothing(tmp_path):
         assert time.monotonic() - begin < 20
         assert not (tmp_path / "images").exists()
     with web({f"/{n}.png": body(png(seed=n)) for n in range(30)}) as site:
-        rows, _ = download(tmp_path, pairs, settings(site, *names))
+        rows, _ = download(tmp_path, pairs, settings(site, *names).merged({"network": {"optouts": {"page_robots": False}}}))
     assert Counter(row["status"] for row in rows.values()) == {"ok": 30}
 
 

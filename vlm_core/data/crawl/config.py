@@ -17,6 +17,7 @@ class OptOuts(Config):
     tdmrep: bool = Field(True, description="/.well-known/tdmrep.json of the origin (TDM Reservation Protocol)")
     x_robots_tag: bool = Field(True, description="X-Robots-Tag headers")
     tdm_header: bool = Field(True, description="TDM-Reservation header")
+    page_robots: bool = Field(True, description="the same three files of the origin of the page that shows it, where we did not crawl that page ourselves")
     page_tags: bool = Field(True, description="robots and tdm-reservation meta tags and headers of the page that shows the picture")
     c2pa: bool = Field(True, description="training and data mining assertion inside the picture (C2PA, CAWG)")
     directives: list[str] = Field(default=["noai", "noimageai", "noindex", "noimageindex", "none", "noml"], description="words of X-Robots-Tag that deny")

@@ -30,6 +30,8 @@ from vlm_core.data.fetch import ranges as fetch_ranges
 from vlm_core.data.fetch.by_address import Stored
 from vlm_core.data.fetch.hash_lists import HashLists
 from vlm_core.data.fetch.ledger import Ledger
+from vlm_core.data.fetch.outage import our_fault
+from vlm_core.data.fetch.page_rules import PageRules, unvisited
 from vlm_core.data.fetch.report import make_report
 from vlm_core.data.fetch.schedule import passing, pauses
 from vlm_core.data.fetch.verify import check_hash, mark_placeholders
@@ -61,6 +63,8 @@ def download(config: Download, stage: Stage) -> Report:
     refused = {row["url"]: row["page_optout"] for row in pairs if row["page_optout"] and config.network.optouts.page_tags}
     urls = sorted({row["url"] for row in pairs} - refused.keys())
     copies = local.copies_of(stage.inputs.values(), set(urls))
+    barred = _barred_by_pages(pairs, copies, config, stage, ledger) if config.network.optouts.page_robots else {}
+    urls = [url for url in urls if url not in barred]
     stored, state = Stored(stage.final, ledger), local.believed(ledger.state(), copies, config)
     stored.look(state)
     ledger.keep_quiet({host: begin.timestamp() + rest for host, rest in pauses(state.values(), begin).items()})
@@ -79,7 +83,7 @@ def download(config: Download, stage: Stage) -> Report:
     records = _answers(urls, state)
     _obey(records, ledger)
     ledger.settle(records, config.retry, config.give_up_after)
-    fetched = {**{url: dict(record) for url, record in records.items()}, **{url: _refused(url, said, begin) for url, said in refused.items()}}
+    fetched = {**{url: dict(record) for url, record in records.items()}, **barred, **{url: _refused(url, said, begin) for url, said in refused.items()}}
     _block(fetched, lists)
     mark_placeholders(pairs, fetched, config.placeholder_captions)
     rows = _write(pairs, fetched, stored, stage.out, config)
@@ -117,7 +121,7 @@ def _read_pairs(folder: Path) -> list[Row]:
     file = folder / "pairs.parquet" if folder.is_dir() else folder
     if not file.is_file():
         raise MissingInput(f"Found no {file}, expected the table of candidate pairs; run 'vlm extract' first.")
-    columns, there = ["uid", "url", "caption", "page_optout", "lang", "source", "page_url"], pq.read_schema(file).names
+    columns, there = ["uid", "url", "caption", "page_optout", "lang", "source", "page_url", "pages"], pq.read_schema(file).names
     missing = [name for name in columns if name not in there]
     if missing:
         raise SchemaMismatch(f"Found no column {missing[0]!r} in {file}, expected the table that 'vlm extract' writes; run it first.")
@@ -126,6 +130,17 @@ def _read_pairs(folder: Path) -> list[Row]:
     if not rows:
         raise NothingLeft(f"Found no candidate pair in {file}, expected at least one; look at the reasons in the report of 'vlm extract'.")
     return rows
+
+
+def _barred_by_pages(pairs: list[Row], copies: Mapping[str, Any], config: Download, stage: Stage, ledger: Ledger) -> dict[str, Row]:
+    """Record of each picture address whose page may not be read; origins are asked once a day at most, and only about pages that are new or due."""
+    pages, rules = unvisited(pairs, copies), PageRules(ledger)
+    if todo := rules.due({page for several in pages.values() for page in several}):
+        with reachable(config) as reached:
+            rules.ask(todo, reached, lambda done, total: stage.progress("origins of pages", done, total))
+    if stones := tombstones.load(home()):
+        rules.forget(lambda text: scan.covered(text, stones))
+    return rules.refused(pages)
 
 
 def fetch_here(config: Download, stage: Stage, ledger: Ledger, todo: list[str]) -> None:
@@ -148,10 +163,7 @@ def fetch_here(config: Download, stage: Stage, ledger: Ledger, todo: list[str]) 
         ledger.write_todo(left)
         status = run_module("vlm_core.data.fetch.img2dataset_worker", ledger.root / "job.json", log, config.python, watch, may_crash=True)
         if why := ledger.stopped():
-            raise ServiceError(
-                f"Found our own network at fault ({why}), expected answers from the sites; what was fetched is kept: run the same command again "
-                f"once name servers and network work (a proxy is not used)."
-            )
+            raise ServiceError(our_fault(why))
         if status == 0:
             return
         ledger.blame()

@@ -3,7 +3,7 @@
 addresses.parquet   url, status, runs, due_at, record (JSON): the state after the last run that ended
 passes/NN/          todo.parquet, img2dataset's tars and tables, and NNNNN.jsonl: what became of the addresses of a finished shard
 urls/               of each process: the addresses whose shard is not finished, with their bytes (`spool`); strikes of pictures that a process died of
-origins/            robots.txt, tdmrep.json and ai.txt of each origin
+origins/            robots.txt, tdmrep.json and ai.txt of each origin; page_rules.parquet: what they say about pages that nobody of ours visited
 sites.slots         the token buckets of this run (`politeness.Sites`); quiet.json: until when hosts wanted to be left alone before it began
 decoding/, memory/  of each process: the picture that it decodes, its largest resident size
 stopped             why this run asks no further

@@ -27,3 +27,11 @@ class Outage:
             return ""
         words = ", ".join(f"{word} {count}" for word, count in Counter(word for _, word in ours).most_common())
         return f"{words} among the last {len(last)} answers, over {len({name for name, _ in ours})} domains"
+
+
+def our_fault(why: str) -> str:
+    """The sentence with which a run ends."""
+    return (
+        f"Found our own network at fault ({why}), expected answers from the sites; what was fetched is kept: run the same command again "
+        f"once name servers and network work (a proxy is not used)."
+    )

@@ -212,5 +212,6 @@ def test_every_channel_denies_by_default_with_its_evidence_and_alone_stops_to_bi
         assert fetch("/tag", x_robots_tag=False).rights_evidence == "X-Robots-Tag: noai", "what was said is kept where it does not bind"
         assert fetch("/tag", directives=["noml"]).status == "ok"
     assert {name for name, field in OptOuts.model_fields.items() if field.annotation is bool} == {channel for channel, _, _ in CHANNELS.values()} | {
-        "page_tags"
+        "page_tags",
+        "page_robots",
     }

@@ -23,7 +23,7 @@ def body(data: bytes, kind: str = "image/png", status: int = 200, **headers: str
         for name, value in {"Content-Type": kind, "Content-Length": str(len(data)), **{k.replace("_", "-"): v for k, v in headers.items()}}.items():
             request.send_header(name, value)
         request.end_headers()
-        request.wfile.write(data)
+        request.wfile.write(b"" if request.command == "HEAD" else data)
 
     return answer
 
@@ -54,10 +54,10 @@ def bomb(side: int) -> bytes:
 
 
 class Web:
-    """`routes`: path -> answer, the same for every host; `asked`: (host, path) of every request, `agents`: their User-Agents."""
+    """`routes`: path -> answer, the same for every host; `asked`: (host, path) of every GET, `heads`: path of every HEAD, `agents`: their User-Agents."""
 
     def __init__(self, routes: dict[str, Answer]) -> None:
-        self.routes, self.asked, self.agents, self.address = routes, [], set(), ""  # type: ignore[var-annotated]
+        self.routes, self.asked, self.heads, self.agents, self.address = routes, [], [], set(), ""  # type: ignore[var-annotated]
 
     def count(self, path: str) -> int:
         return sum(asked == path for _, asked in self.asked)
@@ -81,6 +81,10 @@ def web(routes: dict[str, Answer]) -> Iterator[Web]:
             made.agents.add(self.headers.get("User-Agent"))
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 made.routes.get(path, body(b"gone", "text/plain", 404))(self)
+
+        def do_HEAD(self) -> None:
+            made.heads.append(self.path)
+            made.routes.get(self.path, body(b"gone", "text/plain", 404))(self)
 
         def log_message(self, *args: object) -> None:
             pass

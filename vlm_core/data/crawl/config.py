@@ -191,6 +191,9 @@ class Download(Config):
         description="status: hours. The next run asks again at once, later ones after these hours, doubled each time; a status that is not named is final",
     )
     give_up_after: int = Field(5, ge=1, description="runs in which an address may fail before its failure is final")
+    recheck_after_days: float = Field(
+        30.0, ge=0, description="an address that gave a picture is looked at again after this time (HEAD, rules of its origins), in days; 0: never"
+    )
     verify_hash: Literal["drop", "flag", "accept_if_pdq_near"] = Field(
         "drop", description="bytes that differ from the SHA-256 in the table: drop; keep and say so; keep if they look as its PDQ says"
     )

@@ -11,8 +11,8 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from vlm_core.data.crawl import demo_web
 from vlm_core.data.crawl.config import Download
 from vlm_core.data.crawl.places import find
 from vlm_core.data.fetch import local
+from vlm_core.data.fetch import recheck
 from vlm_core.data.fetch import ranges as fetch_ranges
 from vlm_core.data.fetch.by_address import Stored
 from vlm_core.data.fetch.hash_lists import HashLists
@@ -63,11 +64,14 @@ def download(config: Download, stage: Stage) -> Report:
     refused = {row["url"]: row["page_optout"] for row in pairs if row["page_optout"] and config.network.optouts.page_tags}
     urls = sorted({row["url"] for row in pairs} - refused.keys())
     copies = local.copies_of(stage.inputs.values(), set(urls))
-    barred = _barred_by_pages(pairs, copies, config, stage, ledger) if config.network.optouts.page_robots else {}
-    urls = [url for url in urls if url not in barred]
     stored, state = Stored(stage.final, ledger), local.believed(ledger.state(), copies, config)
     stored.look(state)
     ledger.keep_quiet({host: begin.timestamp() + rest for host, rest in pauses(state.values(), begin).items()})
+    barred = _barred_by_pages(pairs, copies, config, stage, ledger) if config.network.optouts.page_robots else {}
+    urls = [url for url in urls if url not in barred]
+    lost = _recheck(frozenset(stored).intersection(urls) - copies.keys(), state, config, stage, ledger)
+    if lost is not None:
+        stored.look(state := local.believed(ledger.state(), copies, config))
     if todo := ledger.due(urls, state, stored, begin, config.retry, config.give_up_after):
         here, away = [url for url in todo if url in copies], [url for url in todo if url not in copies]
         if here:  # no connection, and never in another place than the copies
@@ -88,6 +92,7 @@ def download(config: Download, stage: Stage) -> Report:
     mark_placeholders(pairs, fetched, config.placeholder_captions)
     rows = _write(pairs, fetched, stored, stage.out, config)
     report = make_report(rows, fetched, len(todo), stage)
+    report.metrics |= {} if lost is None else {"withdrawn": float(lost)}
     report.metrics["worker_peak_mb"] = ledger.peak_memory_mb()
     ledger.passes.rename(stage.state / "passes")  # the state folder goes when OUT is published, and not before
     return report
@@ -134,13 +139,23 @@ def _read_pairs(folder: Path) -> list[Row]:
 
 def _barred_by_pages(pairs: list[Row], copies: Mapping[str, Any], config: Download, stage: Stage, ledger: Ledger) -> dict[str, Row]:
     """Record of each picture address whose page may not be read; origins are asked once a day at most, and only about pages that are new or due."""
-    pages, rules = unvisited(pairs, copies), PageRules(ledger)
+    pages = unvisited(pairs, copies)
+    rules = PageRules(ledger, timedelta(days=config.recheck_after_days) if config.recheck_after_days else None)
     if todo := rules.due({page for several in pages.values() for page in several}):
         with reachable(config) as reached:
             rules.ask(todo, reached, lambda done, total: stage.progress("origins of pages", done, total))
     if stones := tombstones.load(home()):
         rules.forget(lambda text: scan.covered(text, stones))
     return rules.refused(pages)
+
+
+def _recheck(urls: Iterable[str], state: Mapping[str, Row], config: Download, stage: Stage, ledger: Ledger) -> int | None:
+    """Look again at those addresses whose picture was last asked for too long ago: how many are to be used no more; None when none was due."""
+    old = recheck.due(state, urls, timedelta(days=config.recheck_after_days)) if config.recheck_after_days else []
+    if not old:
+        return None
+    with reachable(config) as reached:
+        return recheck.ask(old, reached, ledger, lambda done, total: stage.progress("addresses looked at again", done, total))
 
 
 def fetch_here(config: Download, stage: Stage, ledger: Ledger, todo: list[str]) -> None:

@@ -1,6 +1,7 @@
 """What is known about each address, on disk beside OUT: it outlives the run, a kill -9 at any moment and other pairs, because every file appears whole.
 
 addresses.parquet   url, status, runs, due_at, record (JSON): the state after the last run that ended
+rechecked.jsonl     how addresses with a picture were found when they were looked at again (`recheck`), until the run ends
 passes/NN/          todo.parquet, img2dataset's tars and tables, and NNNNN.jsonl: what became of the addresses of a finished shard
 urls/               of each process: the addresses whose shard is not finished, with their bytes (`spool`); strikes of pictures that a process died of
 origins/            robots.txt, tdmrep.json and ai.txt of each origin; page_rules.parquet: what they say about pages that nobody of ours visited
@@ -9,6 +10,7 @@ decoding/, memory/  of each process: the picture that it decodes, its largest re
 stopped             why this run asks no further
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -40,7 +42,7 @@ class Ledger:
     def __init__(self, root: Path) -> None:
         self.root, self.passes, self.urls, self.origins = root, root / "passes", root / "urls", root / "origins"
         self.marks, self.memory, self.stop_file, self.addresses = root / "decoding", root / "memory", root / "stopped", root / "addresses.parquet"
-        self.todo = root / "todo.parquet"
+        self.todo, self.rechecked = root / "todo.parquet", root / "rechecked.jsonl"
         self._mark = -1  # file of this process
         self._spool: Spool | None = None
         self._lock = threading.Lock()
@@ -144,11 +146,26 @@ class Ledger:
         found: dict[str, Row] = {}
         if self.addresses.exists():
             found = {record["url"]: record for record in map(json.loads, pq.read_table(self.addresses, columns=["record"])["record"].to_pylist())}
+        for url, at, record in self._rechecks():
+            if url in found and found[url]["status"] == "ok":
+                counts = {name: found[url][name] for name in ("runs", "attempts")}
+                found[url] = {**record, **counts} if record else {**found[url], "checked_at": at}
         for event in self.events(self._unsettled()):
             old = found.get(event["url"], {"runs": 0, "attempts": 0})
             pause_s = max(event["pause_s"], _still_asked(old, event))
             found[event["url"]] = {**event, "runs": old["runs"], "attempts": old["attempts"] + event.get("asked", True), "pause_s": pause_s}
         return found
+
+    def note_recheck(self, url: str, at: str, record: Row) -> None:
+        """How an address with a picture was found just now: its new record, or {} when nothing speaks against the picture."""
+        with self.rechecked.open("a") as stream:
+            stream.write(json.dumps([url, at, record]) + "\n")
+
+    def _rechecks(self) -> Iterator[tuple[str, str, Row]]:
+        for line in self.rechecked.read_text().splitlines() if self.rechecked.exists() else ():
+            with contextlib.suppress(ValueError):  # the process died while it wrote this line
+                url, at, record = json.loads(line)
+                yield url, at, record
 
     def _settled(self) -> int:
         """The last pass that the state of all addresses holds; -1 before there is one. A crash may leave passes that are in it."""
@@ -172,6 +189,7 @@ class Ledger:
         settled = str(max([self._settled(), *(int(folder.name) for folder in fresh)]))
         pq.write_table(pa.Table.from_pylist(rows, schema=ADDRESSES.with_metadata({"settled": settled})), part, compression="zstd")
         part.rename(self.addresses)
+        self.rechecked.unlink(missing_ok=True)
         shutil.rmtree(self.urls)  # every address has its answer
 
     def due(self, urls: Iterable[str], state: Mapping[str, Row], stored: Iterable[str], now: datetime, retry: Mapping[str, float], give_up: int) -> list[str]:

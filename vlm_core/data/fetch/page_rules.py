@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +52,20 @@ class PageRules:
 
     Args:
         ledger: its origins are the memory of their files, its quiet hosts are left alone.
+        recheck: a page that was decided about is asked about again after this time; None: never.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, ledger: Ledger, recheck: timedelta | None = None) -> None:
+        self.ledger, self.recheck = ledger, recheck
         self.file = ledger.root / "page_rules.parquet"
         self.known: dict[str, Row] = {row["page"]: row for row in pq.read_table(self.file).to_pylist()} if self.file.exists() else {}
 
     def due(self, pages: Iterable[str]) -> list[str]:
-        """Those never decided, or refused for now."""
-        return sorted(page for page in pages if (row := self.known.get(page)) is None or row["passing"])
+        """Those never decided, refused for now, or decided too long ago."""
+        return sorted(page for page in pages if (row := self.known.get(page)) is None or row["passing"] or self._is_old(row))
+
+    def _is_old(self, row: Row) -> bool:
+        return self.recheck is not None and datetime.fromisoformat(row["checked_at"]) + self.recheck <= datetime.now(UTC)
 
     def ask(self, pages: Collection[str], config: Download, progress: Callable[[int, int], None]) -> None:
         """Decide about these pages, an origin at a time, several origins at once; the network of `config` must be reachable.

@@ -171,13 +171,13 @@ class Connections:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def get(self, target: Target, headers: dict[str, str], limits: Limits) -> Iterator[Reply]:
+    def get(self, target: Target, headers: dict[str, str], limits: Limits, method: str = "GET") -> Iterator[Reply]:
         """Ask for a target. Raises FetchFailed for whatever goes wrong on the wire, also while the caller reads the body."""
         limits.start()
         connection: _Connection | None = None
         response: http.client.HTTPResponse | None = None
         try:
-            connection, response = self._ask(target, headers, limits)
+            connection, response = self._ask(target, headers, limits, method)
             reply = Reply(response)
             yield reply
             if not response.isclosed() and response.length is not None and response.length <= LEFTOVER:
@@ -196,11 +196,11 @@ class Connections:
             if connection is not None:
                 connection.close()
 
-    def _ask(self, target: Target, headers: dict[str, str], limits: Limits) -> tuple[_Connection, http.client.HTTPResponse]:
+    def _ask(self, target: Target, headers: dict[str, str], limits: Limits, method: str) -> tuple[_Connection, http.client.HTTPResponse]:
         for fresh in (False, True):
             connection = _Connection(target, limits, self.context) if fresh else self._take(target, limits)
             try:
-                connection.putrequest("GET", target.path or "/", skip_host=True, skip_accept_encoding=True)
+                connection.putrequest(method, target.path or "/", skip_host=True, skip_accept_encoding=True)
                 for name, value in {"Host": target.netloc, **headers}.items():
                     connection.putheader(name, value)
                 connection.endheaders()

@@ -7,6 +7,7 @@ import dagster as dg
 from assets.images import embeddings
 from assets.shards import shards
 from assets.worker import menu, perform
+from pipelines.choices import mixed
 from pipelines.resources import Launcher
 
 EVAL_SETS, FINGERPRINT = menu("eval-sets"), menu("fingerprint")
@@ -22,8 +23,9 @@ def knowing(launcher: Launcher) -> dict[str, Path]:
 
 @dg.asset(group_name="data", owners=["team:data"], kinds={"image", "parquet"}, deps=[shards, embeddings])
 def eval_sets(context: dg.AssetExecutionContext, launcher: Launcher, config: EVAL_SETS.form) -> dg.MaterializeResult:
-    """Labelled pictures with class names, templates and splits that share nothing with the training shards, nor with what a filter network was trained on."""
-    return perform(context, launcher, EVAL_SETS, config, {"shards": launcher.data("shards"), **knowing(launcher)}, launcher.data("eval_sets"))
+    """Labelled pictures with class names, templates and splits that share nothing with the training shards, those of mixes among them, nor with what a filter network was trained on."""
+    inputs = {"shards": launcher.data("shards"), **knowing(launcher), **mixed()}
+    return perform(context, launcher, EVAL_SETS, config, inputs, launcher.data("eval_sets"))
 
 
 @dg.asset(group_name="data", owners=["team:data"], kinds={"parquet"}, deps=[eval_sets, embeddings])

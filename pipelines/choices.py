@@ -40,5 +40,17 @@ def batches() -> dict[str, str]:
     return found
 
 
+def mixed() -> dict[str, Path]:
+    """Further snapshots that recipes of params.yaml train on (`loader.mix`), as inputs of 'vlm eval-sets': shards.NAME -> folder."""
+    found: dict[str, Path] = {}
+    for verb in ("pretrain", "distil"):
+        for recipe in listed(verb):
+            settings = chosen(verb, recipe)[1].model_dump(mode="json")
+            for name, more in settings.get("student", settings)["loader"]["mix"].items():
+                if (folder := Path(more["shards"])) not in found.values():
+                    found[f"shards.{name}" if f"shards.{name}" not in found else f"shards.{verb}.{recipe}.{name}"] = folder
+    return found
+
+
 MODELS = listed("pretrain")
 BASE = MODELS[0]  # the model that is adapted and distilled

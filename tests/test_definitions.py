@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 import yaml
 
-from pipelines.choices import BASE, MODELS, PARAMS, ROOT, listed
+from pipelines.choices import BASE, MODELS, PARAMS, ROOT, listed, mixed
 from pipelines.definitions import defs
 from pipelines.partitions import CHOSEN_METHODS, DATASETS, METHODS, RECIPES, papers, tiny
 from pipelines.resources import Launcher
@@ -134,6 +134,16 @@ def test_params_yaml_lists_known_recipes_whose_settings_resolve() -> None:
         assert names or verb not in MADE_BY_ASSETS, f"params.yaml lists no recipe of {verb}"
         for name in names:
             assert load(verb, name, PARAMS)[0] == name
+
+
+def test_test_sets_are_made_apart_from_every_snapshot_that_a_listed_recipe_mixes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = tmp_path / "params.yaml"
+    web, more = ({"mix": {"web": {"shards": folder}}} for folder in ("data/web", "data/more"))
+    params.write_text(
+        yaml.safe_dump({"pretrain": {"clip_tiny": {"loader": web}, "siglip_tiny": {"loader": more}}, "distil": {"clip_kd_tiny": {"student": {"loader": web}}}})
+    )
+    monkeypatch.setattr("pipelines.choices.PARAMS", params)
+    assert mixed() == {"shards.web": Path("data/web"), "shards.pretrain.siglip_tiny.web": Path("data/more")}
 
 
 def test_dvc_yaml_has_the_stages_of_the_assets_with_the_choices_of_params_yaml() -> None:

@@ -56,6 +56,12 @@ def test_sources_too_small_for_a_batch_are_one_source_together() -> None:
     assert [rows.tolist() for rows in by_source(["a"] * 5 + ["b"] * 2, 4)] == [[0, 1, 2, 3, 4]]  # two are not a batch
 
 
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes of a mix's pictures are kept there."""
+    monkeypatch.setenv("VLM_HOME", str(tmp_path / "home"))
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("debiased")

@@ -292,3 +292,21 @@ def test_paths_in_settings_are_found_from_any_folder(tmp_path, monkeypatch):
     assert find("infra/demo/corpus.tar").samefile(CORPUS)
     (tmp_path / "mine.tar").touch()
     assert find("mine.tar") == Path("mine.tar")
+
+
+def test_what_another_snapshot_of_a_mix_trains_on_is_tested_by_nobody(corpus, tmp_path):
+    named = [p for p in corpus.pictures if p.source == "noto" and p.url and "robots" not in p.dirt and p.captions[p.pages[0].split("/")[1]]]
+    pictures, config = named[::3][:160], EvalSets(corpus=str(tmp_path / "small.tar"), datasets=["emoji_groups"], min_train=1, min_test=1)
+    part_of(corpus, pictures, tmp_path / "small.tar")
+    shards = shards_of(corpus, pictures[:60], tmp_path / "shards")
+    tested = _tested(eval_to(tmp_path / "before", config, {"shards": shards}))
+    web = shards_of(corpus, [p for p in pictures if hashlib.sha256(corpus.read(p.file)).hexdigest() in tested], tmp_path / "web")
+    trained = {sample.record["sha256"] for sample in read_samples(web, "train")}
+    assert len(tested & trained) >= 8, "else this shows nothing"
+    after = _tested(eval_to(tmp_path / "after", config, {"shards": shards, "shards.web": web}))
+    assert after - trained == after != set()
+
+
+def _tested(folder):
+    table = pq.read_table(folder / "emoji_groups" / "table.parquet").to_pydict()
+    return {sha for sha, split in zip(table["sha256"], table["split"], strict=True) if split == "test"}

@@ -64,6 +64,12 @@ def test_shares_are_thousandths_by_largest_remainders() -> None:
 # ---------------------------------------------------------------- with pictures
 
 
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes of a mix's pictures are kept there."""
+    monkeypatch.setenv("VLM_HOME", str(tmp_path / "home"))
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """60 samples, and 90 that hold the same 60; another seed holds out others."""

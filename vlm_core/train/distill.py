@@ -171,7 +171,7 @@ def report_on(config: Distil, stage: Stage, shards: Path, names: list[str], teac
     for who, found in seen.items():
         table.append({"model": who, **{key.removeprefix("quick."): round(value, 4) for key, value in found.items()}})
     samples, steps = training_samples(shards, config.student.loader), int(rows["student"][-1]["step"])
-    counts = {"in": len(samples), "steps": steps, "seen": steps * config.student.loader.batch_size}
+    counts = {"in": len(samples), "steps": steps, "seen": steps * config.student.loader.batch_size, **samples.kept_out}
     known = catalog(stage, names, passes(config.student, samples, rows["student"]))
     return Report(counts=counts, metrics=metrics, pictures=pictures, tables={"quick numbers on held-out pairs": table}, catalog=known)
 

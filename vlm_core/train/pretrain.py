@@ -222,7 +222,7 @@ def report_on(config: Pretrain, stage: Stage, shards: Path) -> Report:
         **watch.summary(rows),
     }  # fmt: skip
     samples, seen_pairs = references.trained_on(config, shards), int(rows[-1]["step"]) * config.loader.batch_size
-    counts = {"in": len(samples), "steps": int(rows[-1]["step"]), "seen": seen_pairs, "epochs": math.ceil(passes(config, samples, rows))}
+    counts = {"in": len(samples), "steps": int(rows[-1]["step"]), "seen": seen_pairs, "epochs": math.ceil(passes(config, samples, rows)), **samples.kept_out}
     pictures = {"loss over steps": "loss.png", "nearest captions of held-out pictures": "nearest_captions.png"}
     pictures |= scenes.sheet(config, samples, model.pixels, stage.pictures)
     pictures |= visual_tokens.rebuilt_sheet(model.towers, shards, model.pixels, stage.pictures)

@@ -2,7 +2,8 @@
 
 Pictures with equal bytes, equal captions or nearly equal looks, and the works of one clip-art author, form a group, and a group lies in one split.
 A picture that is grouped with a training sample, or whose author has one, never lies in test; nor does one that is grouped with what the filter network
-was trained on that made the embeddings (input embeddings): it chose the training samples.
+was trained on that made the embeddings (input embeddings): it chose the training samples. Models of a mix (`loader.mix`) are trained on several snapshots:
+each is an input, shards and shards.NAME.
 
     OUT/<dataset>/images.tar      <key>.png | jpg, the bytes of the corpus
     OUT/<dataset>/table.parquet   key, split, label, classname, group, style, sha256; sorted by key
@@ -69,7 +70,8 @@ def eval_sets(config: EvalSets, stage: Stage) -> Report:
     report = Report()
     with Corpus(find(config.corpus)) as corpus:
         known = read_known(stage.input("embeddings")) if "embeddings" in stage.inputs else []
-        pictures = pool(corpus, stage.input("shards"), known, config.group, stage)
+        snapshots = [path for name, path in sorted(stage.inputs.items()) if name.partition(".")[0] == "shards"]
+        pictures = pool(corpus, snapshots, known, config.group, stage)
         for name in config.datasets:
             made = _split(MENU[name], pictures, config)
             if len({entry.classname for entry in made.entries}) < 2:

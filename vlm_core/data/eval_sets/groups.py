@@ -58,16 +58,16 @@ def group(looks: Sequence[Look], config: Grouping) -> dict[str, str]:
     return dict(zip(uids, group_samples(uids, captions, sha256, phashes, pdqs, quality, authors, config), strict=True))
 
 
-def pool(corpus: Corpus, shards: Path, known: list[Look], config: Grouping, stage: Stage) -> list[Item]:
-    """Every labelled picture of the corpus, sorted by key. `known`: pictures that count as trained on beside those of the shards."""
+def pool(corpus: Corpus, snapshots: Sequence[Path], known: list[Look], config: Grouping, stage: Stage) -> list[Item]:
+    """Every labelled picture of the corpus, sorted by key. `known`: pictures that count as trained on beside those of the snapshots."""
     pictures = sorted((picture for picture in corpus.pictures if picture.labels), key=lambda picture: picture.key)
     looks, trained, stones = [], list(known), tombstones.load(home())
     for done, picture in enumerate(pictures, 1):
         author = picture.author if picture.style == "clipart" else ""  # a photographer or a font is no style
         looks.append(look_at(picture.key, corpus.read(picture.file), picture.captions.get("en", ""), author=author))
         stage.progress("corpus pictures", done, len(pictures))
-    for done, sample in enumerate(read_samples(shards, "train"), 1):
-        first = look_at(f"~{sample.uid}", sample.jpeg, sample.record["caption"], sample.record["sha256"])
+    for done, (place, sample) in enumerate(((place, sample) for place, shards in enumerate(snapshots) for sample in read_samples(shards, "train")), 1):
+        first = look_at(f"~{place}/{sample.uid}", sample.jpeg, sample.record["caption"], sample.record["sha256"])
         others = {joined(caption["text"]) for caption in sample.record["captions"]} - {first.caption}
         trained += [first, *(first._replace(uid=f"{first.uid}#{number}", caption=text) for number, text in enumerate(sorted(others)))]
         stage.progress("training samples", done)

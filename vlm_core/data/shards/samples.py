@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vlm_core.data.config import Loader
+from vlm_core.data.shards import apart
 from vlm_core.data.shards.order import DebiasedOrder, MixedOrder, Order, by_source, shares
 from vlm_core.data.shards.shards import Sample, read_index, read_manifest
 from vlm_core.errors import BadManifest, Incompatible, NothingLeft
@@ -26,6 +28,7 @@ class ShardSamples:
     def __init__(self, shards_dir: Path, split: str = "train", *, verify: bool = False, without: Collection[str] = ()) -> None:
         self._open: dict[str, int] = {}
         self.shards_dir, self.split = shards_dir, split
+        self.kept_out: dict[str, int] = {}  # as of a mix
         self.digest: str = read_manifest(shards_dir)["index"]["md5"]
         index = read_index(shards_dir, split, verify=verify)
         if without:
@@ -102,15 +105,15 @@ class ShardSamples:
 
 
 class MixedSamples:
-    """Training samples of several snapshots as one. What any of them holds out is left out of all."""
+    """Training samples of several snapshots as one. What resembles what any of them holds out (`apart.py`) is left out of all; `kept_out` counts it."""
 
     def __init__(self, shards_dir: Path, config: Loader) -> None:
         folders = [shards_dir, *(Path(more.shards) for more in config.mix.values())]
-        held_out = {uid for folder in folders for uid in read_index(folder, "heldout")["uid"].to_pylist()}
-        self.parts = [ShardSamples(folder, "train", verify=config.verify, without=held_out) for folder in folders]
+        left_out, self.kept_out = _kept_out(tuple(folders), tuple(read_manifest(folder)["index"]["md5"] for folder in folders))
+        self.parts = [ShardSamples(folder, "train", verify=config.verify, without=left_out) for folder in folders]
         self.weights = [1.0, *(more.weight for more in config.mix.values())]
         self.shards_dir = shards_dir
-        self.digest = hashlib.md5(repr([(part.digest, weight) for part, weight in zip(self.parts, self.weights, strict=True)]).encode()).hexdigest()
+        self.digest = hashlib.md5(repr([(part.digest, len(part), weight) for part, weight in zip(self.parts, self.weights, strict=True)]).encode()).hexdigest()
         self.uids = [uid for part in self.parts for uid in part.uids]
         self._first = np.cumsum([0, *map(len, self.parts)])
 
@@ -144,6 +147,14 @@ class MixedSamples:
 
 
 Samples = ShardSamples | MixedSamples
+
+
+@lru_cache(maxsize=4)
+def _kept_out(folders: tuple[Path, ...], digests: tuple[str, ...]) -> tuple[frozenset[str], dict[str, int]]:
+    """(uids, counts by reason); the digests make it once for the same data, as a run asks for its samples more than once."""
+    trained, held_out = ([ShardSamples(folder, split) for folder in folders] for split in ("train", "heldout"))
+    found = apart.kept_out(trained, held_out)
+    return frozenset(found), apart.count(trained, found)
 
 
 def training_samples(shards_dir: Path, config: Loader, without: Collection[str] = ()) -> Samples:

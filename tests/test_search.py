@@ -25,7 +25,10 @@ SAME = (2 / 3) ** 0.5  # what a question scores against the very same sample: it
 
 @pytest.fixture(scope="module")
 def port(small_set) -> Iterator[int]:
-    server = search.make_server(small_set, 0)
+    yield from serving(search.make_server(small_set, 0))
+
+
+def serving(server: search.Server) -> Iterator[int]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server.server_address[1]
@@ -141,6 +144,51 @@ def test_other_sites_in_the_same_browser_are_refused_and_the_own_page_is_not(por
     assert "Access-Control-Allow-Origin" not in ask(port)[2]
 
 
+FRONT = "http://front.test:3005"
+
+
+@pytest.fixture(scope="module")
+def open_port(small_set) -> Iterator[int]:
+    yield from serving(search.make_server(small_set, 0, origins=[FRONT]))
+
+
+def test_a_page_of_a_named_origin_may_ask_and_read_and_no_other(open_port):
+    body, path = json.dumps({"text": "cat", "num_images": 1}).encode(), "/knn-service"
+    status, data, headers = ask(open_port, "POST", path, body, Origin=FRONT)
+    assert (status, len(json.loads(data)), headers["Access-Control-Allow-Origin"], headers["Vary"]) == (200, 1, FRONT, "Origin")
+    assert "Access-Control-Allow-Credentials" not in headers
+    assert ask(open_port, path="/indices-list", Origin=FRONT)[2]["Access-Control-Allow-Origin"] == FRONT
+    for stranger in ("http://evil.test", "null", "http://front.test", "https://front.test:3005", f"{FRONT}.evil.test"):
+        status, _, headers = ask(open_port, "POST", path, body, Origin=stranger)
+        assert (status, "Access-Control-Allow-Origin" in headers) == (403, False)
+    assert ask(open_port, "POST", path, body, Origin=FRONT, Host="evil.test")[0] == 403, "a rebound name is none of ours, whoever asks"
+
+
+def test_a_browser_that_asks_first_is_told_what_a_named_page_may_do_and_others_nothing(open_port, port):
+    asked = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "content-type"}
+    status, data, headers = ask(open_port, "OPTIONS", "/knn-service", Origin=FRONT, **asked, Access_Control_Request_Private_Network="true")
+    told = {name.removeprefix("Access-Control-"): value for name, value in headers.items() if name.startswith("Access-Control-")}
+    assert (status, data) == (200, b"")
+    assert told == {"Allow-Origin": FRONT, "Allow-Methods": "GET, POST", "Allow-Headers": "Content-Type", "Max-Age": "600", "Allow-Private-Network": "true"}
+    for where, origin in ((open_port, "http://evil.test"), (port, FRONT)):
+        status, _, headers = ask(where, "OPTIONS", "/knn-service", Origin=origin, **asked)
+        assert (status, any(name.startswith("Access-Control") for name in headers)) == (403, False)
+    assert ask(open_port, "OPTIONS", "/knn-service")[0] == 403
+
+
+@pytest.mark.parametrize("origin", ["*", "null", "front.test", "http://front.test/", "http://a.test http://b.test", "file://x"])
+def test_what_is_no_single_origin_is_refused_before_anything_is_served(small_set, origin):
+    with pytest.raises(ConfigError, match="expected scheme, host and perhaps port"):
+        search.make_server(small_set, 0, origins=[origin])
+
+
+def test_clip_client_may_ask_for_more_than_there_are_and_gets_all_best_first(client, small_set):
+    client.num_images, client.deduplicate = 10_000, False
+    found = client.query(text="face")
+    assert {row["uid"] for row in found} == kept(small_set)
+    assert [row["similarity"] for row in found] == sorted((row["similarity"] for row in found), reverse=True)
+
+
 @pytest.mark.parametrize(
     ("question", "says"),
     [
@@ -154,8 +202,8 @@ def test_other_sites_in_the_same_browser_are_refused_and_the_own_page_is_not(por
         ({"embedding_input": [1.0, 2.0]}, "expected 896"),
         ({"embedding_input": [float("nan")] * 896}, "expected 896"),
         ({"embedding_input": ["a"]}, "expected 896"),
-        ({"text": "a", "num_images": 0}, "from 1 to 200"),
-        ({"text": "a", "num_images": 10**9}, "from 1 to 200"),
+        ({"text": "a", "num_images": 0}, "from 1 to 10,000"),
+        ({"text": "a", "num_images": 10_001}, "from 1 to 10,000"),
         ({"text": "a", "modality": "audio"}, "image or text"),
         ({"text": "a", "indice_name": "../etc"}, "expected 'filtered'"),
         ([1], "not an object"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 INDEX = "filtered"
-TEXT_CHARS, RESULTS, LOOK_EVERY_S = 2_000, 200, 1.0
+TEXT_CHARS, RESULTS, LOOK_EVERY_S = 2_000, 10_000, 1.0
 FEW = 1 / 8  # below this share of the rows a filter leaves so little that the vectors are compared one by one, exactly
 BLOCK = 65_536
 LIMITS = Limits(max_pixels=40_000_000, max_decoded_mb=200, min_side=1, max_aspect=0)
@@ -69,14 +69,15 @@ class Library:
         if index != INDEX or modality not in MODALITIES:
             raise BadRequest(f"Found the index {str(index)[:80]!r} and modality {str(modality)[:80]!r}, expected {INDEX!r} and image or text.")
         if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= RESULTS:
-            raise BadRequest(f"Found num_images {str(count)[:80]!r}, expected a whole number from 1 to {RESULTS}.")
+            raise BadRequest(f"Found num_images {str(count)[:80]!r}, expected a whole number from 1 to {RESULTS:,}.")
         shelf, distinct = self.shelf, bool(question.get("deduplicate", True))
         query_D, allowed = self._embed(shelf, question), self._allowed(shelf, question)
         own = shelf.row(question["uid"]) if question.get("uid") else None
         if own is not None:
             allowed = allowed & (shelf.embedded.table["sha256"].to_numpy() != shelf.record(own)["sha256"]) if distinct else allowed.copy()
             allowed[own] = False
-        return [self._told(shelf, row, score) for row, score in self._nearest(shelf, query_D, modality, allowed, count, distinct)]
+        found = self._nearest(shelf, query_D, modality, allowed, count, distinct)
+        return [_told(record, row, score) for record, (row, score) in zip(shelf.records([row for row, _ in found]), found, strict=True)]
 
     def snapshots(self) -> list[str]:
         """Hashes that the catalog knows, the newest first."""
@@ -164,26 +165,32 @@ class Library:
     def _nearest(self, shelf: Shelf, query_D: NDArray[np.float32], modality: str, allowed: Mask, count: int, distinct: bool) -> Found:
         """The index answers where a good part of its rows is allowed; where few are, their vectors are compared one by one, exactly."""
         if allowed.sum() < FEW * len(allowed):
-            rows = np.flatnonzero(allowed)
-            parts = [shelf.embedded.vectors[modality][rows[at : at + BLOCK]].astype(np.float32) @ query_D for at in range(0, len(rows), BLOCK)]
-            scores = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-            found = [(int(rows[place]), float(scores[place])) for place in np.argsort(-scores, kind="stable")]
-            return (_distinct(found, shelf) if distinct else found)[:count]
+            return _exactly(shelf, query_D, modality, allowed, count, distinct)
         index, wanted = shelf.embedded.index[modality], 4 * count
         while True:  # the index also holds what is not allowed: ask for more until there is enough
             depth = min(index.ntotal, wanted)
             with self._one_at_a_time:
                 scores_1K, places_1K = index.search(query_D[None], depth)
             found = [(int(row), float(score)) for row, score in zip(places_1K[0], scores_1K[0], strict=True) if row >= 0 and allowed[row]]
-            found = _distinct(found, shelf) if distinct else found
-            if len(found) >= count or depth == index.ntotal:
-                return found[:count]
+            told = _distinct(found, shelf) if distinct else found
+            if len(told) >= count or len(found) == allowed.sum():
+                return told[:count]
+            if depth == index.ntotal:  # an index that looks into some of its cells only has not seen all
+                return _exactly(shelf, query_D, modality, allowed, count, distinct)
             wanted = 4 * depth
 
-    def _told(self, shelf: Shelf, row: int, score: float) -> dict[str, Any]:
-        record = shelf.record(row)
-        told = {name: record[name] for name in ("url", "page_url", "caption", "uid", "lang", "split")}
-        return {"id": row, "similarity": score, **told, "image_path": f"/thumbnail/{record['uid']}.jpg", "why_path": f"/why/{record['uid']}"}
+
+def _exactly(shelf: Shelf, query_D: NDArray[np.float32], modality: str, allowed: Mask, count: int, distinct: bool) -> Found:
+    rows = np.flatnonzero(allowed)
+    parts = [shelf.embedded.vectors[modality][rows[at : at + BLOCK]].astype(np.float32) @ query_D for at in range(0, len(rows), BLOCK)]
+    scores = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    found = [(int(rows[place]), float(scores[place])) for place in np.argsort(-scores, kind="stable")]
+    return (_distinct(found, shelf) if distinct else found)[:count]
+
+
+def _told(record: dict[str, Any], row: int, score: float) -> dict[str, Any]:
+    told = {name: record[name] for name in ("url", "page_url", "caption", "uid", "lang", "split")}
+    return {"id": row, "similarity": score, **told, "image_path": f"/thumbnail/{record['uid']}.jpg", "why_path": f"/why/{record['uid']}"}
 
 
 def _like(shelf: Shelf, uid: Any) -> NDArray[np.float32]:

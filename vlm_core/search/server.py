@@ -6,7 +6,7 @@
     GET  /?q=..&uid=..&lang=..   POST / (a form with a picture)   /why/<uid>      pages for people
 
 `clip_retrieval.clip_client.ClipClient` works against it. Not offered, on purpose: fetching an `image_url`, reading a path, writing anything,
-another address than 127.0.0.1, foreign Host or Origin headers. Only samples that the filter kept and nobody took down can be answered.
+another address than 127.0.0.1, foreign Host headers, pages of another origin unless `--origin` names it (clip-retrieval's front does need that). Only samples that the filter kept and nobody took down can be answered.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ BODY_BYTES, QUIET_S, ON_A_PAGE = 16 * 2**20, 30.0, 48
 ASKED = ("q", "uid", *FILTERS)
 MENU = 50  # domains and snapshots that the page offers
 UID = "[0-9a-f]{32}"
+ORIGIN = r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?"
 Body = tuple[int, str, bytes]  # status, content type, bytes
 
 
@@ -40,6 +41,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request. Every answer forbids scripts, frames and guessing of types."""
 
     library: Library
+    origins: frozenset[str]  # pages of other origins that may ask and read the answer
     server: ThreadingHTTPServer
     protocol_version, timeout, server_version, sys_version = "HTTP/1.1", QUIET_S, "vlm-search", ""
 
@@ -48,6 +50,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self._reply(self._post)
+
+    def do_OPTIONS(self) -> None:
+        self._reply(self._preflight)
+
+    def _preflight(self) -> Body:
+        """A browser asks before a page of another origin may send JSON; what it may do stands in the headers."""
+        if self._guest() is None:
+            raise BadRequest("Found OPTIONS without the Origin of a page that may ask, expected GET or POST.", 403)
+        return 200, "text/plain", b""
 
     def _get(self) -> Body:
         target, shelf = urlsplit(self.path), self.library.shelf
@@ -148,7 +159,7 @@ class Handler(BaseHTTPRequestHandler):
             "Content-Type": kind, "Content-Length": str(len(body)), "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "Referrer-Policy": "same-origin",
             "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
         }  # fmt: skip
-        for name, value in headers.items():
+        for name, value in (headers | self._shared()).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
@@ -160,8 +171,25 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Host", "").lower() not in known:
             raise BadRequest(f"Found the Host {self.headers.get('Host', '')[:80]!r}, expected {HOST}:{port}.", 403)
         origin = self.headers.get("Origin")
-        if origin is not None and origin.lower() not in {f"http://{name}" for name in known}:
-            raise BadRequest(f"Found the Origin {origin[:80]!r}, expected none or this service.", 403)
+        if origin is not None and self._guest() is None and origin.lower() not in {f"http://{name}" for name in known}:
+            raise BadRequest(f"Found the Origin {origin[:80]!r}, expected none, this service or one that 'vlm serve --origin' names.", 403)
+
+    def _guest(self) -> str | None:
+        """The origin of the asking page, if it is another one that may ask."""
+        origin = self.headers.get("Origin", "")
+        return origin if origin.lower() in self.origins else None
+
+    def _shared(self) -> dict[str, str]:
+        """Headers that let a browser hand the answer to the page of a guest. Never a star, never with cookies."""
+        guest = self._guest()
+        if guest is None:
+            return {"Vary": "Origin"} if self.origins else {}
+        shared = {"Access-Control-Allow-Origin": guest, "Vary": "Origin"}
+        if self.command == "OPTIONS":
+            shared |= {"Access-Control-Allow-Methods": "GET, POST", "Access-Control-Allow-Headers": "Content-Type", "Access-Control-Max-Age": "600"}
+            if self.headers.get("Access-Control-Request-Private-Network") == "true":
+                shared["Access-Control-Allow-Private-Network"] = "true"
+        return shared
 
     def log_message(self, format: str, *args: Any) -> None:
         """Questions may be personal: nothing is written down."""
@@ -199,8 +227,17 @@ def _question(body: bytes) -> dict[str, Any]:
     return question
 
 
-def make_server(data: Path, port: int, look_every_s: float = LOOK_EVERY_S) -> Server:
+def allowed_origins(names: Iterable[str]) -> frozenset[str]:
+    """Origins as browsers send them. Raises ConfigError for anything but scheme, host and port."""
+    for name in names:
+        if not re.fullmatch(ORIGIN, name.lower()):
+            raise ConfigError(f"Found the origin {name[:80]!r}, expected scheme, host and perhaps port, such as http://127.0.0.1:3005; give that, without path or star.")
+    return frozenset(name.lower() for name in names)
+
+
+def make_server(data: Path, port: int, look_every_s: float = LOOK_EVERY_S, origins: Iterable[str] = ()) -> Server:
     """A server that listens but does not answer yet. Raises ConfigError when the port is taken, MissingInput when there is nothing to serve."""
+    allowed = allowed_origins(list(origins))
     server = Server((HOST, port), Handler, bind_and_activate=False)
     try:
         server.server_bind()
@@ -211,7 +248,7 @@ def make_server(data: Path, port: int, look_every_s: float = LOOK_EVERY_S) -> Se
             f"Found port {port} of {HOST} not free ({os.strerror(getattr(error, 'errno', None) or 22)}), expected a free one; give another --port."
         ) from None
     try:
-        server.RequestHandlerClass = type("BoundHandler", (Handler,), {"library": Library(data, home(), look_every_s)})
+        server.RequestHandlerClass = type("BoundHandler", (Handler,), {"library": Library(data, home(), look_every_s), "origins": allowed})
     except BaseException:
         server.server_close()
         raise
@@ -222,8 +259,12 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="vlm serve", description="Read-only search over the filtered set, on loopback.")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder that holds embeddings/, filtered/, images/ and shards/")
     parser.add_argument("--port", type=int, default=7600)
+    parser.add_argument(
+        "--origin", action="append", default=None, help="origin of pages elsewhere that may ask, such as http://127.0.0.1:3005; may be repeated; else those of $VLM_SEARCH_ORIGINS, by commas"
+    )
     args = parser.parse_args(argv)
-    server = make_server(args.data, args.port)
+    named = os.environ.get("VLM_SEARCH_ORIGINS", "").split(",") if args.origin is None else args.origin
+    server = make_server(args.data, args.port, origins=[name.strip() for name in named if name.strip()])
     samples = int(server.RequestHandlerClass.library.shelf.alive.sum())  # type: ignore[attr-defined]
     print(f"[serve] {samples:,} samples at http://{HOST}:{server.server_port}/ (Ctrl-C ends it)", flush=True)
     try:

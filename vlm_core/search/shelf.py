@@ -107,8 +107,11 @@ class Shelf:
         return found if found is not None and self.alive[found] else None
 
     def record(self, row: int) -> dict[str, Any]:
-        found: dict[str, Any] = self.embedded.table.slice(row, 1).to_pylist()[0]
-        return {**found, "split": self.split.names[self.split.code_N[row]], "host": self.embedded.host.names[self.embedded.host.code_N[row]]}
+        return self.records([row])[0]
+
+    def records(self, rows: list[int]) -> list[dict[str, Any]]:
+        found, split, host = self.embedded.table.take(pa.array(rows, pa.int64())).to_pylist(), self.split, self.embedded.host
+        return [{**one, "split": split.names[split.code_N[row]], "host": host.names[host.code_N[row]]} for one, row in zip(found, rows, strict=True)]
 
 
 def signature(data: Path, home: Path) -> dict[str, tuple[Any, ...]]:

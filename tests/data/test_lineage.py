@@ -321,3 +321,19 @@ def test_every_change_between_two_snapshots_has_the_reason_that_made_it(tmp_path
         ("removed", "clip_score_below"): uid["dropped"], ("removed", "watermark"): uid["dropped_later"], ("removed", "taken_down"): uid["taken"],
         ("removed", "no longer found"): uid["lost"],
     }  # fmt: skip
+
+
+def test_models_of_a_site_are_those_of_every_picture_that_any_of_its_pages_shows(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pages merged into one pair count, also where the picture lies elsewhere and another page is the first."""
+    shutil.copytree(world.root / "home", tmp_path / "home")
+    monkeypatch.setenv("VLM_HOME", str(tmp_path / "home"))
+    shown, other = sorted(train(world.a) & train(world.b))[:2]
+    pages = [{"page_url": f"https://{host}/post.html", "source": "demo", "place": ""} for host in ("first.test", "Blog.Second.test")]
+    rows = [{"uid": shown, "url": "http://cdn.test/1.png", "page_url": pages[0]["page_url"], "pages": pages}, {"uid": other, "url": "http://cdn.test/2.png", "page_url": pages[0]["page_url"], "pages": pages[:1]}]
+    append(tmp_path / "home" / "catalog", "pairs", pa.Table.from_pylist(rows, schema=pa.schema([TABLES["pairs"].field(name) for name in rows[0]])), "later")
+    for words, samples in ((("--domain", "second.test"), 1), (("--domain", "first.test"), 2), (("--url", "https://blog.second.test/post.html"), 1), (("--url", "https://first.test/post.html"), 2), (("--url", "http://cdn.test/2.png"), 1)):
+        answer = ask(capsys, "models", *words)
+        assert answer["selected"][0]["samples"] == samples, words
+        direct = {(row["name"], row["samples"]) for row in answer["models"] if row["how"] == "direct" and row["name"] in ("clip_tiny", "small")}
+        assert direct == {("clip_tiny", samples), ("small", samples)}
+    assert "Found no sample with domain 'cond.test'" in refused(capsys, "models", "--domain", "cond.test")

@@ -231,7 +231,9 @@ def allowed_origins(names: Iterable[str]) -> frozenset[str]:
     """Origins as browsers send them. Raises ConfigError for anything but scheme, host and port."""
     for name in names:
         if not re.fullmatch(ORIGIN, name.lower()):
-            raise ConfigError(f"Found the origin {name[:80]!r}, expected scheme, host and perhaps port, such as http://127.0.0.1:3005; give that, without path or star.")
+            raise ConfigError(
+                f"Found the origin {name[:80]!r}, expected scheme, host and perhaps port, such as http://127.0.0.1:3005; give that, without path or star."
+            )
     return frozenset(name.lower() for name in names)
 
 
@@ -260,7 +262,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder that holds embeddings/, filtered/, images/ and shards/")
     parser.add_argument("--port", type=int, default=7600)
     parser.add_argument(
-        "--origin", action="append", default=None, help="origin of pages elsewhere that may ask, such as http://127.0.0.1:3005; may be repeated; else those of $VLM_SEARCH_ORIGINS, by commas"
+        "--origin",
+        action="append",
+        default=None,
+        help="origin of pages elsewhere that may ask, such as http://127.0.0.1:3005; may be repeated; else those of $VLM_SEARCH_ORIGINS, by commas",
     )
     args = parser.parse_args(argv)
     named = os.environ.get("VLM_SEARCH_ORIGINS", "").split(",") if args.origin is None else args.origin

@@ -12,21 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import pyarrow as pa
+
 from vlm_core import stage as stages
 from vlm_core.data.lineage.catalog import Answer, Row, ask, open_catalog
 from vlm_core.data.lineage.diff import diff
 from vlm_core.data.lineage.exact_bytes import rebuild
+from vlm_core.data.lineage.seen import seen_at
 from vlm_core.errors import ConfigError, MissingInput
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-SELECTORS = {
-    "url": "url = ?",
-    "domain": "contains(lower(url), lower(?)) AND (host = lower(?) OR ends_with(host, '.' || lower(?)))",
-    "sha256": "sha256 = lower(?)",
-    "uid": "uid = ?",
-}
+SELECTORS = ("url", "domain", "sha256", "uid")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -142,15 +140,16 @@ def samples(con: "DuckDBPyConnection", model_id: str, limit: int = 20, csv_file:
 
 
 def models(con: "DuckDBPyConnection", selector: str, value: str) -> Answer:
-    """The models that saw the samples of an address, domain, picture or uid: how (direct, initial, teacher, captions ...) and how many."""
-    where = SELECTORS[selector]
-    chosen = f"(SELECT DISTINCT uid FROM sample_seen WHERE {where})"
-    values = [value] * where.count("?")
-    seen = ask(con, f"SELECT count(*) AS samples FROM {chosen}", *values)
-    if not seen[0]["samples"]:
+    """The models that saw the samples of an address or domain (of the picture or of any page that shows it), of a picture's bytes or of a uid: how (direct, initial, ...) and how many."""
+    if selector in ("url", "domain"):
+        uids = seen_at(con, selector, value)
+    else:
+        uids = {row["uid"] for row in ask(con, f"SELECT DISTINCT uid FROM sample_seen WHERE {selector} = lower(?)", value)}
+    if not uids:
         raise MissingInput(f"Found no sample with {selector} {value!r} in the catalog, expected one; compare with 'vlm lineage samples MODEL --csv FILE'.")
-    rows = models_behind(con, f"(SELECT s.* FROM snapshot_samples s JOIN {chosen} USING (uid) WHERE s.split = 'train')", *values)
-    return {"selected": [{selector: value, **seen[0], "models": len({row["model_id"] for row in rows})}], "models": rows}
+    con.register("asked", pa.table({"uid": pa.array(sorted(uids), pa.string())}))
+    rows = models_behind(con, "(SELECT s.* FROM snapshot_samples s JOIN asked USING (uid) WHERE s.split = 'train')")
+    return {"selected": [{selector: value, "samples": len(uids), "models": len({row["model_id"] for row in rows})}], "models": rows}
 
 
 def models_behind(con: "DuckDBPyConnection", held: str, *values: object) -> list[Row]:

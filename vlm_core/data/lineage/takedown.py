@@ -22,7 +22,8 @@ from vlm_core import stage as stages
 from vlm_core.data.lineage import proof
 from vlm_core.data.lineage.catalog import Answer, Row, append, ask, latest, open_catalog
 from vlm_core.data.lineage.lineage import models_behind, show
-from vlm_core.data.lineage.tombstones import KINDS, PDQ_RADIUS, Tombstones, load, standard
+from vlm_core.data.lineage.seen import seen_at
+from vlm_core.data.lineage.tombstones import KINDS, PDQ_RADIUS, load, standard
 from vlm_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -184,19 +185,7 @@ def find(con: "DuckDBPyConnection", kind: str, value: str, radius: int = PDQ_RAD
             return {row["uid"] for row in ask(con, "SELECT DISTINCT uid FROM sample_seen WHERE sha256 = ?", value)}
         case "pdq":
             return _near(con, value, radius)
-    stone = Tombstones(urls={value: "x"} if kind == "url" else {}, domains={value: "x"} if kind == "domain" else {}, digest="x")
-    host = value if kind == "domain" else urlsplit(value).hostname
-    return {row["uid"] for row in ask(con, SEEN_AT, host) if stone.hit(row)}
-
-
-# Every address at which a sample or one of its pages was seen, of hosts whose name holds the one that is asked for. Addresses of pictures are canonical, their
-# hosts in lower case; those of pages need not be (a table may bring them). Each table is read once: this is what a takedown of a site costs.
-PAGES = "lower(array_to_string(list_transform(pages, lambda page: page.page_url), ' '))"
-SEEN_AT = f"""SELECT DISTINCT uid, url, page_url, pages, final_url FROM (
-    SELECT uid, url, page_url, pages, NULL AS final_url FROM pairs
-        WHERE contains(url, $1) OR contains(lower(page_url), $1) OR (len(pages) > 1 AND contains({PAGES}, $1))
-    UNION ALL SELECT uid, url, page_url, NULL, NULL FROM samples WHERE contains(url, $1) OR contains(lower(page_url), $1)
-    UNION ALL SELECT uid, url, NULL, NULL, final_url FROM downloads WHERE contains(url, $1) OR contains(final_url, $1))"""
+    return seen_at(con, kind, value)
 
 
 def _near(con: "DuckDBPyConnection", pdq: str, radius: int) -> set[str]:

@@ -2,7 +2,7 @@
 
 from vlm_core.data.captions.config import Gates, OpenAiWriter, Recaption, Rewrite
 from vlm_core.data.config import CatalogCompact, Embed, EvalSets, ExportData, Fingerprint, ModelScorer, OfflineScorer, OpenClipScorer, Shard, TakedownProof
-from vlm_core.data.crawl.config import Crawl, Download, Extract, Fetch, Folder, Network, OptOuts, Site, Table, Warc, WebDataset
+from vlm_core.data.crawl.config import CommonCrawl, Crawl, Download, Extract, Fetch, Folder, Network, OptOuts, Site, Table, Warc, WebDataset
 from vlm_core.data.filter.config import (
     Balance,
     ExactDuplicates,
@@ -41,6 +41,11 @@ def site_crawl() -> Crawl:
 def warc_crawl() -> Crawl:
     """A web archive: set source.path."""
     return Crawl(source=Warc())
+
+
+def common_crawl() -> Crawl:
+    """Archives of Common Crawl from one of its lists: set source.paths and source.max_files."""
+    return Crawl(source=CommonCrawl())
 
 
 def table_crawl() -> Crawl:

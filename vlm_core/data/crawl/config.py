@@ -71,6 +71,16 @@ class Warc(Config):
     path: str = Field("", description="WARC or WARC.gz file, a folder of them, or an fsspec URL of either (s3://bucket/folder)")
 
 
+class CommonCrawl(Config):
+    """Archives of Common Crawl, as many as the budget takes from one of its lists of paths: WAT files (picture links, passed on to extract) or WARC files (pages)."""
+
+    kind: Literal["common_crawl"] = "common_crawl"
+    paths: str = Field("", description="the list: wat.paths.gz or warc.paths.gz of one crawl, as a file or an fsspec URL")
+    base: str = Field("https://data.commoncrawl.org/", description="what its paths are below: an fsspec URL (s3://commoncrawl/), or a folder")
+    max_files: int = Field(1, ge=1, description="archives read at most")
+    seed: int = Field(0, description="which ones: an order by chance without repetition; a larger budget takes the same and more")
+
+
 class Table(Config):
     """No pages: lists of picture addresses and captions, passed on to extract."""
 
@@ -103,7 +113,7 @@ class WebDataset(Config):
     )
 
 
-PageSource = Annotated[DemoWeb | Site | Warc | Table | Folder | WebDataset, Field(discriminator="kind")]
+PageSource = Annotated[DemoWeb | Site | Warc | CommonCrawl | Table | Folder | WebDataset, Field(discriminator="kind")]
 
 
 class Crawl(Config):
@@ -122,7 +132,7 @@ class Crawl(Config):
     @property
     def reads_the_world(self) -> bool:
         path = getattr(self.source, "path", "")  # of a folder or a URL nobody has a hash before it is read
-        return isinstance(self.source, Site | Folder | WebDataset) or bool(path and not os.path.isfile(path))
+        return isinstance(self.source, Site | CommonCrawl | Folder | WebDataset) or bool(path and not os.path.isfile(path))
 
 
 class Columns(Config):

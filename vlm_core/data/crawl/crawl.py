@@ -11,17 +11,18 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlm_core.data.crawl import common_crawl
 from vlm_core.data.crawl import demo_web
 from vlm_core.data.crawl import local_source
 from vlm_core.data.crawl import page_store
 from vlm_core.data.crawl import tables
 from vlm_core.data.charts import bar_chart
 from vlm_core.data.child import run_module
-from vlm_core.data.crawl.config import Crawl, DemoWeb, Folder, Site, Table, Warc, WebDataset
+from vlm_core.data.crawl.config import CommonCrawl, Crawl, DemoWeb, Folder, Site, Table, Warc, WebDataset
 from vlm_core.data.fetch.download import require_contact
 from vlm_core.data.crawl.page_store import PAGES, Row
-from vlm_core.data.crawl.places import find
-from vlm_core.data.crawl.warc import read_warcs
+from vlm_core.data.crawl.places import Place, find, places
+from vlm_core.data.crawl.warc import PATTERN, WHAT, read_warc
 from vlm_core.errors import ConfigError, NothingLeft
 from vlm_core.stage import Report, Stage, write_json
 
@@ -42,7 +43,9 @@ def crawl(config: Crawl, stage: Stage) -> Report:
         case Site():
             return _site(config, source, stage)
         case Warc():
-            return _archive(config, source, stage)
+            return _archives(config, places(source.path, PATTERN, WHAT), stage)
+        case CommonCrawl():
+            return _common_crawl(config, source, stage)
         case Table():
             size = tables.pass_on(source.path, stage.out)
             return Report(counts={"tables": len(tables.find_tables(stage.out))}, metrics={"table_mb": size / 1e6})
@@ -73,17 +76,32 @@ def _visit(config: Crawl, starts: list[str], hosts: list[str], stage: Stage) -> 
     return _publish(page_store.stored(store), stage)
 
 
-def _archive(config: Crawl, source: Warc, stage: Stage) -> Report:
-    """Pages go to disk as they are read: an archive of any size takes little memory. A run that was killed reads it again."""
+def _common_crawl(config: Crawl, source: CommonCrawl, stage: Stage) -> Report:
+    counts = Counter[str]()
+    chosen = common_crawl.choose(source, counts)
+    if common_crawl.are_wat(chosen):
+        size = common_crawl.copy(chosen, stage, counts)
+        report = Report(counts={"tables": len(tables.find_tables(stage.out))}, metrics={"table_mb": size / 1e6})
+    else:
+        report = _archives(config, chosen, stage)
+    report.counts |= {"archives": len(chosen), **{name if name == "listed" else f"failed.{name}": n for name, n in sorted(counts.items())}}
+    return report
+
+
+def _archives(config: Crawl, archives: list[Place], stage: Stage) -> Report:
+    """Pages go to disk as they are read: an archive of any size takes little memory. After a kill -9, archives that were read to their end are not read again."""
     file = stage.state / "archive.sqlite"
-    file.unlink(missing_ok=True)
-    store = page_store.open_store(file)
+    store, number = page_store.open_store(file), 0
     try:
-        store.execute("BEGIN")
-        for number, row in enumerate(read_warcs(source.path, config), 1):
-            page_store.remember(store, **row)
-            stage.progress("pages", number)
-        store.execute("COMMIT")
+        for place in archives:
+            if store.execute("SELECT 1 FROM archives WHERE name = ?", (place.name,)).fetchone():
+                continue
+            store.execute("BEGIN")
+            for number, row in enumerate(read_warc(place, config), number + 1):
+                page_store.remember(store, **row)
+                stage.progress("pages", number)
+            store.execute("INSERT INTO archives VALUES (?)", (place.name,))
+            store.execute("COMMIT")
     finally:
         store.close()
     return _publish(page_store.stored(file), stage)

@@ -22,6 +22,7 @@ TABLES = """
 CREATE TABLE IF NOT EXISTS answers (url TEXT PRIMARY KEY, status INT, headers TEXT, body BLOB);
 CREATE TABLE IF NOT EXISTS pages (url TEXT PRIMARY KEY, final_url TEXT, status TEXT, http_status INT, content_type TEXT, lang TEXT, x_robots TEXT,
     tdm_reservation TEXT, detail TEXT, html BLOB, canonical TEXT, source TEXT, place TEXT);
+CREATE TABLE IF NOT EXISTS archives (name TEXT PRIMARY KEY);
 """
 Row = dict[str, Any]
 _BLANK = dict.fromkeys(PAGES.names, "") | {"http_status": 0, "html": b""}

@@ -52,6 +52,12 @@ def places(path: str, pattern: str, what: str) -> list[Place]:
     return chosen
 
 
+def below(base: str, names: list[str]) -> list[Place]:
+    """Files below a folder or the URL of one, by their relative names; nobody looks whether they are there. Raises ConfigError, MissingInput."""
+    files, root = _file_system(base)
+    return [Place(name, f"{root.rstrip('/')}/{name}", files) for name in names]
+
+
 def _name(path: str, folder: str) -> str:
     relative = posixpath.relpath(path, folder) if folder else posixpath.basename(urlsplit(path).path if "://" in path else path)
     return "/".join(part for part in relative.split("/") if part not in {"..", "."})

@@ -7,27 +7,33 @@ from typing import Any
 from vlm_core.data.crawl import html
 from vlm_core.data.crawl.config import Crawl
 from vlm_core.data.crawl.page_store import Row, canonical_of
-from vlm_core.data.crawl.places import places
+from vlm_core.data.crawl.places import Place, places
 
 PATTERN, WHAT = r"\.warc(\.gz)?$", ".warc or .warc.gz"
 
 
 def read_warcs(path: str, config: Crawl) -> Iterator[Row]:
-    """The pages of the archives at a path or fsspec URL, in their order. What was read before a damaged record is kept, and so are the other archives."""
+    """The pages of the archives at a path or fsspec URL, in their order."""
+    for place in places(path, PATTERN, WHAT):
+        yield from read_warc(place, config)
+
+
+def read_warc(place: Place, config: Crawl) -> Iterator[Row]:
+    """The pages of one archive. What was read before a damaged record, or before its server failed, is kept; a row says so."""
+    import aiohttp  # fsspec's client for http
     from warcio.archiveiterator import ArchiveIterator
     from warcio.exceptions import ArchiveLoadFailed
 
-    for place in places(path, PATTERN, WHAT):
-        try:
-            with place.open() as stream:
-                records = ArchiveIterator(stream)
-                for record in records:
-                    row = _page(record, config) if record.rec_type == "response" else None
-                    if row is not None:
-                        yield {**row, "source": f"warc:{place.name}", "place": str(records.get_record_offset())}
-        except (ArchiveLoadFailed, EOFError, OSError, zlib.error) as error:
-            detail = f"{type(error).__name__}: the rest of the archive was not read"
-            yield {"url": f"damaged:{place.name}", "status": "decode_error", "detail": detail}
+    try:
+        with place.open() as stream:
+            records = ArchiveIterator(stream)
+            for record in records:
+                row = _page(record, config) if record.rec_type == "response" else None
+                if row is not None:
+                    yield {**row, "source": f"warc:{place.name}", "place": str(records.get_record_offset())}
+    except (ArchiveLoadFailed, EOFError, OSError, zlib.error, aiohttp.ClientError) as error:
+        detail = f"{type(error).__name__}: the rest of the archive was not read"
+        yield {"url": f"damaged:{place.name}", "status": "decode_error", "detail": detail}
 
 
 def _page(record: Any, config: Crawl) -> Row | None:

@@ -304,6 +304,22 @@ def test_other_gates_and_a_larger_budget_pay_only_for_what_is_new(server, small_
     assert (more.counts["rewritten"], more.counts["answers_asked_now"]) == (9, 4)
 
 
+def test_examples_of_a_users_file_are_the_only_ones_shown_and_other_bytes_are_asked_for_anew(server, small_set, tmp_path):
+    file = tmp_path / "examples.json"
+    pairs = [["brick oven", "An oven made from bricks."], ["tin roof", "A roof of tin."], ["clay pot", "A pot that is made of clay."]]
+    file.write_text(json.dumps({"human": pairs}))
+    config = chat(server, captions=4).but("rewrite.styles=[human]", f"rewrite.examples_file={file}")
+    seam.run("recaption", config, inputs(small_set), tmp_path / "captions")
+    for request in server.requests:
+        shown = request["messages"][0]["content"].partition("\nExamples:\n")[2].splitlines()
+        assert sorted(shown) == sorted(f"{source} => {target}" for source, target in pairs)
+    seam.run("recaption", config, inputs(small_set), tmp_path / "captions")
+    assert len(server.requests) == 4
+    file.write_text(json.dumps({"human": [*pairs[:2], ["clay jug", "A jug that is made of clay."]]}))
+    seam.run("recaption", config, inputs(small_set), tmp_path / "captions")
+    assert len(server.requests) == 8
+
+
 def test_smollm2_rewords_captions_and_its_answers_do_not_depend_on_the_batch(smollm2):
     smollm2.sampling = Recaption(temperature=0.5, max_tokens=16)
     texts = ["old castle on a hill", "woman playing handball", "two dogs", "a bowl of red apples on a wooden table"]

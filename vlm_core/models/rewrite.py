@@ -16,6 +16,7 @@ from vlm_core.data.captions import plan as caption_plan
 from vlm_core.data.captions import report as caption_report
 from vlm_core.data.captions.answers import Answer, Answers, Cost, Request, affordable
 from vlm_core.data.captions.config import Recaption
+from vlm_core.data.captions.examples import read_examples
 from vlm_core.data.captions.gates import masked
 from vlm_core.data.captions.plan import Row, Task
 from vlm_core.data.captions.recaption import caption_id, without_opening
@@ -78,7 +79,7 @@ def recaption(config: Recaption, stage: Stage) -> Report:
 
 
 def _from_raw(config: Recaption, stage: Stage, kept: Sequence[Row], written: Sequence[Written]) -> list[Part]:
-    tasks = caption_plan.plan_rewrites(config.rewrite, kept, config.seed) if config.rewrite else []
+    tasks = caption_plan.plan_rewrites(config.rewrite, kept, config.seed, read_examples(config.rewrite)) if config.rewrite else []
     tasks += caption_plan.plan_translations(config.translation, kept, config.seed) if config.translation else []
     return [Part(tasks, llm.generator(config), llm.sampling(config), lambda: caption_ranges.writer(config, stage))]
 

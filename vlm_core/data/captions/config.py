@@ -71,6 +71,7 @@ class Rewrite(Config):
     styles: list[Style] = Field(default=["chatgpt", "bard", "mscoco", "human"], min_length=1, description="example sets shown to the model, by their source")
     languages: list[str] = Field(default=["en"], description="languages whose captions are rewritten")
     examples: int = Field(3, ge=1, le=8, description="example pairs in a prompt, drawn without replacement")
+    examples_file: str = Field("", description="JSON of your own example pairs by style, in place of ours (docs/captions.md); empty: ours")
 
 
 class Synthetic(Config):

@@ -2,14 +2,28 @@
 
 LaCLIP asks ChatGPT, Bard and people for 16 rewordings each, and pairs captions that COCO's annotators gave one picture. Sources are short, as alt texts
 are; targets say nothing that the source does not, apart from the colour of the words.
+
+`rewrite.examples_file` replaces them (`read_examples`): a JSON object, style -> list of [source, target], or for `mscoco` of captions of one picture.
 """
 
+import json
 import random
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from vlm_core.data.captions.config import Style
+from vlm_core.data.captions.config import Rewrite, Style
+from vlm_core.errors import ConfigError, MissingInput, did_you_mean
 
+ARROW = "=>"
 Pair = tuple[str, str]
+
+
+class Examples(NamedTuple):
+    """What prompts draw from."""
+
+    pairs: Mapping[Style, Sequence[Pair]]  # (source, target)
+    groups: Sequence[Sequence[str]]  # of mscoco: captions that several people wrote for one picture
 
 _PAIRS: Mapping[Style, Sequence[Pair]] = {
     # whole sentences, plain and correct
@@ -64,6 +78,7 @@ GROUPS: Sequence[Sequence[str]] = (
 )  # fmt: skip
 
 STYLES: tuple[Style, ...] = (*_PAIRS, "mscoco")
+OWN = Examples(_PAIRS, GROUPS)
 
 # (raw, synthetic) -> fused: what the alt text names, where the picture shows it.
 FUSIONS: Sequence[tuple[str, str, str]] = (
@@ -78,14 +93,59 @@ FUSIONS: Sequence[tuple[str, str, str]] = (
 )
 
 
-def draw_pairs(style: Style, count: int, draw: random.Random) -> tuple[Pair, ...]:
+def draw_pairs(style: Style, count: int, draw: random.Random, examples: Examples = OWN) -> tuple[Pair, ...]:
     """`count` examples of a style without replacement; of COCO, two captions of one picture each."""
     if style == "mscoco":
-        first = [draw.sample(group, 2) for group in draw.sample(GROUPS, count)]
+        first = [draw.sample(group, 2) for group in draw.sample(examples.groups, count)]
         return tuple((source.rstrip(".").lower(), target) for source, target in first)
-    return tuple(draw.sample(_PAIRS[style], count))
+    return tuple(draw.sample(examples.pairs[style], count))
 
 
 def draw_fusions(count: int, draw: random.Random) -> tuple[Pair, ...]:
     """Examples of fusing: (raw + synthetic, fused)."""
     return tuple((f"{raw} + {seen}", fused) for raw, seen, fused in draw.sample(FUSIONS, count))
+
+
+# ---------------------------------------------------------------- examples of a user's own
+
+
+def read_examples(part: Rewrite) -> Examples:
+    """The examples that the settings name; no style is filled up from ours. Raises MissingInput, ConfigError."""
+    if not part.examples_file:
+        return OWN
+    file = Path(part.examples_file)
+    if not file.is_file():
+        raise MissingInput(f"Found no file {file}, expected the JSON of example pairs by style; correct rewrite.examples_file.")
+    try:
+        told = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise _wrong(file, f"no JSON ({' '.join(str(error).split())})", "an object") from None
+    if not isinstance(told, dict):
+        raise _wrong(file, f"a JSON {type(told).__name__}", "an object")
+    if unknown := [style for style in told if style not in STYLES]:
+        raise ConfigError(f"Found the style {unknown[0]!r} in {file}, expected a known one; {did_you_mean(unknown[0], STYLES)}")
+    if flat := [style for style, items in told.items() if not isinstance(items, list)]:
+        raise _wrong(file, f"a JSON {type(told[flat[0]]).__name__} under the style {flat[0]!r}", "a list of examples")
+    if few := [style for style in part.styles if len(told.get(style, ())) < part.examples]:
+        raise ConfigError(
+            f"Found {len(told.get(few[0], ()))} examples of the style {few[0]!r} in {file}, expected at least {part.examples}, which a prompt shows; "
+            "add some, lower rewrite.examples or leave the style out of rewrite.styles."
+        )
+    read = {style: [_example(file, style, place, item) for place, item in enumerate(items, 1)] for style, items in told.items()}
+    return Examples({style: [(first, second) for first, second in items] for style, items in read.items() if style != "mscoco"}, read.get("mscoco", ()))
+
+
+def _example(file: Path, style: Style, place: int, item: Any) -> tuple[str, ...]:
+    """One example, checked. A text with an arrow or a line break would end its line of the prompt too early."""
+    where = f"as example {place} of the style {style!r}"
+    wanted = "a list of at least two captions of one picture" if style == "mscoco" else "a list of a source and a target"
+    if not isinstance(item, list) or not all(isinstance(text, str) for text in item) or (len(item) < 2 if style == "mscoco" else len(item) != 2):
+        raise _wrong(file, f"{json.dumps(item, ensure_ascii=False)[:80]} {where}", wanted)
+    for text in item:
+        if not text.strip() or text.strip() != text or len(text.splitlines()) > 1 or ARROW in text:
+            raise _wrong(file, f"{text[:80]!r} {where}", f"one line of text without spaces around it and without {ARROW!r}")
+    return tuple(item)
+
+
+def _wrong(file: Path, found: str, expected: str) -> ConfigError:
+    return ConfigError(f"Found {found} in {file}, expected {expected}; correct the file as docs/captions.md shows it.")

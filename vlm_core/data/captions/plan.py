@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vlm_core.data.captions.config import Fusion, Rewrite, Synthetic, Translation
+from vlm_core.data.captions.examples import OWN, Examples
 from vlm_core.data.captions.gates import suspicious, words
 from vlm_core.data.captions.recaption import (
     Asked,
@@ -45,14 +46,15 @@ def _short(lang: str | None) -> str:
     return (lang or "").split("-")[0]
 
 
-def plan_rewrites(part: Rewrite, kept: Sequence[Row], seed: int) -> list[Task]:
-    """Each caption in `per_caption` styles, one after the other; with a single rewrite the style is drawn."""
+def plan_rewrites(part: Rewrite, kept: Sequence[Row], seed: int, shown: Examples = OWN) -> list[Task]:
+    """Each caption in `per_caption` styles, one after the other; with a single rewrite the style is drawn. Prompts draw from `shown`."""
     tasks = []
     for row in _drawn(kept, part.languages, part.captions, seed):
         for number in range(part.per_caption):
             own = row_seed(row["uid"], seed, number)
             style = part.styles[(own if part.per_caption == 1 else number) % len(part.styles)]
-            tasks.append(Task(row["uid"], row["caption"], "rewritten", row["lang"], number, style, own, make_prompt(row["caption"], style, part.examples, own)))
+            prompt = make_prompt(row["caption"], style, part.examples, own, shown)
+            tasks.append(Task(row["uid"], row["caption"], "rewritten", row["lang"], number, style, own, prompt))
     return tasks
 
 

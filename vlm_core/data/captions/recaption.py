@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from vlm_core.data.captions.config import Style
-from vlm_core.data.captions.examples import Pair, draw_fusions, draw_pairs
+from vlm_core.data.captions.examples import ARROW, OWN, Examples, Pair, draw_fusions, draw_pairs
 
-ARROW = "=>"
 INDENT = " " * 12  # the reference's triple-quoted prompt carries it; kept, because the goldens do
 CANARY = "zx-canary-7f3a91"  # stands in every system prompt; an answer that repeats it has leaked the prompt
 _DATA = (
@@ -51,10 +50,10 @@ class Prompt(NamedTuple):
         return hashlib.sha256(f"{self.system}\0{self.user}\0{self.text}\0{self.picture_sha256}".encode()).hexdigest()
 
 
-def make_prompt(caption: str, style: Style, count: int, seed: int) -> Prompt:
+def make_prompt(caption: str, style: Style, count: int, seed: int, shown: Examples = OWN) -> Prompt:
     """Ask for a rewording: draw `count` examples of a style without replacement, and word the question for both kinds of model."""
     draw = random.Random(seed)
-    examples = draw_pairs(style, count, draw)
+    examples = draw_pairs(style, count, draw, shown)
     return _worded("rewritten", caption, (caption,), examples, draw)
 
 

@@ -48,7 +48,7 @@ test: setup ## all tests but the slow ones and those for a GPU; what CI runs
 	@$(BIN)/mypy
 	@$(BIN)/pytest -n 2 --dist loadfile --durations 15 -m "not slow and not gpu"
 
-slow: setup ## the tests that take minutes: PostgreSQL, the job over GraphQL, DVC, many kills, Ray, a browser (needs chromium)
+slow: setup ## the tests that take minutes: what the demo's recipes must learn, PostgreSQL, the job over GraphQL, DVC, many kills, Ray, a browser (needs chromium)
 	@$(BIN)/python -c "import ray" 2> /dev/null || $(BIN)/pip install -q -e ".[ray]" -c constraints.txt
 	@$(BIN)/pytest -m "slow" --durations 15
 

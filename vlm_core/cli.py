@@ -19,6 +19,7 @@ import yaml
 from vlm_core import run as seam
 from vlm_core.config import Config
 from vlm_core.errors import ConfigError, VlmError, did_you_mean
+from vlm_core.redact import redacted
 from vlm_core.stage import Report, die_with_parent
 from vlm_core.switches import switch_off
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"Found {words[0]!r}, expected a verb; {did_you_mean(words[0], [*seam.VERBS, *COMMANDS])}")
         return _run(words[0], words[1:])
     except VlmError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(redacted(f"{type(error).__name__}: {error}"), file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:  # `vlm lineage ... | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -28,6 +28,7 @@ from vlm_core import stage as stages
 from vlm_core.config import WAIVER, Config, canonical_json
 from vlm_core.errors import ConfigError, DiskFull, MissingInput, TakenDown, did_you_mean
 from vlm_core.reading import reading
+from vlm_core.redact import redacted, refuse_redacted
 from vlm_core.stage import Report, Stage
 from vlm_core.track import CsvTracker, Tracker
 
@@ -226,9 +227,10 @@ def _work(
     for folder in (state, pictures, tmp):
         folder.mkdir(parents=True, exist_ok=True)
     stamp.write_text(begun_hash)
+    spec = redacted(spec)  # the hashes are made; from here on it is a record
     stages.write_json(record / "spec.json", spec)
     tracker = tracker or CsvTracker(record / "metrics.csv")
-    tracker.params(config.flat())
+    tracker.params(redacted(config.flat()))
     tracker.tags({"verb": verb, "recipe": recipe, "vlm.run_id": run_id, "spec_hash": spec_hash, "git.rev": stages.git_revision()})
     if spec[WAIVER]:
         tracker.tags({WAIVER: "; ".join(f"{row['input']} {row['version']}: {row['takedowns']}" for row in spec[WAIVER])})
@@ -242,6 +244,7 @@ def _work(
         update={
             "verb": verb, "recipe": recipe, "run_id": run_id, "data_version": version, "spec_hash": spec_hash, "out": str(out),
             "seconds": round(time.monotonic() - begin, 3), "peak_memory_mb": peak_memory_mb(), "provenance": _provenance(spec),
+            "tables": redacted(report.tables),
         }
     )  # fmt: skip
     if tracker.url:
@@ -351,4 +354,5 @@ def _remember(report: Report, config: Config, spec: dict[str, Any], begin_at: da
 def replay(spec_file: Path) -> tuple[str, str, Config, dict[str, Path]]:
     """(verb, recipe, config, inputs) of a spec.json, to run it again by hand."""
     spec = json.loads(spec_file.read_text())
+    refuse_redacted(spec["config"], str(spec_file))
     return spec["verb"], spec.get("recipe", ""), config_class(spec["verb"]).read(spec["config"]), {k: Path(v) for k, v in spec["inputs"].items()}

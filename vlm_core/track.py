@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 from vlm_core.errors import ServiceError
 from vlm_core.outbox import VALUES, Outbox, Word, is_refusal, read
+from vlm_core.redact import redacted
 
 EXPERIMENT = "vlm"
 DAGSTER_RUN = "dagster/run_id"
@@ -216,7 +217,7 @@ class MlflowTracker:
         if self._box.is_away:
             return ""
         try:
-            return self._trace(run_id, name, asked, answered, seconds, facts)
+            return self._trace(run_id, name, redacted(dict(asked)), redacted(answered), seconds, redacted(dict(facts)))
         except Exception as error:  # a trace is not worth a run
             print(f"MLflow at {self.uri} did not take a trace ({type(error).__name__})", file=sys.stderr)
             return ""

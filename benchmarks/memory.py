@@ -1,10 +1,15 @@
-"""Memory that one row costs the process of a verb: `download`, when everything is fetched already, and `shard`.
+"""Memory that one row costs the process of a verb: `download`, when everything is fetched already, and `shard`; and what `recaption` holds of a caption.
 
     python -m benchmarks.memory [--sizes 800 2400] [--out benchmarks/results/memory.txt]
 
 Pictures of noise in a WebDataset tar go through crawl, extract and download; then download runs once more with nothing to ask, so what it holds are its own
 tables, and shard takes all of it. Each run is a process of its own; the cost of a row is the difference of the peaks of two sizes divided by their rows.
 Captions have about 60 letters, addresses about 40.
+
+    python -m benchmarks.memory --recaption 2000 6000
+
+Of `recaption` only the lists are counted, by tracemalloc in this process: kept samples, page captions, prompts, requests, answers, rows and the table, one
+rewrite of every caption. Models, stored vectors and what judging needs for a moment are not in it.
 """
 
 import argparse
@@ -15,6 +20,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +28,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vlm_core.data.sample import CAPTIONS
+from vlm_core.data.captions.answers import Answer
+from vlm_core.data.captions.config import Recaption, Rewrite
+from vlm_core.data.captions.plan import page_captions, plan_rewrites
+from vlm_core.data.sample import CAPTIONS, make_uid
 from vlm_core.data.shards.tar import TarWriter
+from vlm_core.models.rewrite import Part, Written, _row
 from vlm_core.stage import Report
 
 ROOT = Path(__file__).parent.parent
@@ -75,11 +85,35 @@ def measure(folder: Path, rows: int) -> tuple[float, float, int]:
     return fetched, sharded, len(uids)
 
 
+def recaption_holds(rows: int) -> int:
+    """Bytes of Python's memory, at most, while one rewrite of each of so many captions is planned, answered and put into a table."""
+    config = Recaption(rewrite=Rewrite(captions=0))
+    verdict = {"text_score": 0.9, "image_score": 0.3, "added": 0.0, "accepted": True, "reason": ""}
+    tracemalloc.start()
+    texts = [f"a picture of noise with number {number} out of a long series of them" for number in range(rows)]
+    kept = [{"uid": make_uid(f"http://host.example/{text}", text), "caption": text, "lang": "en", "merged": None} for text in texts]
+    pairs = {row["uid"]: {"uid": row["uid"], "captions": [{"text": row["caption"], "origin": "alt", "lang": "en"}]} for row in kept}
+    part = Part(plan_rewrites(config.rewrite, kept, 0), "openai:echo", "{}", None)
+    todo = list(zip(part.tasks, part.requests(), strict=True))
+    known = {request.key: Answer(f"This shows {task.caption}", 100, 10) for task, request in todo}
+    written = [Written(task, said, _row(config, part, task, said.text, said, verdict)) for (task, _), said in zip(todo, known.values(), strict=True)]
+    table = pa.Table.from_pylist([*page_captions(kept, pairs), *(item.row for item in written)], CAPTIONS)
+    assert len(table) == 2 * rows
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak + table.nbytes  # Arrow's memory is not Python's
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Memory of a row in download and shard.")
     parser.add_argument("--sizes", type=int, nargs=2, default=(800, 2400))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--recaption", type=int, nargs=2, help="count what recaption holds for so many captions, and nothing else")
     args = parser.parse_args()
+    if args.recaption:
+        few, many = args.recaption
+        print(f"recaption: {(recaption_holds(many) - recaption_holds(few)) / (many - few) / 1000:.1f} KB per rewritten caption, between {few:,} and {many:,}")
+        return
     with tempfile.TemporaryDirectory(prefix="vlm-memory-") as folder:
         small, large = (measure(Path(folder) / str(rows), rows) for rows in args.sizes)
     lines = [

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import socket
+import ssl
 import struct
 import threading
 import zlib
@@ -103,6 +105,34 @@ def web(routes: dict[str, Answer]) -> Iterator[Web]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextlib.contextmanager
+def tls_front(address: str, context: ssl.SSLContext) -> Iterator[str]:
+    """The same web by https: each connection is passed on to the server at `address`."""
+    host, _, port = address.partition(":")
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client = context.wrap_socket(listener.accept()[0], server_side=True)
+                server = socket.create_connection((host, int(port)))
+                for pair in ((client, server), (server, client)):
+                    threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        listener.close()
 
 
 QUICK = Fetch(retries=0, deadline_s=10.0)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.data.loopback import QUICK, body, bomb, encoded, moved, png, web
+from tests.data.loopback import QUICK, body, bomb, encoded, moved, png, tls_front, web
 from vlm_core.data.web.address import FetchFailed, Guard, canonical_host, is_public
 from vlm_core.data.crawl.config import Fetch
 from vlm_core.data.fetch.fetch import Fetcher
@@ -444,3 +444,51 @@ def test_random_bytes_never_raise_and_never_pass_for_a_picture(get):
     junk = {f"/{n}": body(heads[n % len(heads)] + rng.randbytes(200)) for n in range(42)}
     with web(junk) as site:
         assert {get(site, path).status for path in junk} <= {"not_image", "decode_error", "too_many_pixels", "too_small", "aspect_ratio"}
+
+
+# ---------------------------------------------------------------- an origin that stalls, a redirect that leaves https
+
+
+def test_an_origin_that_stalls_keeps_back_only_those_who_want_it(tmp_path):
+    stalled = threading.Event()
+
+    def stall(request):
+        if request.headers.get("Host") == "slow.test":
+            stalled.set()
+            time.sleep(3)
+        body(b"", "text/plain")(request)
+
+    with web({"/robots.txt": stall, "/p": body(png())}) as site:
+        fetcher = Fetcher(site.network("slow.test", "quick.test"), QUICK)
+        fetcher.patience_s = 0.2
+        first = threading.Thread(target=fetcher.fetch, args=("http://slow.test/p", (tmp_path / "x").write_bytes))
+        first.start()
+        assert stalled.wait(2)
+        begin = time.monotonic()
+        for _ in range(3):
+            with pytest.raises(Later):
+                fetcher.fetch("http://slow.test/p", (tmp_path / "y").write_bytes)
+        assert fetcher.fetch("http://quick.test/p", (tmp_path / "z").write_bytes).status == "ok"
+        assert time.monotonic() - begin < 2, "three threads came back after 0.2 s each, and another origin was not kept back"
+        first.join()
+        fetcher.close()
+
+
+@pytest.mark.parametrize(("setting", "status"), [("follow", "ok"), ("refuse", "scheme_blocked")])
+def test_a_redirect_from_https_to_http_is_followed_or_refused_as_the_setting_says(tmp_path, setting, status):
+    import ssl
+
+    from benchmarks.fetch import make_certificate
+
+    make_certificate(tmp_path)
+    with web({"/p": body(png()), "/robots.txt": body(b"", "text/plain"), "/s": moved("https://a.test/t"), "/t": moved("http://b.test/p")}) as site:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "server.pem")
+        with tls_front(site.address, context) as front:
+            network = site.network("b.test", https_to_http=setting)
+            fetcher = Fetcher(network.merged({"hosts": {"a.test": front}}), QUICK)
+            fetcher.connections.context = ssl.create_default_context(cafile=str(tmp_path / "bundle.pem"))
+            fetcher.connections.context.check_hostname = False
+            found = fetcher.fetch("https://a.test/s", (tmp_path / "x").write_bytes)
+            fetcher.close()
+    assert (found.status, found.final_url) == (status, "http://b.test/p" if status == "ok" else "https://a.test/t")

@@ -30,6 +30,7 @@ class Network(Config):
     contact: str = Field("", description="address at which site owners reach you, part of the User-Agent; required outside the demo")
     hosts: dict[str, str] = Field(default={}, description="explicit allow-list of private hosts, name: ADDRESS:PORT; all other private addresses are refused")
     ports: list[int] = Field(default=[80, 443, 8080, 8443], description="ports that an address may name")
+    https_to_http: Literal["follow", "refuse"] = Field("follow", description="redirects from https to http: follow and count them, or end as scheme_blocked")
     rate_per_s: float = Field(1.0, gt=0, description="requests per second to one registrable domain")
     burst: int = Field(5, ge=1, description="requests that may come at once after a pause")
     connections_per_host: int = Field(2, ge=1, le=64, description="connections to one registrable domain at once, all processes together")

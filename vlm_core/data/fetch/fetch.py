@@ -145,6 +145,8 @@ class Fetcher:
                 return self._accept(visit, target, answer, keep)
             if len(hops) > HOPS or answer in hops:
                 raise FetchFailed("redirect_loop", f"{len(hops)} redirects")
+            if self.network.https_to_http == "refuse" and target.scheme == "https" and answer[:5].lower() == "http:":
+                raise FetchFailed("scheme_blocked", "redirect from https to http")
             hops.append(answer)
 
     def limits(self) -> Limits:

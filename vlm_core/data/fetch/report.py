@@ -30,12 +30,17 @@ def make_report(rows: Sequence[Row], fetched: Mapping[str, Row], asked: int, sta
     return Report(
         counts={"in": len(rows), "ok": counts["ok"], **{f"failed.{status}": counts[status] for status in order if status != "ok"}},
         metrics={
-            "ok_share": counts["ok"] / len(rows), "asked": float(asked), "fetched_mb": sum(record.get("bytes") or 0 for record in fetched.values()) / 1e6,
+            "ok_share": counts["ok"] / len(rows), "asked": float(asked), "https_to_http": float(sum(_left_https(record) for record in fetched.values())), "fetched_mb": sum(record.get("bytes") or 0 for record in fetched.values()) / 1e6,
         },
         tables={"addresses per site": by_site(fetched)},
         pictures={"downloaded": "downloaded.png", "statuses": "statuses.png"},
         catalog={"downloads": _catalog_rows(rows, fetched)},
     )  # fmt: skip
+
+
+def _left_https(record: Row) -> bool:
+    """Redirected from https to an address that anybody on the way can change."""
+    return record["url"].startswith("https:") and (record.get("final_url") or "").startswith("http:")
 
 
 def by_site(fetched: Mapping[str, Row]) -> list[Row]:

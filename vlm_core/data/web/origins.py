@@ -12,6 +12,7 @@ from protego import Protego
 
 from vlm_core.data.web import rights
 from vlm_core.data.web.address import FetchFailed, Target
+from vlm_core.data.web.politeness import Later
 from vlm_core.data.web.rights import ALLOWED, Rights, TdmRules
 
 if TYPE_CHECKING:
@@ -62,7 +63,10 @@ class Origins:
     def _rules(self, target: Target) -> _Rules:
         with self._lock:
             lock = self._locks.setdefault(target.origin, threading.Lock())
-        with lock:
+        # The files of an origin may take long to come: whoever wants another one of it now gives its thread to other origins and comes later.
+        if not lock.acquire(timeout=min(self.fetcher.patience_s, threading.TIMEOUT_MAX)):
+            raise Later(target.origin)
+        try:
             known = self._known.get(target.origin)
             if known is None or known.until < time.monotonic():
                 texts = self._remembered(target)
@@ -73,6 +77,8 @@ class Origins:
                 until = time.monotonic() + (KEPT_SILENCE_S if texts["unreachable"] else KEPT_S)
                 self._known[target.origin] = _Rules(texts, robots, rights.read_robots(texts["ai"]), rights.read_tdmrep(texts["tdm"]), until)
             return self._known[target.origin]
+        finally:
+            lock.release()
 
     def _remembered(self, target: Target) -> dict[str, str]:
         file = self.memory / f"{hashlib.sha256(target.origin.encode()).hexdigest()[:32]}.json" if self.memory else None

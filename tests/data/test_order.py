@@ -12,7 +12,7 @@ from tests.data.small_world import make_shards
 from vlm_core.data.shards.augment import Transform
 from vlm_core.data.config import Loader, Mixed, Shard
 from vlm_core.data.shards.loader import TrainLoader
-from vlm_core.data.shards.order import BLOCK, MixedOrder, Order, shares
+from vlm_core.data.shards.order import BLOCK, LanguageOrder, MixedOrder, Order, shares
 from vlm_core.data.shards.samples import ShardSamples, training_samples
 from vlm_core.data.shards.shards import read_index
 from vlm_core.errors import CheckpointError, Incompatible, MissingInput, NothingLeft
@@ -22,7 +22,7 @@ def shard_of(n: int, size: int = 7) -> np.ndarray:
     return (np.arange(n) // size).astype(np.int32)
 
 
-def stream(order: Order | MixedOrder, steps: int, begin: int = 0) -> list[tuple[int, int]]:
+def stream(order: Order | MixedOrder | LanguageOrder, steps: int, begin: int = 0) -> list[tuple[int, int]]:
     return [pair for step in range(begin, begin + steps) for pair in zip(*(part.tolist() for part in order.part(step)), strict=True)]
 
 
@@ -119,3 +119,63 @@ def test_a_snapshot_of_which_nothing_is_left_is_named(two: tuple[Path, Path], tm
         training_samples(two[0], config)
     with pytest.raises(NothingLeft, match="Found no sample in the 'train' split"):
         ShardSamples(two[0], "train", without=held_out | set(read_index(two[0], "train")["uid"].to_pylist()))
+
+
+# ---------------------------------------------------------------- languages
+
+
+LANGUAGES = ["en"] * 810 + ["ko"] * 80 + ["ja"] * 10  # to the power of 0.7: 108.63, 21.49, 5.01 of 135.13, so that shares are 804, 159 and 37 thousandths
+
+
+def language_order(languages: list[str] = LANGUAGES, power: float = 0.7, seed: int = 3, batch: int = 50) -> LanguageOrder:
+    return LanguageOrder(languages, power, shard_of(len(languages), 100), batch, seed, 2)
+
+
+def test_languages_are_drawn_by_a_power_of_their_samples_each_evenly_in_epochs_of_its_own() -> None:
+    order = language_order()
+    seen = stream(order, 40)
+    for begin in (0, BLOCK):
+        assert Counter(LANGUAGES[row] for row, _ in seen[begin : begin + BLOCK]) == {"en": 804, "ko": 159, "ja": 37}
+    for language, first, n in (("en", 0, 810), ("ko", 810, 80), ("ja", 890, 10)):
+        mine = [(row, epoch) for row, epoch in seen if LANGUAGES[row] == language]
+        assert [epoch for _, epoch in mine] == [place // n for place in range(len(mine))]
+        assert sorted(row for row, _ in mine[:n]) == list(range(first, first + n)), "every sample once before any comes twice"
+    assert order.steps_per_epoch == 18
+    assert stream(order, 1, 33) == seen[33 * 50 : 34 * 50] == stream(language_order(), 1, 33), "any step says the same, however it is come to"
+    assert stream(language_order(seed=4), 40) != seen
+
+
+def test_power_one_leaves_languages_as_often_as_they_occur_and_rare_ones_are_one() -> None:
+    assert Counter(LANGUAGES[row] for row, _ in stream(language_order(power=1.0), 20)) == {"en": 900, "ko": 89, "ja": 11}
+    rare = ["en"] * 4000 + ["fi", "is", "mt"]  # a 4,003rd each
+    seen = Counter(rare[row] for row, _ in stream(language_order(rare, 1.0), 60))
+    assert seen["en"] == 3 * 998
+    assert {name: seen[name] for name in ("fi", "is", "mt")} == {"fi": 2, "is": 2, "mt": 2}
+
+
+def test_the_loader_draws_languages_of_its_records_says_what_it_drew_and_goes_on_from_a_checkpoint(two: tuple[Path, Path]) -> None:
+    config = Loader(batch_size=8, language_power=0.5)
+    samples = training_samples(two[1], config)
+    language = [samples.record(row)["lang"] for row in range(len(samples))]
+    wanted = {name: count**0.5 for name, count in Counter(language).items()}
+    straight = TrainLoader(samples, config, Transform(16), seed=1, steps=125)  # a thousand samples
+    rows = [straight.part_of(step)[0] for step in range(125)]
+    counts = Counter(language[row] for part in rows for row in part.tolist())
+    for name, weight in wanted.items():
+        assert abs(counts[name] - 1000 * weight / sum(wanted.values())) < 1
+    first = TrainLoader(samples, config, Transform(16), seed=1, steps=12)
+    for _ in zip(range(5), first, strict=False):
+        pass
+    rest = TrainLoader(samples, config, Transform(16), seed=1, steps=12)
+    rest.load_state_dict(first.state_dict())
+    after = [batch["rows"].tolist() for batch in rest]
+    assert after == [part.tolist() for part in rows[first.step : 12]]
+    assert rest.mixture["languages"] == Counter(language[row] for part in rows[:12] for row in part.tolist())
+    with pytest.raises(CheckpointError, match="whose loader had language_power 0.5, expected None"):
+        TrainLoader(samples, Loader(batch_size=8), Transform(16), seed=1).load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize("other", [{"debiased": "source"}, {"mix": {"more": {"shards": "x"}}}])
+def test_languages_by_weight_and_another_order_are_refused_together(other: dict) -> None:
+    with pytest.raises(ValueError, match=f"Found language_power with {next(iter(other))}, expected one of them"):
+        Loader.model_validate({"language_power": 0.7, **other})

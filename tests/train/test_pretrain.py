@@ -244,3 +244,14 @@ def test_more_processes_than_gpus_are_refused_with_how_many_there_are() -> None:
 def test_parts_that_do_not_fit_are_refused_before_any_data_is_read(changes: tuple[str, ...], what: str) -> None:
     with pytest.raises(Incompatible, match=what):
         small(*changes)
+
+
+def test_shares_of_languages_that_are_drawn_by_weight_are_told(shards: Path, tmp_path: Path) -> None:
+    folder, told = tmp_path / "state", Told()
+    folder.mkdir()
+    train(settings(small("loader.language_power=0.7"), shards), folder, told)
+    seen = json.loads((folder / "mixture.json").read_text())["languages"]
+    assert sum(seen.values()) == len(told.rows) * small().loader.batch_size
+    epochs = [shares for _, shares in told.mixtures if any(name.startswith("languages.") for name in shares)]
+    assert epochs
+    assert all(set(shares) <= {f"languages.{name}" for name in seen} and sum(shares.values()) == pytest.approx(1) for shares in epochs)

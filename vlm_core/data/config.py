@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from vlm_core.config import PLACEMENT, Config
 from vlm_core.data.filter.config import Grouping
@@ -126,6 +126,9 @@ class Loader(Config):
     debiased: Literal["source"] | None = Field(
         None, description="source: every batch comes from one source of the snapshot alone, or from one snapshot of a mix (ZeroVL, arXiv 2112.09331); none: mixed"
     )
+    language_power: float | None = Field(
+        None, gt=0, le=1, description="languages of the raw captions are drawn in proportion to this power of their samples (KELIP 0.7), each in its own epochs; none: as they come"
+    )
     caption_weights: dict[str, float] = Field(
         default={}, description="how often a caption is chosen, by origin (alt, rewritten, ...) or origin:language (alt:ko); one not named weighs 1"
     )
@@ -134,6 +137,13 @@ class Loader(Config):
     second_caption: list[str] = Field(
         default=[], description="origins of a second caption that is read beside the raw one, for objectives that see both (weighted_captions); empty: one caption"
     )
+
+    @model_validator(mode="after")
+    def _one_order(self) -> "Loader":
+        if self.language_power is not None and (self.mix or self.debiased):
+            other = "mix" if self.mix else "debiased"
+            raise ValueError(f"Found language_power with {other}, expected one of them, since each says whose sample comes next; drop one of the two.")
+        return self
 
     @field_validator("caption_weights")
     @classmethod

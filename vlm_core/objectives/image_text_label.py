@@ -1,4 +1,4 @@
-"""Pairs of one class are all right for each other: contrast in the space of images, texts and labels (UniCL, arXiv 2204.03610, algorithm 1).
+"""Pairs of one class, which is an equal caption, are all right for each other: contrast in the space of images, texts and labels (UniCL, arXiv 2204.03610, algorithm 1).
 
 The official repository does not hold the loss; it is the paper's algorithm. A pair without a class (label 0) is right for itself only. In training
 equal captions are one class: the text of labelled data is its class name, and a web snapshot repeats captions, which plain CLIP sets against each other.

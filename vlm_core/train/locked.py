@@ -95,7 +95,7 @@ class LockedLoader:
             passes = zip(rows.tolist(), epochs.tolist(), strict=True)
             read = read_two if loader.config.second_caption else read_caption
             texts, *second, origins = zip(*(read(self.records[row], loader.config, loader.seed, epoch) for row, epoch in passes), strict=True)
-            loader.count(origins)
+            loader.count(origins, rows)
             named = {"text": texts, **({"caption": second[0]} if second else {})}
             yield {
                 "image_features": self.images_NF[torch.from_numpy(rows)],

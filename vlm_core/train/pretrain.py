@@ -128,9 +128,10 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
     )
     final = fit(loop, loader, config.fit, folder, config.loader.batch_size, report, looking)
     if rank == 0:
-        write_json(folder / MIXTURE, dict(plan.mixture))
-        for epoch, seen in plan.mixtures.items():
-            report.metrics({f"captions.{origin}": count / seen.total() for origin, count in seen.items()}, (epoch + 1) * plan.steps_per_epoch)
+        write_json(folder / MIXTURE, plan.mixture)
+        for what, counted in plan.counted.items():
+            for epoch, seen in counted.items():
+                report.metrics({f"{what}.{name}": count / seen.total() for name, count in seen.items()}, (epoch + 1) * plan.steps_per_epoch)
         write_weights(folder / f".{FINAL}", final)
         (folder / f".{FINAL}").rename(folder / FINAL)
 
@@ -233,16 +234,13 @@ def report_on(config: Pretrain, stage: Stage, shards: Path) -> Report:
 
 def passes(config: Pretrain, samples: Samples, rows: list[Row]) -> float:
     """How often the average sample was seen."""
-    return (
-        rows[-1]["step"]
-        / samples.order(config.loader.batch_size, config.seed, config.loader.shuffle_window, config.loader.debiased is not None).steps_per_epoch
-    )
+    return rows[-1]["step"] / samples.order(config.loader, config.seed).steps_per_epoch
 
 
 def mixture(folder: Path) -> dict[str, float]:
-    """Shares of the origins whose captions the first rank was taught with; the tracker has them per epoch."""
-    seen: dict[str, int] = json.loads((folder / MIXTURE).read_text())
-    return {f"captions.{origin}": count / sum(seen.values()) for origin, count in sorted(seen.items())}
+    """Shares of the origins whose captions the first rank was taught with, and of languages drawn by weight; the tracker has them per epoch."""
+    counted: dict[str, dict[str, int]] = json.loads((folder / MIXTURE).read_text())
+    return {f"{what}.{name}": count / sum(seen.values()) for what, seen in counted.items() for name, count in sorted(seen.items())}
 
 
 def catalog(stage: Stage, model: pretrained.Vlm, config: Pretrain, epochs: float) -> dict[str, pa.Table]:

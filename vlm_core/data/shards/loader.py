@@ -34,6 +34,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vlm_core.data.config import Loader
 from vlm_core.data.shards.augment import Transform
 from vlm_core.data.shards.mixture import read_caption, read_two
+from vlm_core.data.shards.order import LanguageOrder
 from vlm_core.data.shards.samples import Samples
 from vlm_core.data.shards.views import Beside
 from vlm_core.errors import BadManifest, CheckpointError, Incompatible, VlmError
@@ -152,7 +153,7 @@ class TrainLoader:
     ) -> None:  # fmt: skip
         if config.batch_size % world:
             raise Incompatible(f"Found batch_size {config.batch_size} for {world} ranks, expected a multiple of {world}; change batch_size.")
-        self.order = samples.order(config.batch_size, seed, config.shuffle_window, config.debiased is not None)
+        self.order = samples.order(config, seed)
         self.steps_per_epoch = self.order.steps_per_epoch
         if not self.steps_per_epoch:
             raise Incompatible(
@@ -161,6 +162,7 @@ class TrainLoader:
         self.samples, self.config, self.transform, self.seed = samples, config, transform, seed
         self.rank, self.world, self.steps, self.step = rank, world, steps, 0
         self.mixtures: dict[int, Counter[str]] = {}  # captions read so far on this rank: epoch -> origin -> how often
+        self.languages: dict[int, Counter[str]] = {}  # samples so far on this rank by language, likewise, if languages are drawn by weight
         self._reader = _Reader(samples, config, transform, seed, beside)
 
     @property
@@ -193,26 +195,32 @@ class TrainLoader:
             if isinstance(batch, VlmError):
                 raise batch
             batch["step"] = self.step
-            self.count(batch["origins"])  # before the yield: a checkpoint taken during the step counts it
+            self.count(batch["origins"], batch["rows"].numpy())  # before the yield: a checkpoint taken during the step counts it
             yield batch
 
-    def count(self, origins: Iterable[str]) -> None:
-        """A step was read, with captions of these origins."""
+    def count(self, origins: Iterable[str], rows: NDArray[np.int64]) -> None:
+        """A step was read: these rows, with captions of these origins."""
         self.mixtures.setdefault(self.epoch, Counter()).update(origins)
+        if isinstance(self.order, LanguageOrder):
+            self.languages.setdefault(self.epoch, Counter()).update(self.order.languages[row] for row in rows.tolist())
         self.step += 1
 
     @property
-    def mixture(self) -> Counter[str]:
-        """Captions read so far on this rank, by origin."""
-        return sum(self.mixtures.values(), Counter())
+    def mixture(self) -> dict[str, Counter[str]]:
+        """What was read so far on this rank: captions by origin, and samples by language where languages are drawn by weight."""
+        return {name: sum(counted.values(), Counter()) for name, counted in self.counted.items()}
+
+    @property
+    def counted(self) -> dict[str, dict[int, Counter[str]]]:
+        return {"captions": self.mixtures, **({"languages": self.languages} if self.languages else {})}
 
     def state_dict(self) -> dict[str, Any]:
-        mixtures = {str(epoch): dict(seen) for epoch, seen in self.mixtures.items()}
-        return {"mixtures": mixtures, "step": self.step, **self._order()}
+        mixtures, languages = ({str(epoch): dict(seen) for epoch, seen in counted.items()} for counted in (self.mixtures, self.languages))
+        return {"mixtures": mixtures, "languages": languages, "step": self.step, **self._order()}
 
     def _order(self) -> dict[str, Any]:
         """All that the order of samples depends on."""
-        named = ("batch_size", "shuffle_window", "debiased")
+        named = ("batch_size", "shuffle_window", "debiased", "language_power")
         return {"seed": self.seed, "data": self.samples.digest, **{name: getattr(self.config, name) for name in named}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -223,7 +231,7 @@ class TrainLoader:
                     f"Found a checkpoint whose loader had {name} {state.get(name)!r}, expected {now!r} as now; start afresh or restore that setting."
                 )
         self.step = int(state["step"])
-        self.mixtures = {int(epoch): Counter(seen) for epoch, seen in state["mixtures"].items()}
+        self.mixtures, self.languages = ({int(epoch): Counter(seen) for epoch, seen in state.get(name, {}).items()} for name in ("mixtures", "languages"))
 
 
 def _as_it_is(batch: Any) -> Any:

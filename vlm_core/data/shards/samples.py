@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 
 from vlm_core.data.config import Loader
 from vlm_core.data.shards import apart
-from vlm_core.data.shards.order import DebiasedOrder, MixedOrder, Order, by_source, shares
+from vlm_core.data.shards.order import DebiasedOrder, LanguageOrder, MixedOrder, Order, by_source, shares
 from vlm_core.data.shards.shards import Sample, read_index, read_manifest
 from vlm_core.errors import BadManifest, Incompatible, NothingLeft
 
 OPEN_FILES = 64
+AnyOrder = Order | MixedOrder | DebiasedOrder | LanguageOrder
 
 
 class ShardSamples:
@@ -46,8 +47,12 @@ class ShardSamples:
     def __len__(self) -> int:
         return len(self.uids)
 
-    def order(self, batch_size: int, seed: int, window: int, debiased: bool = False) -> Order | MixedOrder | DebiasedOrder:
-        if not debiased:
+    def order(self, config: Loader, seed: int) -> AnyOrder:
+        batch_size, window = config.batch_size, config.shuffle_window
+        if config.language_power is not None:
+            languages = [str(self.record(row)["lang"] or "").partition("-")[0] for row in range(len(self))]
+            return LanguageOrder(languages, config.language_power, self.shard_of, batch_size, seed, window)
+        if config.debiased is None:
             return Order(self.shard_of, batch_size, seed, window)
         rows_of = by_source([str(self.record(row)["source"]) for row in range(len(self))], batch_size)
         return DebiasedOrder(rows_of, [len(rows) // batch_size for rows in rows_of], self.shard_of, batch_size, seed, window)
@@ -120,8 +125,9 @@ class MixedSamples:
     def __len__(self) -> int:
         return len(self.uids)
 
-    def order(self, batch_size: int, seed: int, window: int, debiased: bool = False) -> Order | MixedOrder | DebiasedOrder:
-        if not debiased:
+    def order(self, config: Loader, seed: int) -> AnyOrder:
+        batch_size, window = config.batch_size, config.shuffle_window
+        if config.debiased is None:
             return MixedOrder([part.shard_of for part in self.parts], self.weights, batch_size, seed, window)
         small = next((part for part in self.parts if len(part) < batch_size), None)
         if small is not None:

@@ -89,11 +89,11 @@ def one_tower_tiny() -> Pretrain:
     return clip_tiny().but(*ONE_TOWER, "model.text={kind: shared_text, context_length: 32}", "fit.epochs=8")
 
 
-KELIP = "objectives.masked_autoencoder={width: 512, layers: 8, heads: 16, norm_pix: true}", "model.text.tokenizer=bpe"
+KELIP = "objectives.masked_autoencoder={width: 512, layers: 8, heads: 16, norm_pix: true}", "model.text.tokenizer=bpe", "loader.language_power=0.7"
 
 
 def kelip() -> Pretrain:
-    """KELIP ViT-B/32 (arXiv 2203.14463): byte pairs learnt from captions in all their languages, twice as many as CLIP's, and MAE on the image tower.
+    """KELIP ViT-B/32 (arXiv 2203.14463): byte pairs learnt from captions in all their languages, twice as many as CLIP's, languages drawn by n^0.7, and MAE on the image tower.
 
     The paper trains MAE first and contrasts local crops too; here MAE is trained beside CLIP's loss, and crops are single.
     Training code was not released.
@@ -102,7 +102,7 @@ def kelip() -> Pretrain:
 
 
 def kelip_tiny() -> Pretrain:
-    """As clip_tiny, with 8,192 byte pairs of the corpus's own languages, and MAE."""
+    """As clip_tiny, with 8,192 byte pairs of the corpus's own languages, drawn by n^0.7, and MAE."""
     return clip_tiny().but(
         *KELIP, "objectives.masked_autoencoder={width: 64, layers: 2, heads: 4, norm_pix: true}", "model.text.vocab_size=8192", "fit.epochs=12"
     )

@@ -141,7 +141,7 @@ class CrossModalMixup(Pairwise):
 
 
 class ImageTextLabel(Pairwise):
-    """Pairs of one class are all right for each other (UniCL, arXiv 2204.03610)."""
+    """Pairs of one class, that is of equal captions, are all right for each other (UniCL, arXiv 2204.03610)."""
 
     needs = frozenset({"labels"})
 

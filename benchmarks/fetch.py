@@ -8,6 +8,7 @@ difference between the long list and one of a fifth of it, so that the start of 
 (img2dataset starts a process anew after five shards. The lists have fewer per process, so that this does not count against it.)
 Ours is the whole verb: robots.txt, ai.txt and tdmrep.json, guard, opt-outs, checks before decoding, three hashes, status table, report.
 Stock img2dataset takes no perceptual hashes. What PDQ and pHash of the stored pictures cost is measured in the same run and shown apart.
+The largest process is also measured with answers in the list that are made to fill a memory (`HOSTILE`); only ours is asked for these.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -52,6 +54,7 @@ from vlm_core.data.shards.tar import read_tar
 HOSTS = [f"pics.site{n:02d}.test" for n in range(50)]
 PICTURES, SIDE, SHORTER, SHARD = 42, 256, 5, 60
 SIZES = ((480, 360), (800, 600), (1600, 1200))
+HOSTILE = ("bomb", "wide-bomb", "endless", "large", "gzip-bomb", "frames", "cut", "page", "drawing", "dot")
 SHIM = """import socket
 _ask = socket.getaddrinfo
 socket.getaddrinfo = lambda host, *more, **named: _ask("127.0.0.1" if str(host).endswith(".test") else host, *more, **named)
@@ -95,6 +98,23 @@ def make_jpegs() -> list[bytes]:
     return made
 
 
+def make_hostile(jpeg: bytes) -> dict[str, tuple[str, bytes]]:
+    """name -> (headers, body) of HOSTILE; the endless body is sent by the server."""
+    packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+    zeros = b"".join(packer.compress(bytes(10**6)) for _ in range(200)) + packer.flush()
+    first, *others = (Image.new("P", (200, 200), n % 7) for n in range(1000))
+    pictures = {
+        "bomb": (Image.new("1", (9_000, 9_000)), "PNG", {}), "wide-bomb": (Image.new("1", (20_000, 20_000)), "PNG", {}),
+        "dot": (Image.new("RGB", (1, 1)), "PNG", {}), "frames": (first, "GIF", {"save_all": True, "append_images": others}),
+    }  # fmt: skip
+    made = {"cut": ("", jpeg[:-400]), "page": ("", b"<html>"), "drawing": ("", b"<svg/>"), "large": ("", bytes(60_000_000))}
+    made |= {"gzip-bomb": ("Content-Encoding: gzip\r\n", zeros), "endless": ("", b"\xff\xd8\xff")}
+    for name, (image, form, more) in pictures.items():
+        image.save(stream := io.BytesIO(), form, **more)
+        made[name] = ("", stream.getvalue())
+    return made
+
+
 def make_certificate(folder: Path) -> None:
     """A key and a certificate for all hosts, and a bundle of the usual authorities that also trusts it."""
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "bench")])
@@ -113,6 +133,7 @@ class Server:
 
     def __init__(self, folder: str) -> None:
         self.folder, self.jpegs, self.first = folder, make_jpegs(), dict[str, float]()
+        self.hostile = make_hostile(self.jpegs[0])
 
     async def run(self, ports: Any) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -128,6 +149,8 @@ class Server:
                 headers = []
                 while header := (await reader.readline()).strip().lower():
                     headers.append(header)
+                if line.endswith(b"/endless HTTP/1.1\r\n"):
+                    await send_endless(writer)
                 host = next((header for header in headers if header.startswith(b"host:")), b"")
                 status, more, body = await self.reply(line.split()[1].decode(), host.decode())
                 writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\nContent-Type: image/jpeg\r\n{more}\r\n".encode() + body)
@@ -141,12 +164,22 @@ class Server:
 
     async def reply(self, path: str, host: str) -> tuple[int, str, bytes]:
         number = path.strip("/").removesuffix(".jpg")
+        if number in self.hostile:
+            return 200, *self.hostile[number]
         kind = kind_of(int(number)) if number.isdigit() else "gone"  # robots.txt and its kin
         if kind == "slow":
             await asyncio.sleep(0.5)
         elif kind == "busy" and time.monotonic() - self.first.setdefault(host + path, time.monotonic()) < 1:
             return 429, "Retry-After: 1\r\n", b""
         return (404, "", b"") if kind == "gone" else (200, "", self.jpegs[int(number) % PICTURES])
+
+
+async def send_endless(writer: asyncio.StreamWriter) -> None:
+    """A picture without an end; ends when the other side has had enough."""
+    writer.write(b"HTTP/1.1 200 X\r\nConnection: close\r\n\r\n\xff\xd8\xff")
+    while True:
+        writer.write(bytes(65_536))
+        await writer.drain()
 
 
 def serve(folder: str, ports: Any) -> None:
@@ -285,7 +318,7 @@ def main() -> None:
     lines = [f"{'':6} {'':12} {'CPU ms / picture':>18} {'with the start':>15} {'wall s':>7} {'pictures':>9} {'peak MB':>8}"]
     for scheme in args.schemes:
         lines += measure(scheme, args.addresses, args.rounds)
-        print("\n".join(lines[-6:]), flush=True)
+        print("\n".join(lines[-7:]), flush=True)
     text = "\n".join([conditions(args), "", *lines]) + "\n"
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(text)
@@ -306,6 +339,8 @@ def measure(scheme: str, count: int, rounds: int) -> list[str]:
     for title, less in (("", [0.0] * rounds), ("without perceptual hashes ", looks)):
         ratios = [b / (a - c) for a, b, c in zip(costs["ours"], costs["img2dataset"], less, strict=True)]
         lines.append(f"{scheme:6} img2dataset / ours {title}{statistics.median(ratios):.2f} (rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+    hostile = one_run(ours, scheme, count // SHORTER, HOSTILE)
+    lines.append(f"{scheme:6} ours with {len(HOSTILE)} hostile addresses in the shorter list: {len(hostile.pictures)} pictures, peak {hostile.peak_mb:.0f} MB")
     lines.append(f"{scheme:6} PDQ and pHash take {statistics.median(looks):.2f} ms of a picture")
     lines.append(f"{scheme:6} {compare_pictures(found['ours'][-1][1], found['img2dataset'][-1][1])}")
     return lines
@@ -322,14 +357,15 @@ def hashing_ms(run: Run) -> float:
     return 1000 * (time.process_time() - begin) / len(pixels)
 
 
-def one_run(side: Any, scheme: str, count: int) -> Run:
+def one_run(side: Any, scheme: str, count: int, hostile: tuple[str, ...] = ()) -> Run:
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp)
         make_certificate(folder)
         (folder / "shim").mkdir()
         (folder / "shim/sitecustomize.py").write_text(SHIM)
         with served(folder) as ports:
-            run: Run = side(folder, addresses(scheme, ports[scheme], count))
+            more = [(f"{scheme}://{HOSTS[n % len(HOSTS)]}:{ports[scheme]}/{name}", name) for n, name in enumerate(hostile)]
+            run: Run = side(folder, addresses(scheme, ports[scheme], count) + more)
     return run
 
 

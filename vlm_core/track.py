@@ -360,9 +360,11 @@ class Registry:
 
     def register(self, name: str, folders: Mapping[str, Path], tags: Mapping[str, str], params: Mapping[str, Any], run_id: str) -> Registered:
         """A new version: the model's folder at the top, further folders (its evaluation) below it."""
+        import mlflow
         from mlflow.entities import LoggedModelOutput
         from mlflow.exceptions import MlflowException
 
+        mlflow.set_tracking_uri(self.uri)  # a database store looks the LoggedModel of a version up where this says, not where the client does
         with contextlib.suppress(MlflowException):  # it exists
             self.client.create_registered_model(name)
         model = self.client.create_logged_model(

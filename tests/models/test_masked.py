@@ -51,7 +51,7 @@ def world(folder: Path) -> tuple[Embedded, Pictures]:
     text = np.random.default_rng(0).random((4, 16), np.float32)
     text_ND = text / np.linalg.norm(text, axis=1, keepdims=True)
     none = cast("object", None)
-    return Embedded(samples, image_ND, text_ND, none, {}, cosines(image_ND, text_ND), lambda images, rows: look(list(images))), store  # type: ignore[arg-type]
+    return Embedded(samples, image_ND, text_ND, none, {}, cosines(image_ND, text_ND), lambda images, rows: look(list(images)), {}), store  # type: ignore[arg-type]
 
 
 def test_only_pictures_with_lettering_are_scored_again_and_equal_ones_once(tmp_path: Path) -> None:

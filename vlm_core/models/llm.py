@@ -177,7 +177,7 @@ class OpenAi:
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise self._refuses(str(error.status_code)) from None
         except openai.APIStatusError as error:
-            if error.code in {"content_filter", "content_policy_violation"}:
+            if error.status_code < 500 and error.code in {"content_filter", "content_policy_violation"}:
                 return None
             if error.status_code in REFUSING:
                 return error.status_code

@@ -9,17 +9,18 @@ import zlib
 import pytest
 
 PROBE = """
-import json, resource, sys, time
+import json, sys, time
 from vlm_core.data.fetch.picture import Limits, decode
 from vlm_core.data.web.address import FetchFailed
-before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+from vlm_core.stage import own_peak_mb
+before, begin = own_peak_mb(), time.process_time()
 try:
     with open(sys.argv[1], "rb") as stream:
         ended = str(decode(stream, Limits(64_000_000, 96, 1, 12.0))[0].size)
 except FetchFailed as failed:
     ended = failed.status
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([ended, time.process_time() - begin, peak / 1024, (peak - before) / 1024]))
+peak = own_peak_mb()
+print(json.dumps([ended, time.process_time() - begin, peak, peak - before]))
 """
 
 

@@ -90,8 +90,9 @@ def test_the_twin_is_the_same_student_on_the_same_batches(world: dict[str, Path]
 def test_every_caption_seen_is_counted_by_its_origin(world: dict[str, Path]) -> None:
     seen = {name: json.loads((world["state"] / name / "mixture.json").read_text()) for name in ("student", "twin")}
     assert seen["student"] == seen["twin"]
-    assert sum(seen["twin"].values()) == 36 * 10  # steps x batch
-    assert abs(seen["twin"]["rewritten"] - 180) < 4 * (360 / 4) ** 0.5  # one raw and one accepted rewrite per sample: even odds
+    captions = seen["twin"]["captions"]
+    assert sum(captions.values()) == 36 * 10  # steps x batch
+    assert abs(captions["rewritten"] - 180) < 4 * (360 / 4) ** 0.5  # one raw and one accepted rewrite per sample: even odds
 
 
 @pytest.fixture(scope="module")

@@ -65,15 +65,13 @@ def count_chars(text: str, by_script: bool = True) -> int:
 
 
 def plain_counts(text: pa.Array) -> tuple[Mask, Mask]:
-    """(words, characters) as `len(t.split())` and `len(t)` count them, vectorised: ASCII, which is most, byte by byte, and the rest as Arrow splits it."""
+    """(words, characters) as `len(t.split())` and `len(t)` count them, vectorised for ASCII, which is most, byte by byte, and the rest one by one."""
     chars = pc.utf8_length(text).to_numpy(zero_copy_only=False)
     words = np.concatenate([np.zeros(0, np.int64), *(_ascii_words(text.slice(start, WORDS_BLOCK)) for start in range(0, len(text), WORDS_BLOCK))])
     wide = np.flatnonzero(pc.binary_length(text).to_numpy(zero_copy_only=False) != chars)
     if len(wide):
-        split = pc.utf8_split_whitespace(text.take(pa.array(wide)))  # knows the same white space, but leaves empty words in runs of it
-        ends = np.concatenate([[0], np.cumsum(pc.list_value_length(split).to_numpy(zero_copy_only=False))])
-        filled = np.concatenate([[0], np.cumsum(pc.binary_length(split.flatten()).to_numpy(zero_copy_only=False) > 0)])
-        words[wide] = np.diff(filled[ends])
+        # not pc.utf8_split_whitespace: it looks behind the last byte of a text that ends in white space, and counts what it finds there
+        words[wide] = [len(one.split()) for one in text.take(pa.array(wide)).to_pylist()]
     return words, chars
 
 

@@ -6,10 +6,10 @@ Pictures of noise in a WebDataset tar go through crawl, extract and download; th
 tables, and shard takes all of it. Each run is a process of its own; the cost of a row is the difference of the peaks of two sizes divided by their rows.
 Captions have about 60 letters, addresses about 40.
 
-    python -m benchmarks.memory --recaption 2000 6000
+    python -m benchmarks.memory --recaption 8192 16384
 
-Of `recaption` only the lists are counted, by tracemalloc in this process: kept samples, page captions, prompts, requests, answers, rows and the table, one
-rewrite of every caption. Models, stored vectors and what judging needs for a moment are not in it.
+Of `recaption` only the lists are counted, by tracemalloc in this process: kept samples, page captions, tasks, answers, rows and the table, one rewrite of
+every caption; both sizes should be whole blocks. Models, stored vectors and what judging needs for a moment are not in it.
 """
 
 import argparse
@@ -21,20 +21,23 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vlm_core.data.captions.answers import Answer
+from vlm_core.data.captions.answers import Answer, Answers, Price, Request
 from vlm_core.data.captions.config import Recaption, Rewrite
-from vlm_core.data.captions.plan import page_captions, plan_rewrites
+from vlm_core.data.captions.plan import Row, Task, page_captions, plan_rewrites
 from vlm_core.data.sample import CAPTIONS, make_uid
 from vlm_core.data.shards.tar import TarWriter
-from vlm_core.models.rewrite import Part, Written, _row
-from vlm_core.stage import Report
+from vlm_core.models.rewrite import Desk, Part
+from vlm_core.stage import Report, Stage
+from vlm_core.track import NullTracker
 
 ROOT = Path(__file__).parent.parent
 
@@ -85,22 +88,34 @@ def measure(folder: Path, rows: int) -> tuple[float, float, int]:
     return fetched, sharded, len(uids)
 
 
+class Echo(NamedTuple):
+    """A writer and a judge that cost no memory of their own."""
+
+    price: Price = Price()
+
+    def answer(self, requests: Iterable[Request], proven: bool = False) -> Iterator[tuple[Request, Answer]]:
+        return ((request, Answer(f"This shows {request.prompt.caption}", 100, 10)) for request in requests)
+
+    def __call__(self, tasks: Sequence[Task], texts: Sequence[str]) -> list[Row]:
+        return [{"text_score": 0.9, "image_score": 0.3, "added": 0.0, "accepted": True, "reason": ""} for _ in tasks]
+
+
 def recaption_holds(rows: int) -> int:
-    """Bytes of Python's memory, at most, while one rewrite of each of so many captions is planned, answered and put into a table."""
-    config = Recaption(rewrite=Rewrite(captions=0))
-    verdict = {"text_score": 0.9, "image_score": 0.3, "added": 0.0, "accepted": True, "reason": ""}
-    tracemalloc.start()
-    texts = [f"a picture of noise with number {number} out of a long series of them" for number in range(rows)]
-    kept = [{"uid": make_uid(f"http://host.example/{text}", text), "caption": text, "lang": "en", "merged": None} for text in texts]
-    pairs = {row["uid"]: {"uid": row["uid"], "captions": [{"text": row["caption"], "origin": "alt", "lang": "en"}]} for row in kept}
-    part = Part(plan_rewrites(config.rewrite, kept, 0), "openai:echo", "{}", None)
-    todo = list(zip(part.tasks, part.requests(), strict=True))
-    known = {request.key: Answer(f"This shows {task.caption}", 100, 10) for task, request in todo}
-    written = [Written(task, said, _row(config, part, task, said.text, said, verdict)) for (task, _), said in zip(todo, known.values(), strict=True)]
-    table = pa.Table.from_pylist([*page_captions(kept, pairs), *(item.row for item in written)], CAPTIONS)
-    assert len(table) == 2 * rows
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    """Bytes of Python's memory, at most, while one rewrite of each of so many captions is planned, asked for, judged and put into a table."""
+    config = Recaption(rewrite=Rewrite(captions=0), trace_share=0)
+    with tempfile.TemporaryDirectory(prefix="vlm-memory-") as folder:
+        stage, store = Stage("recaption", {}, *[Path(folder)] * 3, NullTracker(), ""), Answers(Path(folder) / "answers.sqlite")
+        tracemalloc.start()
+        texts = [f"a picture of noise with number {number} out of a long series of them" for number in range(rows)]
+        kept = [{"uid": make_uid(f"http://host.example/{text}", text), "caption": text, "lang": "en", "merged": None} for text in texts]
+        pairs = {row["uid"]: {"uid": row["uid"], "captions": [{"text": row["caption"], "origin": "alt", "lang": "en"}]} for row in kept}
+        desk = Desk(config, stage, store, cast(Any, Echo()))
+        desk.work(Part(plan_rewrites(config.rewrite, kept, 0), "openai:echo", "{}", Echo))
+        table = pa.Table.from_pylist([*page_captions(kept, pairs), *(item.row for item in desk.written)], CAPTIONS)
+        assert len(table) == 2 * rows
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        store.close()
     return peak + table.nbytes  # Arrow's memory is not Python's
 
 

@@ -26,6 +26,7 @@ from vlm_core.models import caption_ranges, captioner, llm
 from vlm_core.models.caption_scores import Judge
 from vlm_core.stage import Report, Stage
 
+BLOCK = 4_096  # captions that are asked for and judged together; a multiple of every batch
 UNSCORED = {"text_score": None, "image_score": None, "added": None, "accepted": False}
 
 
@@ -37,8 +38,8 @@ class Part(NamedTuple):
     sampling: str
     writer: Any  # () -> llm.Writer, called when there is something to ask
 
-    def requests(self) -> list[Request]:
-        return [Request(task.uid, task.prompt, task.seed, self.generator, self.sampling) for task in self.tasks]
+    def request(self, task: Task) -> Request:
+        return Request(task.uid, task.prompt, task.seed, self.generator, self.sampling)
 
 
 class Written(NamedTuple):
@@ -114,20 +115,20 @@ class Desk:
         self.spent, self.paid, self.unwritten = Cost(), Cost(), 0  # what this result cost in all, and in this run
 
     def work(self, part: Part) -> None:
-        """As many tasks of a part as the limits allow, from its beginning; the rest is counted as unwritten."""
-        todo, writer = list(zip(part.tasks, part.requests(), strict=True)), None
-        answers: list[Answer] = []
-        while todo and (writer := writer or part.writer()):
-            bounds = [writer.price.at_most(request, self.config.max_tokens) for _, request in todo]
-            count = affordable(bounds, self.spent, self.config.limits)
+        """As many tasks of a part as the limits allow, from its beginning, block by block; the rest is counted as unwritten."""
+        writer, done = None, 0
+        while done < len(part.tasks) and (writer := writer or part.writer()):
+            block = part.tasks[done : done + BLOCK]
+            count = affordable((writer.price.at_most(part.request(task), self.config.max_tokens) for task in block), self.spent, self.config.limits)
             if not count:
                 break
-            answers += self._ask(writer, [request for _, request in todo[:count]])
-            todo = todo[count:]
-        self.unwritten += len(todo)
-        done = part.tasks[: len(answers)]
-        texts = [without_opening(answer.text) if task.origin in ("synthetic", "fused") else answer.text for task, answer in zip(done, answers, strict=True)]
-        for task, answer, text, verdict in zip(done, answers, texts, self._verdicts(done, answers, texts), strict=True):
+            self._write(part, block[:count], self._ask(writer, part, done, count))
+            done += count
+        self.unwritten += len(part.tasks) - done
+
+    def _write(self, part: Part, tasks: Sequence[Task], answers: Sequence[Answer]) -> None:
+        texts = [without_opening(answer.text) if task.origin in ("synthetic", "fused") else answer.text for task, answer in zip(tasks, answers, strict=True)]
+        for task, answer, text, verdict in zip(tasks, answers, texts, self._verdicts(tasks, answers, texts), strict=True):
             self.written.append(Written(task, answer, _row(self.config, part, task, text, answer, verdict)))
 
     def _verdicts(self, tasks: Sequence[Task], answers: Sequence[Answer], texts: Sequence[str]) -> list[Row]:
@@ -136,19 +137,21 @@ class Desk:
         judged = dict(zip(spoken, self.judge([tasks[place] for place in spoken], [texts[place] for place in spoken]), strict=True))
         return [judged.get(place) or {**UNSCORED, "reason": answer.refused} for place, answer in enumerate(answers)]
 
-    def _ask(self, writer: llm.Writer, requests: list[Request]) -> list[Answer]:
-        """Answers in the order of the requests; those of former runs are not asked for again."""
-        known = {request.key: answer for request in requests if (answer := self.store.find(request)) is not None}
-        missing = list({request.key: request for request in requests if request.key not in known}.values())
-        found = len(known)
-        proven = bool(missing) and self.store.proven(missing[0])
-        for count, (request, said) in enumerate(writer.answer(missing, proven), 1):
+    def _ask(self, writer: llm.Writer, part: Part, begin: int, count: int) -> list[Answer]:
+        """Answers to some tasks of a part, in their order; those of former runs are not asked for again."""
+        tasks = part.tasks[begin : begin + count]
+        keys = [part.request(task).key for task in tasks]
+        known = {key: answer for key in keys if (answer := self.store.find(key)) is not None}
+        missing = {key: task for key, task in zip(keys, tasks, strict=True) if key not in known}
+        found = begin + len(known)
+        proven = bool(missing) and self.store.proven(part.request(next(iter(missing.values()))))
+        for number, (request, said) in enumerate(writer.answer(map(part.request, missing.values()), proven), 1):
             answer = said._replace(trace_id=self._trace(request, said))
             self.store.keep(request, answer)
             known[request.key] = answer
             self.paid = self.paid.plus(writer.price.of(answer))
-            self.stage.progress(f"captions by {request.generator}", found + count, found + len(missing))
-        answers = [known[request.key] for request in requests]
+            self.stage.progress(f"captions by {part.generator}", found + number, len(part.tasks))
+        answers = [known[key] for key in keys]
         for answer in answers:
             self.spent = self.spent.plus(writer.price.of(answer))
         return answers

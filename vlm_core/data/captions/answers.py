@@ -6,7 +6,7 @@ model, the prompt, the sampling, the seed. So a run that was killed goes on wher
 
 import hashlib
 import sqlite3
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,11 +57,11 @@ class Answers:
         self.connection.execute("CREATE TABLE IF NOT EXISTS refusals (key TEXT PRIMARY KEY, uid TEXT, reason TEXT, seconds REAL)")
         self.connection.execute("CREATE TABLE IF NOT EXISTS proven (shape TEXT PRIMARY KEY)")
 
-    def find(self, request: Request) -> Answer | None:
-        refused = self.connection.execute("SELECT reason, seconds FROM refusals WHERE key = ?", (request.key,)).fetchone()
+    def find(self, key: str) -> Answer | None:
+        refused = self.connection.execute("SELECT reason, seconds FROM refusals WHERE key = ?", (key,)).fetchone()
         if refused is not None:
             return Answer("", 0, 0, refused[1], refused=refused[0])
-        row = self.connection.execute("SELECT text, tokens_in, tokens_out, seconds, trace_id FROM answers WHERE key = ?", (request.key,)).fetchone()
+        row = self.connection.execute("SELECT text, tokens_in, tokens_out, seconds, trace_id FROM answers WHERE key = ?", (key,)).fetchone()
         return None if row is None else Answer(*row)
 
     def keep(self, request: Request, answer: Answer) -> None:
@@ -148,10 +148,12 @@ def fits(cost: Cost, limits: Limits) -> bool:
     )
 
 
-def affordable(bounds: Sequence[Cost], spent: Cost, limits: Limits) -> int:
+def affordable(bounds: Iterable[Cost], spent: Cost, limits: Limits) -> int:
     """How many from the beginning of a list certainly fit what is left, whatever the answers will be."""
-    for place, bound in enumerate(bounds):
+    count = 0
+    for bound in bounds:
         spent = spent.plus(bound)
         if not fits(spent, limits):
-            return place
-    return len(bounds)
+            break
+        count += 1
+    return count

@@ -1,10 +1,10 @@
 """What is to be written about which sample: pure planning, no model. A plan depends on settings, uids and captions only."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
-from vlm_core.data.captions.config import Fusion, Rewrite, Synthetic, Translation
+from vlm_core.data.captions.config import Fusion, Rewrite, Style, Synthetic, Translation
 from vlm_core.data.captions.examples import OWN, Examples
 from vlm_core.data.captions.gates import suspicious, words
 from vlm_core.data.captions.recaption import (
@@ -32,7 +32,12 @@ class Task(NamedTuple):
     number: int
     style: str
     seed: int
-    prompt: Prompt
+    worded: Callable[["Task"], Prompt]  # one for all tasks of a plan
+
+    @property
+    def prompt(self) -> Prompt:
+        """Worded anew whenever it is looked at: it takes 8 KB, and a plan has millions of tasks."""
+        return self.worded(self)
 
 
 def _drawn(rows: Sequence[Row], languages: Sequence[str], captions: int, seed: int, salt: str = "") -> list[Row]:
@@ -48,44 +53,49 @@ def _short(lang: str | None) -> str:
 
 def plan_rewrites(part: Rewrite, kept: Sequence[Row], seed: int, shown: Examples = OWN) -> list[Task]:
     """Each caption in `per_caption` styles, one after the other; with a single rewrite the style is drawn. Prompts draw from `shown`."""
+
+    def worded(task: Task) -> Prompt:
+        return make_prompt(task.caption, cast(Style, task.style), part.examples, task.seed, shown)
+
     tasks = []
     for row in _drawn(kept, part.languages, part.captions, seed):
         for number in range(part.per_caption):
             own = row_seed(row["uid"], seed, number)
             style = part.styles[(own if part.per_caption == 1 else number) % len(part.styles)]
-            prompt = make_prompt(row["caption"], style, part.examples, own, shown)
-            tasks.append(Task(row["uid"], row["caption"], "rewritten", row["lang"], number, style, own, prompt))
+            tasks.append(Task(row["uid"], row["caption"], "rewritten", row["lang"], number, style, own, worded))
     return tasks
 
 
 def plan_translations(part: Translation, kept: Sequence[Row], seed: int) -> list[Task]:
+    def worded(task: Task) -> Prompt:
+        return make_translation(task.caption, task.lang, task.seed)
+
     tasks = []
     for row in _drawn(kept, (), part.captions, seed, ":translated"):
         for number, lang in enumerate(part.into):
             if row["lang"] and _short(row["lang"]) != lang:
                 own = row_seed(row["uid"], seed, number, "translated")
-                tasks.append(Task(row["uid"], row["caption"], "translated", lang, number, lang, own, make_translation(row["caption"], lang, own)))
+                tasks.append(Task(row["uid"], row["caption"], "translated", lang, number, lang, own, worded))
     return tasks
 
 
 def plan_descriptions(part: Synthetic, kept: Sequence[Row], sha256: Mapping[str, str], seed: int) -> list[Task]:
-    tasks = []
-    for row in _drawn(kept, part.languages, part.captions, seed, ":synthetic"):
-        own = row_seed(row["uid"], seed, 0, "synthetic")
-        prompt = make_description(row["uid"], sha256.get(row["uid"], ""), row["caption"], own)
-        tasks.append(Task(row["uid"], row["caption"], "synthetic", "en", 0, "", own, prompt))
-    return tasks
+    def worded(task: Task) -> Prompt:
+        return make_description(task.uid, sha256.get(task.uid, ""), task.caption, task.seed)
+
+    drawn = _drawn(kept, part.languages, part.captions, seed, ":synthetic")
+    return [Task(row["uid"], row["caption"], "synthetic", "en", 0, "", row_seed(row["uid"], seed, 0, "synthetic"), worded) for row in drawn]
 
 
 def plan_fusions(part: Fusion, synthetic: Sequence[Row], kept: Sequence[Row], seed: int) -> list[Task]:
     """Every accepted synthetic caption with the raw caption of its sample."""
     seen = {row["uid"]: row["text"] for row in synthetic if row["accepted"]}
-    tasks = []
-    for row in _drawn([row for row in kept if row["uid"] in seen], (), part.captions, seed, ":fused"):
-        own = row_seed(row["uid"], seed, 0, "fused")
-        prompt = make_fusion(row["caption"], seen[row["uid"]], part.examples, own)
-        tasks.append(Task(row["uid"], row["caption"], "fused", row["lang"], 0, "", own, prompt))
-    return tasks
+
+    def worded(task: Task) -> Prompt:
+        return make_fusion(task.caption, seen[task.uid], part.examples, task.seed)
+
+    drawn = _drawn([row for row in kept if row["uid"] in seen], (), part.captions, seed, ":fused")
+    return [Task(row["uid"], row["caption"], "fused", row["lang"], 0, "", row_seed(row["uid"], seed, 0, "fused"), worded) for row in drawn]
 
 
 # ---------------------------------------------------------------- captions that pages wrote

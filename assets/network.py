@@ -12,7 +12,7 @@ from pipelines.resources import Launcher
 
 FILTER, SHARD, PRETRAIN = menu("filter", "trusted_filter"), menu("shard"), menu("pretrain", "filter_network")
 EVAL_SETS, EVALUATE, PROMOTE = menu("eval-sets"), menu("evaluate"), menu("promote", "register_filter_network")
-NETWORK = {"group_name": "network", "owners": ["team:data"]}
+NETWORK = {"group_name": "filter_network", "owners": ["team:data"]}
 
 
 @dg.asset(**NETWORK, kinds={"parquet"}, deps=[candidate_pairs, images, embeddings])

@@ -9,7 +9,7 @@ BATCHES = dg.AssetSelection.assets("crawl_batches")  # each source is a run of i
 FINGERPRINTS = dg.AssetSelection.assets("fingerprints")  # of test sets that are there, for the filter of a later run
 SEARCHES = dg.AssetSelection.groups("searches")  # hours, on demand
 UPKEEP = dg.AssetSelection.groups("upkeep")  # beside the flow
-NETWORK = dg.AssetSelection.groups("network")  # what a later run may take as its scorer
+NETWORK = dg.AssetSelection.groups("filter_network")  # what a later run may take as its scorer
 
 # No job bears the name of an asset: Dagster keeps one book of names, and its servers load nothing when two things share one.
 # Each step only waits for the process of its verb, which uses all cores itself: steps side by side would share two cores

@@ -79,7 +79,7 @@ def test_every_asset_has_an_owner_a_group_and_a_sentence() -> None:
     for key in GRAPH.get_all_asset_keys():
         node = GRAPH.get(key)
         assert node.owners, key
-        assert node.group_name in {"data", "models", "network", "reports", "searches", "upkeep"}, key
+        assert node.group_name in {"data", "filter_network", "models", "reports", "searches", "upkeep"}, key
         assert node.description, key
         assert node.description.strip().endswith("."), key
 
@@ -90,12 +90,12 @@ def test_the_main_job_covers_every_asset_check_and_listed_cell_in_one_run() -> N
     apart = {
         "crawl_batches",
         "fingerprints",
-        *(key.to_python_identifier() for key in GRAPH.get_all_asset_keys() if GRAPH.get(key).group_name in {"network", "searches", "upkeep"}),
+        *(key.to_python_identifier() for key in GRAPH.get_all_asset_keys() if GRAPH.get(key).group_name in {"filter_network", "searches", "upkeep"}),
     }
     assert {key.to_python_identifier() for key in GRAPH.get_all_asset_keys()} - apart <= steps
     assert not apart & steps, "further sources, fingerprints, searches and upkeep are runs of their own"
     assert set(defs.resolve_job_def("fingerprint").graph.node_dict) == {"fingerprints"}
-    network = {key.to_python_identifier() for key in GRAPH.get_all_asset_keys() if GRAPH.get(key).group_name == "network"}
+    network = {key.to_python_identifier() for key in GRAPH.get_all_asset_keys() if GRAPH.get(key).group_name == "filter_network"}
     assert set(defs.resolve_job_def("filter_network").graph.node_dict) == network
     first, last = (job.tags[f"dagster/asset_partition_range_{end}"] for end in ("start", "end"))
     parts = job.partitions_def

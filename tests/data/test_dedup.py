@@ -1,9 +1,11 @@
 """Copies: hashes that lie close, who survives, SemDeDup, groups."""
 
 import numpy as np
+import pdqhash
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from vlm_core.data.filter import dedup
 from vlm_core.data.filter import near_hashes, perceptual
@@ -26,6 +28,16 @@ def planted(seed: int, n: int, parts: int, most: int) -> np.ndarray:
     for row in range(n // 2, n):
         codes[row] = flipped(codes[rng.integers(0, row)], rng.choice(16 * parts, rng.integers(0, most + 1), replace=False).tolist())
     return codes
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(16, 500), st.integers(16, 500), st.integers(1, 40))
+@settings(max_examples=60, deadline=None)
+def test_pdq_of_any_shape_of_picture_is_that_of_the_library(seed: int, height: int, width: int, grain: int) -> None:
+    noise = np.random.default_rng(seed).integers(0, 256, (grain, grain, 3), dtype=np.uint8)
+    rgb = np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC))
+    (bits, quality), (expected, expected_quality) = perceptual.pdq(rgb), pdqhash.compute(np.ascontiguousarray(rgb))
+    assert np.array_equal(bits, expected)
+    assert abs(quality - expected_quality) <= 1
 
 
 @pytest.mark.parametrize(("parts", "radius"), [(16, 31), (16, 40), (16, 0), (4, 2), (4, 6), (4, 10)])

@@ -99,12 +99,12 @@ def plain_jpeg(stream: BinaryIO, limits: Limits, side: int = 0) -> tuple[Header,
 
 
 def _reduction(image: Image.Image, side: int) -> int:
-    """By how much a JPEG's DCT is scaled down."""
-    return max((f for f in (1, 2, 4, 8) if min(image.size) >= f * 2 * side), default=1) if side else 1
+    """By how much a JPEG's DCT is scaled down, which leaves no more of what is too fine for the smaller picture than averaging does."""
+    return max((f for f in (1, 2, 4, 8) if min(image.size) >= f * side), default=1) if side else 1
 
 
 def decode(stream: BinaryIO, limits: Limits, side: int = 0) -> tuple[Image.Image, Header]:
-    """The upright 8-bit picture (RGB, or L when it is grey), reduced as long as both sides stay at least twice `side` (0 = never).
+    """The upright 8-bit picture (RGB, or L when it is grey), reduced as long as both sides stay at least `side` (JPEG) or twice `side` (0 = never).
 
     Raises FetchFailed.
     """

@@ -74,7 +74,7 @@ def test_three_recipes_and_two_seeds_go_through_the_job_and_a_second_launch_trai
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_recipe_is_trained_as_a_partition_and_a_papers_size_is_refused_with_the_plans_sentence(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_is_trained_as_a_partition_and_a_papers_size_is_refused_with_what_it_needs(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLM_HOME", str(world / "home"))
     changes = {"changes": [*CHANGES, "fit.samples=128"]}
     made = launch(world, "pretrain_recipes", "pretrained_recipes", changes, partition="unicl_tiny")
@@ -87,4 +87,5 @@ def test_a_recipe_is_trained_as_a_partition_and_a_papers_size_is_refused_with_th
     refused = launch(world, "pretrain_papers", "pretrained_papers", {}, partition="clip_vit_b32")
     assert not refused.success
     (failed,) = [event for event in refused.all_events if event.is_step_failure]
-    assert failed.step_failure_data.user_failure_data.description.startswith("Incompatible: Found that one of 64 processes, which share ")
+    said = failed.step_failure_data.user_failure_data.description
+    assert said.startswith("Incompatible: Found 256 training pairs in the snapshot data/shards for loader.batch_size 32768 (512 on each of 64 processes)")

@@ -31,12 +31,16 @@ LINE_EVERY_S = 5.0  # at most so often one line of a verb becomes an event: each
 
 
 class Launcher(dg.ConfigurableResource):
-    """Runs `vlm <verb>` in its own process, forwards its lines, and turns its exit code into what Dagster should do."""
+    """Runs `vlm <verb>` in its own process, forwards its lines, and turns its exit code into what Dagster should do.
+
+    Its defaults are this deployment's: what a run's config leaves out falls back to them, and not to what an instance was given.
+    """
 
     root: str = Field(str(ROOT), description="project folder: params.yaml, dvc.yaml and data/ lie there")
-    mlflow_uri: str = Field("", description="where runs are tracked; empty: only the files beside each output")
+    mlflow_uri: str = Field(os.environ.get("MLFLOW_TRACKING_URI", ""), description="where runs are tracked; empty: only the files beside each output")
     python: str = Field(sys.executable, description="interpreter of the verbs")
     processes: int = Field(2, description="verbs at once where one asset stands for many cells")
+    engine: str = Field("", description="where the ranges of a verb are done: processes:N, ray or ray:HOST:PORT; empty: as $VLM_ENGINE says, or in the verb's own process")
 
     def data(self, *parts: str) -> Path:
         """Where an asset's output lies, seen from the project folder."""
@@ -113,6 +117,8 @@ class Launcher(dg.ConfigurableResource):
         found["PYTHONPATH"] = os.pathsep.join(part for part in (str(CODE), os.environ.get("PYTHONPATH", "")) if part)
         if is_one_of_many:  # they share the cores; a user's own number stays
             found.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.processes)))
+        if self.engine:
+            found["VLM_ENGINE"] = self.engine
         if self.mlflow_uri:
             found |= {"MLFLOW_TRACKING_URI": self.mlflow_uri, "VLM_MLFLOW_PARENT": self.parent(context)[0]}
         return found
@@ -182,4 +188,4 @@ def _fail(verb: str, code: int, lines: list[str], record: Path) -> NoReturn:
 
 def deployment() -> dict[str, Any]:
     """The resources that assets ask for by name."""
-    return {"launcher": Launcher(root=str(ROOT), mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI", ""))}
+    return {"launcher": Launcher()}

@@ -21,6 +21,7 @@ class Probe(Config):
     calls: str = ""  # a folder in which every call leaves a file with its process id (a file that a setting names would count as input)
     good_from: int = 1  # the call from which a retryable run succeeds
     sleep_s: float = 0
+    shows: list[str] = []  # variables of its environment
 
 
 PROBE = Verb("a test", "tests.platform.probe:Probe", "tests.platform.probe:probe", "tests.platform.probe")
@@ -53,7 +54,8 @@ def probe(config: Probe, stage: Stage) -> Report:
     Image.new("RGB", (2400, 600), (200, 30, 30)).save(stage.pictures / "red.png")
     for step in range(5):
         stage.tracker.metrics({"loss": 1 / (step + 1)}, step=step)
+    shown = {"environment": [{"name": name, "value": os.environ.get(name, "")} for name in config.shows]} if config.shows else {}
     return Report(
         counts={"in": 10, "kept": 7, "dropped.small": 2, "dropped.late": 1}, metrics={"held/R@1": 0.5},
-        tables={"rows": [{"name": "a", "n": 1, "share": 0.5}, {"name": None, "n": 2, "share": 1}]}, pictures={"a red picture": "red.png"},
+        tables={"rows": [{"name": "a", "n": 1, "share": 0.5}, {"name": None, "n": 2, "share": 1}], **shown}, pictures={"a red picture": "red.png"},
     )  # fmt: skip

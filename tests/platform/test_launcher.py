@@ -24,14 +24,17 @@ from tests.platform.conftest import ROOT
 from tests.platform.probe import Probe
 
 
-def run(project: Path, *, uri: str = "", instance: dg.DagsterInstance | None = None, **settings: Any) -> dg.ExecuteInProcessResult:
+def run(project: Path, *, uri: str = "", instance: dg.DagsterInstance | None = None, chosen: dict[str, Any] | None = None, **settings: Any) -> dg.ExecuteInProcessResult:
     @dg.asset
     def probed(context: dg.AssetExecutionContext, launcher: Launcher) -> dg.MaterializeResult:
         report = launcher.launch(context, "probe", "normal", Probe(**settings), {}, launcher.data("probed"))
         return dg.MaterializeResult(metadata=metadata(report, launcher), data_version=dg.DataVersion(report.data_version))
 
-    launcher = Launcher(root=str(project), python=str(project / "python"), mlflow_uri=uri)
-    return dg.materialize([probed], resources={"launcher": launcher}, instance=instance or dg.DagsterInstance.ephemeral(), raise_on_error=False)
+    given = {"root": str(project), "python": str(project / "python"), "mlflow_uri": uri}
+    launcher = Launcher(**given)
+    run_config = {"resources": {"launcher": {"config": {**given, **chosen}}}} if chosen else {}  # as the Launchpad sends it
+    instance = instance or dg.DagsterInstance.ephemeral()
+    return dg.materialize([probed], resources={"launcher": launcher}, instance=instance, raise_on_error=False, run_config=run_config)
 
 
 def failure(result: dg.ExecuteInProcessResult) -> Any:
@@ -74,6 +77,13 @@ def test_the_same_settings_are_reused_and_other_settings_are_not(project: Path) 
     assert [reused for reused, _ in versions] == [False, True, False]
     assert len({version for _, version in versions}) == 1  # the bytes are the same
     assert calls(log) == 2
+
+
+def test_the_launchpad_says_where_ranges_are_done_and_the_environment_does_where_it_says_nothing(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLM_ENGINE", "processes:2")
+    for chosen, expected in (({}, "processes:2"), ({"engine": "processes:3"}, "processes:3")):
+        (event,) = run(project, shows=["VLM_ENGINE"], sleep_s=0.05 * len(chosen), chosen=chosen).get_asset_materialization_events()
+        assert [record.data for record in event.materialization.metadata["environment"].records] == [{"name": "VLM_ENGINE", "value": expected}]
 
 
 def test_exit_code_20_fails_once_with_the_sentence_of_the_verb(project: Path) -> None:

@@ -40,7 +40,9 @@ class Launcher(dg.ConfigurableResource):
     mlflow_uri: str = Field(os.environ.get("MLFLOW_TRACKING_URI", ""), description="where runs are tracked; empty: only the files beside each output")
     python: str = Field(sys.executable, description="interpreter of the verbs")
     processes: int = Field(2, description="verbs at once where one asset stands for many cells")
-    engine: str = Field("", description="where the ranges of a verb are done: processes:N, ray or ray:HOST:PORT; empty: as $VLM_ENGINE says, or in the verb's own process")
+    engine: str = Field(
+        "", description="where the ranges of a verb are done: processes:N, ray or ray:HOST:PORT; empty: as $VLM_ENGINE says, or in the verb's own process"
+    )
 
     def data(self, *parts: str) -> Path:
         """Where an asset's output lies, seen from the project folder."""

@@ -24,7 +24,9 @@ from tests.platform.conftest import ROOT
 from tests.platform.probe import Probe
 
 
-def run(project: Path, *, uri: str = "", instance: dg.DagsterInstance | None = None, chosen: dict[str, Any] | None = None, **settings: Any) -> dg.ExecuteInProcessResult:
+def run(
+    project: Path, *, uri: str = "", instance: dg.DagsterInstance | None = None, chosen: dict[str, Any] | None = None, **settings: Any
+) -> dg.ExecuteInProcessResult:
     @dg.asset
     def probed(context: dg.AssetExecutionContext, launcher: Launcher) -> dg.MaterializeResult:
         report = launcher.launch(context, "probe", "normal", Probe(**settings), {}, launcher.data("probed"))

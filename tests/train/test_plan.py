@@ -102,6 +102,11 @@ def test_locked_trunks_cost_their_heads_only() -> None:
     assert cost.flops < 6 * cost.learning * 1.05  # six FLOPs a number that learns
 
 
+def test_a_drawn_text_costs_what_a_picture_does_in_the_one_tower_that_sees_both() -> None:
+    cost = cost_of(RECIPES["clippo_tiny"]())  # type: ignore[arg-type]
+    assert cost.forward["text"] == cost.forward["image"] > 0
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -7,6 +7,7 @@ FLOPs come from torch's counter (a multiplication and an addition are two), acti
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, cast
@@ -18,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.flop_counter import FlopCounterMode
 
+from vlm_core.models import config as menu
 from vlm_core.models import tokenizer
 from vlm_core.models.pixels import pixels_of
 from vlm_core.models.towers import Outputs, TwoTower
@@ -48,7 +50,8 @@ class Cost(NamedTuple):
 
 def cost_of(config: Pretrain) -> Cost:
     """Raises nothing for a recipe that training accepts: what fake tensors cannot follow is guessed, and named."""
-    with FakeTensorMode(allow_non_fake_inputs=True), _Answers(), _grad():
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), _Answers(), _grad():
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # copy.deepcopy of a module does, and does not need it
         towers = _towers(config)
         objectives, _ = base.build(config.objectives, towers)
         own = {
@@ -205,7 +208,7 @@ def _step(
 
 def _guess(guessed: tuple[str, ...], objectives: dict[str, base.Objective], config: Pretrain) -> float:
     """Six FLOPs per learning parameter and token: forward, and twice that backward."""
-    length = max(getattr(config.model.text, "context_length", 1), _patches(config))
+    length = max(getattr(config.model.text, "context_length", 1), _patches(config))  # a drawn text has as many patches as a picture
     return float(sum(6 * length * value.numel() for kind in guessed for value in objectives[kind].parameters() if value.requires_grad))
 
 
@@ -214,9 +217,15 @@ def _patches(config: Pretrain) -> int:
     return (image.image_size // image.patch_size) ** 2 if hasattr(image, "patch_size") else 49
 
 
+def _text_numbers(config: Pretrain) -> int:
+    """How many numbers a text tower is given of a text: ids of tokens, or the pixels of a drawn one."""
+    text = config.model.text
+    return text.image_size**2 if isinstance(text, menu.Rendered) else int(getattr(text, "context_length", 1))
+
+
 def _batch(config: Pretrain, towers: TwoTower, count: int) -> dict[str, Any]:
     """What training would give the towers. A locked trunk's features were computed once, so they are an input."""
-    side, length = config.model.image.image_size, getattr(config.model.text, "context_length", 1)
+    side, length = config.model.image.image_size, _text_numbers(config)
     made: dict[str, Any] = {"texts": ["a"] * count, "uids": [str(i) for i in range(count)], "step": 0, "rows": torch.arange(count)}
     if locked.is_locked(towers.image):
         made["image_features"] = torch.rand(count, towers.image_width)
@@ -261,7 +270,7 @@ def _further_inputs(config: Pretrain, count: int) -> dict[str, Any]:
 
 def _forward(config: Pretrain, towers: TwoTower, side: str) -> float:
     """FLOPs of one picture or one text through its whole tower, as published tables count them."""
-    size, length = config.model.image.image_size, getattr(config.model.text, "context_length", 1)
+    size, length = config.model.image.image_size, _text_numbers(config)
     given = torch.rand(2, 3, size, size) if side == "image" else torch.ones(2, length, dtype=torch.long)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         cast(nn.Module, getattr(towers, side))(given)

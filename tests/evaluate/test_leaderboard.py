@@ -8,7 +8,7 @@ import pytest
 
 from tests.train.transfer_world import stage_for
 from vlm_core.errors import ConfigError
-from vlm_core.evaluate.board import drawn
+from vlm_core.evaluate.board import drawn, plain
 from vlm_core.evaluate.card import ProtocolCard
 from vlm_core.evaluate.config import CompareModels
 from vlm_core.evaluate.leaderboard import compare_models, estimate, rank, read_models
@@ -88,6 +88,13 @@ def test_differences_are_paired_by_sample_and_by_seed_and_verdicts_follow_the_in
     assert "1 of 4 beat the base: better." in page
     assert "does not beat the base here" in page
     assert (tmp_path / "board" / "pictures" / "leaderboard.png").stat().st_size > 5_000
+
+
+def test_an_interval_above_0_that_may_be_chance_among_many_says_so() -> None:
+    row = {"model": "m", "value": 0.2, "ci_low": 0.1, "ci_high": 0.3, "difference": 0.1, "difference_low": 0.01, "difference_high": 0.2, "seeds": 3, "n": 9,
+           "verdict": "better", "own_input": False}  # fmt: skip
+    assert [plain({**row, "p_holm": p})["verdict"] for p in (0.049, 0.05, 0.69)] == ["beats the base", *["beats the base; not after Holm"] * 2]
+    assert plain({**row, "verdict": "cannot_tell", "p_holm": 1.0})["verdict"] == "does not beat the base here (the interval holds 0)"
 
 
 def test_in_a_race_another_input_on_the_same_data_is_paired_and_marked_and_other_data_never_are(tmp_path: Path) -> None:

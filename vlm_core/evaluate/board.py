@@ -28,6 +28,7 @@ DRAWN = (
     ("retrieval", "image_retrieval_recall_at_10", 1), ("retrieval", "text_retrieval_recall_at_10", 1), ("zero_shot_ensemble", "acc1", 2),
     ("linear_probe", "acc1", 2), ("segmentation", "scene_iou", 1), ("grounding", "recall_at_1", 1), ("caption_likelihood", "acc1", 1),
 )  # fmt: skip
+LEVEL = 0.05  # of p values
 ACROSS = 5  # panels in a row
 COLOURS = {"better": "tab:green", "worse": "tab:red"}
 Row = Mapping[str, Any]
@@ -49,7 +50,8 @@ def plain(row: Row) -> dict[str, Any]:
 
 
 def _verdict(row: Row) -> str:
-    return VERDICTS[row["verdict"]] + ("; own input" if row["own_input"] else "")
+    by_chance = row["verdict"] in ("better", "worse") and row["p_holm"] >= LEVEL
+    return VERDICTS[row["verdict"]] + ("; not after Holm" if by_chance else "") + ("; own input" if row["own_input"] else "")
 
 
 def _interval(low: float, high: float, sign: str) -> str:
@@ -78,6 +80,8 @@ def markdown(config: CompareModels, rows: Sequence[Row]) -> str:
 def _notes(rows: Sequence[Row]) -> list[str]:
     """What needs a word where it occurs."""
     said = []
+    if any("not after Holm" in _verdict(row) for row in rows):
+        said += [f"*Not after Holm*: the interval does not hold 0, but among so many comparisons that may be chance (p is not below {LEVEL}).", ""]
     if any(row["own_input"] for row in rows):
         said += [
             "*Own input*: the model reads pictures or texts in another way than the base (size, tokenizer, context); the samples and the task are the same.",

@@ -35,7 +35,7 @@ class Heard(Told):
         super().__init__()
         self.said: list[str] = []
 
-    def progress(self, what: str, done: int, total: int) -> None:
+    def progress(self, what: str, done: int, total: int, every_s: float = 2.0) -> None:
         self.said.append(what)
 
 

@@ -38,7 +38,7 @@ class Told:
     def metrics(self, values: dict[str, float], step: int) -> None:
         (self.rows if "loss" in values else self.mixtures).append((step, dict(values)))
 
-    def progress(self, what: str, done: int, total: int) -> None: ...
+    def progress(self, what: str, done: int, total: int, every_s: float = 2.0) -> None: ...
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ class Reporter(Protocol):
     """Where the loop's numbers and progress lines go."""
 
     def metrics(self, values: Mapping[str, float], step: int) -> None: ...
-    def progress(self, what: str, done: int, total: int) -> None: ...
+    def progress(self, what: str, done: int, total: int, every_s: float = 2.0) -> None: ...
 
 
 class Loop(lightning.LightningModule):
@@ -234,7 +234,7 @@ class Records(Callback):
             row |= watch.spreads(loop.model.seen, step > self.settled) if loop.model.seen is not None else {}
             if row.get("collapsed") and not self._alarmed:
                 self._alarmed = True
-                self.report.progress(watch.alarm(row), step, loop.steps)
+                self.report.progress(watch.alarm(row), step, loop.steps, every_s=0)
             with (self.folder / METRICS).open("a") as stream:
                 stream.write(json.dumps({"step": step, **row}) + "\n")
             self.report.metrics(row, step)
@@ -290,7 +290,7 @@ def fit(
     (folder / "steps").mkdir(parents=True, exist_ok=True)
     saved = newest_valid(folder / "steps")
     if saved is not None:
-        report.progress("continued at step", step_of(saved), loop.steps)
+        report.progress("continued at step", step_of(saved), loop.steps, every_s=0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"lightning\..*")  # advice on loaders and modes that we chose on purpose
         explosion = None if settings.explodes is None else Explosion(settings.explodes, batch_size, optim.warmup_of(loop.steps, loop._settings))

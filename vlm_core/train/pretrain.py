@@ -189,8 +189,8 @@ class StageReporter:
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         self.stage.tracker.metrics(values, step)
 
-    def progress(self, what: str, done: int, total: int) -> None:
-        self.stage.progress(what, done, total)
+    def progress(self, what: str, done: int, total: int, every_s: float = 2.0) -> None:
+        self.stage.progress(what, done, total, every_s)
 
 
 def parents(config: Pretrain, initial: str) -> list[dict[str, str]]:

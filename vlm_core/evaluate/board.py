@@ -49,9 +49,12 @@ def plain(row: Row) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _may_be_chance(row: Row) -> bool:
+    return row["verdict"] in ("better", "worse") and row["p_holm"] >= LEVEL
+
+
 def _verdict(row: Row) -> str:
-    by_chance = row["verdict"] in ("better", "worse") and row["p_holm"] >= LEVEL
-    return VERDICTS[row["verdict"]] + ("; not after Holm" if by_chance else "") + ("; own input" if row["own_input"] else "")
+    return VERDICTS[row["verdict"]] + ("; not after Holm" if _may_be_chance(row) else "") + ("; own input" if row["own_input"] else "")
 
 
 def _interval(low: float, high: float, sign: str) -> str:
@@ -80,7 +83,7 @@ def markdown(config: CompareModels, rows: Sequence[Row]) -> str:
 def _notes(rows: Sequence[Row]) -> list[str]:
     """What needs a word where it occurs."""
     said = []
-    if any("not after Holm" in _verdict(row) for row in rows):
+    if any(map(_may_be_chance, rows)):
         said += [f"*Not after Holm*: the interval does not hold 0, but among so many comparisons that may be chance (p is not below {LEVEL}).", ""]
     if any(row["own_input"] for row in rows):
         said += [

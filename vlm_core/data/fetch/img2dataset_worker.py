@@ -68,7 +68,7 @@ with _without("torch", "wandb"):
 
 ADDRESS_SPACE = 6 * 2**30  # bytes, far above what stays resident
 COLLECT_AFTER = (20_000, 20, 20)  # instead of Python's (700, 10, 10)
-NEARLY = 1.5  # up to so many times its size a picture is made smaller by linear interpolation: it still looks at every pixel, in a quarter of the time
+NEARLY = 1.5  # up to so many times its size a picture is made smaller by linear interpolation, which still looks at every pixel and is faster
 FLAT = 1.0  # standard deviation of every channel below which a picture shows nothing
 
 

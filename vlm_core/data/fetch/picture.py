@@ -99,7 +99,7 @@ def plain_jpeg(stream: BinaryIO, limits: Limits, side: int = 0) -> tuple[Header,
 
 
 def _reduction(image: Image.Image, side: int) -> int:
-    """By how much a JPEG's DCT is scaled down, which leaves no more of what is too fine for the smaller picture than averaging does."""
+    """By how much a JPEG's DCT is scaled down: as far as neither side falls below the stored one."""
     return max((f for f in (1, 2, 4, 8) if min(image.size) >= f * side), default=1) if side else 1
 
 

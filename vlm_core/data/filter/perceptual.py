@@ -23,7 +23,7 @@ CLEAR = 2e-2  # coefficients this far from the median, and farther, are on their
 def pdq(rgb: NDArray[Any]) -> tuple[NDArray[Any], int]:
     """(256 bits, quality 0..100) of an RGB uint8 array. Hashes of quality below 50 say little.
 
-    The PDQ library's steps with OpenCV's box filters, in a third of its time. Where rounding could decide a bit, the library decides; the quality may differ by 1.
+    The PDQ library's steps with OpenCV's box filters, which are faster. Where rounding could decide a bit, the library decides; the quality may differ by 1.
     """
     import cv2
 

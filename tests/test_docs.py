@@ -92,6 +92,7 @@ def run_example(name: str, *words: object, home: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.flow
 def test_the_examples_run_one_after_the_other(tmp_path: Path) -> None:
     shards, _ = make_shards(tmp_path / "shards")
     tiny = ("model.image.layers=1", "model.image.patch_size=16", "model.text.layers=1", "loader.batch_size=8", "fit.epochs=2")

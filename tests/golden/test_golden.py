@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +13,14 @@ from tests.golden.tables import files, table
 
 HERE = Path(__file__).parent
 FILES = files(HERE)
+SEVERAL_PROCESSES = ("distributed_losses",)
 
 
-@pytest.mark.parametrize(("family", "path"), FILES, ids=[f"{family}/{path.stem}" for family, path in FILES])
+def _case(family: str, path: Path) -> Any:
+    return pytest.param(family, path, id=f"{family}/{path.stem}", marks=[pytest.mark.flow] if path.stem in SEVERAL_PROCESSES else [])
+
+
+@pytest.mark.parametrize(("family", "path"), [_case(*file) for file in FILES])
 def test_our_numbers_equal_the_official_ones(family: str, path: Path) -> None:
     entry = table(family).get(path.stem)
     assert entry is not None, f"no entry for {path.stem} in tests/golden/table_{family}.py"

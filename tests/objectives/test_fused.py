@@ -199,6 +199,7 @@ def test_cross_modal_modelling_scores_hidden_places_only_and_hides_them() -> Non
 
 
 @pytest.mark.parametrize("kind", ["gated_fusion, blocks: 1", pytest.param("joint_fusion, width: 32, layers: 1, heads: 2", marks=pytest.mark.slow)])
+@pytest.mark.flow
 def test_a_fused_model_learns_to_tell_pairs_of_coloured_shapes(kind: str, tmp_path: Path) -> None:
     shards = make_shards(tmp_path / "shapes")
     (tmp_path / "run").mkdir()

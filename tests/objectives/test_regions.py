@@ -83,6 +83,7 @@ def test_a_scene_without_matched_places_is_finite() -> None:
 # ---------------------------------------------------------------- ranks
 
 
+@pytest.mark.flow
 def test_two_ranks_that_match_differently_many_places_give_the_gradients_of_one_process() -> None:
     ranks = run_ranks(of_rank, 2)
     for kind in KINDS:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-mpl.use("Agg")
+from vlm_core import charts
+
 DATA, MODEL, REPORT, OUTSIDE = "#d7e8f5", "#dff0d8", "#fbe7c6", "#eeeeee"
 BOXES = {  # name: (column, row, what happens there, colour)
     "web": (0, 2, "site · WARC · table", OUTSIDE), "pages": (1, 2, "Scrapy, robots.txt", DATA), "candidate_pairs": (2, 2, "alt, figcaption, uid", DATA),
@@ -24,7 +24,7 @@ WIDE, HIGH = 1.0, 0.5
 
 
 def main() -> None:
-    figure = Figure(figsize=(12, 4.2))
+    figure = Figure(figsize=(12, 4.2), dpi=110)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-0.65, 6.35), ylim=(-0.45, 2.5))
     axes.axis("off")
@@ -40,7 +40,7 @@ def main() -> None:
         )
         axes.text(x, y + 0.07, name, ha="center", va="center", fontsize=10.5, weight="bold")
         axes.text(x, y - 0.11, what, ha="center", va="center", fontsize=8, color="#333333")
-    figure.savefig(Path(__file__).with_suffix(".png"), dpi=110, metadata={"Software": None})
+    charts.save(figure, Path(__file__).with_suffix(".png"))
 
 
 main()

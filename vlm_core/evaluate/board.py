@@ -6,9 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vlm_core import charts
 from vlm_core.evaluate.config import CompareModels
 
 SCHEMA = pa.schema([
@@ -17,7 +17,7 @@ SCHEMA = pa.schema([
     ("by_seed", pa.list_(pa.float64())), ("p", pa.float64()), ("p_holm", pa.float64()), ("verdict", pa.string()), ("own_input", pa.bool_()),
 ])  # fmt: skip
 VERDICTS = {
-    "base": "the base", "better": "**beats the base**", "worse": "is worse than the base", "cannot_tell": "does not beat the base here (the interval holds 0)",
+    "base": "the base", "better": "**beats the base**", "worse": "is worse than the base", "cannot_tell": "does not beat the base",
     "other_protocol": "another protocol card: not compared", "no_base": "the base has nothing of this",
     "not_paired": "not a mean over samples: not paired",
 }  # fmt: skip
@@ -83,6 +83,8 @@ def markdown(config: CompareModels, rows: Sequence[Row]) -> str:
 def _notes(rows: Sequence[Row]) -> list[str]:
     """What needs a word where it occurs."""
     said = []
+    if any(row["verdict"] == "cannot_tell" for row in rows):
+        said += ["*Does not beat the base*: the interval of the difference holds 0, so neither a gain nor a loss is shown here.", ""]
     if any(map(_may_be_chance, rows)):
         said += [f"*Not after Holm*: the interval does not hold 0, but among so many comparisons that may be chance (p is not below {LEVEL}).", ""]
     if any(row["own_input"] for row in rows):
@@ -129,7 +131,6 @@ def draw(path: Path, config: CompareModels, rows: Sequence[Row]) -> None:
     names = [row["model"] for row in rows if row["suite"] == config.primary]
     across, down = min(max(len(suites), 1), ACROSS), max(-(-len(suites) // ACROSS), 1)
     figure = Figure(figsize=(2 + 2.4 * across, down * (1.2 + 0.17 * len(names))), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
     panels = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
     for axes, suite in zip(panels, suites, strict=False):
         _panel(axes, names, config.base, {row["model"]: row for row in rows if row["suite"] == suite and row["difference"] is not None})
@@ -137,8 +138,7 @@ def draw(path: Path, config: CompareModels, rows: Sequence[Row]) -> None:
         axes.set_title(f"{dataset}: {task.replace('_', ' ')}\n{metric.replace('_', ' ')}", fontsize=8)
     for axes in panels[len(suites) :]:
         axes.set_visible(False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Software": None})
+    charts.save(figure, path)
 
 
 def _panel(axes: Axes, names: Sequence[str], base: str, found: Mapping[str, Row]) -> None:

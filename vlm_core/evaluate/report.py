@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vlm_core import charts
 from vlm_core.evaluate.results import Results
 
 
@@ -23,7 +23,6 @@ def markdown(model: str, results: Results) -> str:
 def draw_metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Every metric as a point with its interval, grouped by data and task."""
     figure = Figure(figsize=(9, 1 + 0.22 * len(rows)), dpi=90, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     names = [f"{row['dataset']} / {row['task']} / {row['metric']}" for row in rows]
     value = [row["value"] for row in rows]
@@ -33,5 +32,4 @@ def draw_metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     axes.set_xlim(0, 1)
     axes.invert_yaxis()
     axes.grid(axis="x", alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    charts.save(figure, path)

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from vlm_core import charts
 from vlm_core.data.pictures import contact_sheet
 from vlm_core.models.scorer import Scorer
 
@@ -40,7 +41,7 @@ def tables(samples: pa.Table, scores: NDArray[np.float32], scorer: Scorer) -> di
 def histogram(scores: NDArray[np.float32], langs: list[str], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    figure = Figure(figsize=(7, 3.2), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     bins = np.linspace(float(scores.min()), float(scores.max()) + 1e-6, 60).tolist()
     column = np.array(langs, object)
@@ -49,4 +50,4 @@ def histogram(scores: NDArray[np.float32], langs: list[str], path: Path) -> None
     axes.set_xlabel("image-text score")
     axes.set_ylabel("samples")
     axes.legend()
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    charts.save(figure, path)

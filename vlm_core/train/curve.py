@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from vlm_core import charts
 
 
 def draw_curve(path: Path, title: str, rows: Sequence[Mapping[str, Any]], zero_shot: float) -> None:
     """Accuracy over shots: points with the interval between test pictures, a band with the interval between seeds, a line for zero-shot."""
     figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     at = list(range(len(rows)))
     value = [row["value"] for row in rows]
@@ -27,5 +27,4 @@ def draw_curve(path: Path, title: str, rows: Sequence[Mapping[str, Any]], zero_s
     axes.set_title(title)
     axes.set_ylim(0, 1)
     axes.legend(fontsize="small")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    charts.save(figure, path)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from vlm_core import charts
 from vlm_core.data.captions.answers import Cost
 from vlm_core.data.captions.gates import words
 from vlm_core.data.captions.plan import Row, Task
@@ -139,7 +140,7 @@ def draw(origins: Sequence[Origin], path: Path) -> None:
     """Four panels: how long, how varied, how well they fit the picture, how much they add."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 6.4), layout="constrained")
+    figure = Figure(figsize=(11, 6.4), dpi=110, layout="constrained")
     (length, variety), (fit, adds) = figure.subplots(2, 2)
     names = [f"{origin.row['origin']} ({origin.row['accepted']:,})" for origin in origins]
     for axes, title, values in (
@@ -161,5 +162,4 @@ def draw(origins: Sequence[Origin], path: Path) -> None:
         axes.set_title(title)
         axes.margins(x=0.15)
         axes.invert_yaxis()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    charts.save(figure, path)

@@ -16,7 +16,7 @@ from vlm_core.data.crawl import demo_web
 from vlm_core.data.crawl import local_source
 from vlm_core.data.crawl import page_store
 from vlm_core.data.crawl import tables
-from vlm_core.data.charts import bar_chart
+from vlm_core.charts import bar_chart
 from vlm_core.data.child import run_module
 from vlm_core.data.crawl.config import CommonCrawl, Crawl, DemoWeb, Folder, Site, Table, Warc, WebDataset
 from vlm_core.data.fetch.download import require_contact

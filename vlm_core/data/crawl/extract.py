@@ -19,7 +19,7 @@ from vlm_core.data.crawl import local_source
 from vlm_core.data.web import rights
 from vlm_core.data.crawl import tables
 from vlm_core.data.lineage import tombstones
-from vlm_core.data.charts import bar_chart
+from vlm_core.charts import bar_chart
 from vlm_core.data.crawl.config import Extract, OptOuts
 from vlm_core.data.crawl.pairs import Merger, Pair, Seen, make_pair
 from vlm_core.data.sample import PAIRS

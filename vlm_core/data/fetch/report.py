@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlm_core.data.charts import bar_chart
+from vlm_core.charts import bar_chart
 from vlm_core.data.fetch.schedule import host_of, name_of
 from vlm_core.data.pictures import contact_sheet
 from vlm_core.data.sample import DOWNLOADS, STATUSES

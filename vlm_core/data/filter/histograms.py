@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from vlm_core import charts
 from vlm_core.data.blocks import pieces
 from vlm_core.data.filter.pool import Pool
 
@@ -85,7 +86,7 @@ def _draw(blocks: Any, marks: Mapping[str, float], label: str, path: Path) -> bo
         return False
     edges = np.linspace(min(low for low, _ in ends), max(high for _, high in ends) + 1e-6, BINS + 1)
     counts = _counts(blocks(), edges)
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), dpi=110, layout="constrained")
     axes = figure.subplots()
     for number, name in enumerate(sorted(counts, key=lambda name: (-counts[name].sum(), name))[:CURVES]):
         axes.stairs(counts[name], edges, color=f"C{number}", label=name or "?")
@@ -96,7 +97,7 @@ def _draw(blocks: Any, marks: Mapping[str, float], label: str, path: Path) -> bo
     axes.set_xlabel(f"{label}; dashed: the cut")
     axes.set_ylabel("samples")
     axes.legend()
-    figure.savefig(path, dpi=100, metadata={"Software": None})
+    charts.save(figure, path)
     return True
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlm_core.data.charts import bar_chart
+from vlm_core.charts import bar_chart
 from vlm_core.data.filter.config import Filter
 from vlm_core.data.filter.decisions import REASONS, Trail
 from vlm_core.data.filter.histograms import histograms

@@ -119,7 +119,7 @@ def _scorer(embeddings: Path) -> str:
 
 
 def _report(found: Mapping[str, Any], size: int, pictures: int, left_out: int, stage: Stage) -> Report:
-    from vlm_core.data.charts import bar_chart
+    from vlm_core.charts import bar_chart
 
     funnel = {row["name"]: row["n"] for row in found["funnel"]}
     bar_chart({**funnel, **{f"dropped: {row['name']}": row["n"] for row in found["reasons"]}}, "from candidates to shards", stage.pictures / "funnel.png")

@@ -15,7 +15,7 @@ from tests.train.transfer_world import labelled_set
 from vlm_core.config import Config
 from vlm_core.data.shards.mixture import read_caption, read_two
 from vlm_core.errors import ConfigError, Incompatible
-from vlm_core.race.cells import Cell
+from vlm_core.race.cells import Cell, brought
 from vlm_core.race.cells import settings as settings_of
 from vlm_core.race.config import ComparePretraining
 from vlm_core.race.launch import environment_for
@@ -94,6 +94,13 @@ def test_recipes_of_one_caption_read_the_raw_one_in_a_race_and_those_of_two_keep
     assert {read_two(record, two.loader, 0, epoch)[2] for epoch in range(50)} == {"rewritten", "synthetic"}
     asked = settings_of(race.but("changes=['loader.caption_weights={alt: 1}']"), Cell("clip_tiny", "clip_tiny", Path()), 0, 128)
     assert asked.loader.caption_weights == {"alt": 1.0}
+
+
+def test_the_page_names_the_models_that_do_not_begin_from_nothing() -> None:
+    cells = [Cell(name, name, Path()) for name in ("clip_tiny", "lit_tiny", "ra_clip_tiny")]
+    expected = " Not from scratch, with packaged weights: `lit_tiny` (efficientnet_lite0), `ra_clip_tiny` (efficientnet_lite0 and minilm)."
+    assert brought(ComparePretraining(), cells) == expected
+    assert brought(ComparePretraining(), cells[:1]) == ""
 
 
 def test_runs_side_by_side_give_what_runs_in_a_row_give_and_say_whose_line_is_whose(

@@ -19,12 +19,13 @@ from vlm_core.errors import Incompatible, NothingLeft
 from vlm_core.models import config as models
 from vlm_core.models import packaged, pretrained
 from vlm_core.models.retrieval import Retrieval, nearest
+from vlm_core.recipes.pretrain.base import clip_tiny, lit_packaged
 from vlm_core.recipes.pretrain.retrieval import ra_clip_tiny
 from vlm_core.run import run
 from vlm_core.train import references
 from vlm_core.train.config import Distil, Pretrain
 from vlm_core.train.fit import read_rows
-from vlm_core.train.pretrain import train
+from vlm_core.train.pretrain import parents, train
 
 
 def small(*changes: str) -> Pretrain:
@@ -163,6 +164,13 @@ def test_parts_that_do_not_fit_are_refused(changes: tuple[str, ...], what: str) 
 def test_a_student_with_references_is_refused() -> None:
     with pytest.raises(Incompatible, match="Found a student that looks things up"):
         Distil(student=small())
+
+
+def test_the_encoders_that_look_references_up_are_parents_of_the_model_and_towers_that_begin_from_packages_say_so() -> None:
+    names = ("efficientnet_lite0", "minilm")
+    assert parents(small(), "") == [{"model_id": packaged.digest(name), "relation": "encoder", "name": name} for name in names]
+    assert parents(lit_packaged(), "") == [{"model_id": packaged.digest(name), "relation": "initial", "name": name} for name in names]
+    assert parents(clip_tiny(), "") == []
 
 
 def test_its_settings_say_where_the_references_came_from(shards: Path, tmp_path: Path) -> None:

@@ -337,6 +337,11 @@ class TwoTower(Config):
     retrieval: Retrieval | None = Field(None, description="pictures look up pairs of a reference set; none: they stand for themselves")
     visual_tokens: VisualTokens | None = Field(None, description="what masked image modelling guesses; none: no tokens")
 
+    def packaged(self) -> dict[str, str]:
+        """Packaged weights that are in this model, and what they are to it: where a tower begins (`initial`), or what looks references up (`encoder`)."""
+        encoders = {} if self.retrieval is None else dict.fromkeys(("efficientnet_lite0", "minilm"), "encoder")
+        return encoders | {tower.kind: "initial" for tower in (self.image, self.text) if isinstance(tower, EfficientnetLite0 | Minilm)}
+
     @model_validator(mode="after")
     def _patch_grid(self) -> Self:
         if self.visual_tokens is not None and not hasattr(self.image, "patch_size"):

@@ -59,6 +59,13 @@ def said_of(config: Race) -> str:
     return "".join(f" `{name}`: {variant.recipe} with {', '.join(f'`{change}`' for change in variant.changes)}." for name, variant in config.variants.items())
 
 
+def brought(config: Race, cells: Sequence[Cell]) -> str:
+    """Whose models hold weights that did not come from the pairs of the comparison, for the page."""
+    found = {one.recipe: settings(config, one, 0, config.samples).model.packaged() for one in cells}
+    said = ", ".join(f"`{recipe}` ({' and '.join(weights)})" for recipe, weights in found.items() if weights)
+    return f" Not from scratch, with packaged weights: {said}." if said else ""
+
+
 def settings(config: Race, cell: Cell, seed: int, samples: int) -> Pretrain:
     """Settings of one run: those of its recipe, at the pairs and with the seed of the comparison, reading the cell's captions unless it says which."""
     waiver = ("loader.despite_takedowns=true",) if config.evaluate.despite_takedowns else ()

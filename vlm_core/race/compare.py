@@ -3,7 +3,7 @@
 OUT as of 'vlm compare-models'; OUT.parts/runs/RECIPE/PAIRS-SEED/{model,evaluation} are the runs, found again by the next comparison.
 """
 
-from vlm_core.race.cells import Course, Judges, cell, chosen, said_of, settings
+from vlm_core.race.cells import Course, Judges, brought, cell, chosen, said_of, settings
 from vlm_core.race.config import ComparePretraining
 from vlm_core.stage import Report, Stage
 
@@ -17,7 +17,7 @@ def compare_pretraining(config: ComparePretraining, stage: Stage) -> Report:
     found = course.run(cells, config.seeds, config.samples, judges)
     conditions = f"Every recipe saw {config.samples:,} pairs of the snapshot `{stage.versions.get('shards', '')}` in each of {config.seeds} runs. Captions are the raw ones"
     conditions += f", but for those that read others by design: {', '.join(f'`{name}`' for name in own)}." if own else "."
-    conditions += said_of(config)
+    conditions += brought(config, cells) + said_of(config)
     if config.changes:
         conditions += f" Changed for all: {', '.join(f'`{change}`' for change in config.changes)}."
     return course.judge(found, "Pre-training recipes at equal pairs seen", conditions)

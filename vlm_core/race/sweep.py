@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from vlm_core.config import Config
 from vlm_core.data.eval_sets.known import FILE as KNOWN_FILE
 from vlm_core.errors import BudgetSpent, ConfigError
-from vlm_core.race.cells import Cell, Course, Judges, cell, chosen, home_of, said_of, settings
+from vlm_core.race.cells import Cell, Course, Judges, brought, cell, chosen, home_of, said_of, settings
 from vlm_core.race.config import RAW, Sweep, Variant
 from vlm_core.run import load
 from vlm_core.stage import Report, Stage
@@ -49,7 +49,9 @@ def sweep(config: Sweep, stage: Stage) -> Report:
         if found:
             cells = _best(cells, found, config.primary, count)
         found = course.run(cells, seeds, pairs, judges)
-    return course.judge(found, "Recipes by training data, against plain CLIP on the unfiltered crawl", _conditions(config, plan), candidates)
+    return course.judge(
+        found, "Recipes by training data, against plain CLIP on the unfiltered crawl", _conditions(config, plan) + brought(config, cells), candidates
+    )
 
 
 def names_of(config: Sweep) -> list[str]:

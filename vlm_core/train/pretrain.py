@@ -195,13 +195,12 @@ class StageReporter:
 
 def parents(config: Pretrain, initial: str) -> list[dict[str, str]]:
     """Models that this one was made from, by digest of their weights."""
+    brought = [{"model_id": packaged.digest(name), "relation": relation, "name": name} for name, relation in config.model.packaged().items()]
     if initial:
-        return [{"model_id": pretrained.read_settings(Path(initial))["weights_sha256"], "relation": "initial", "name": ""}]
-    packages = {models.EfficientnetLite0: "efficientnet_lite0", models.Minilm: "minilm"}
-    names = [packages[type(tower)] for tower in (config.model.image, config.model.text) if type(tower) in packages]
+        first = {"model_id": pretrained.read_settings(Path(initial))["weights_sha256"], "relation": "initial", "name": ""}
+        return [first, *(parent for parent in brought if parent["relation"] != "initial")]
     files = [file for tower in (config.model.image, config.model.text) if (file := weights_of(tower))]
-    given = [{"model_id": file_sha256(file), "relation": "initial", "name": file.name} for file in files]
-    return [*({"model_id": packaged.digest(name), "relation": "initial", "name": name} for name in names), *given]
+    return [*brought, *({"model_id": file_sha256(file), "relation": "initial", "name": file.name} for file in files)]
 
 
 def weights_of(tower: models.Tower) -> Path | None:

@@ -90,7 +90,7 @@ def describe(config: "Pretrain", shards: Path, towers: TwoTower, out: Path) -> d
     held = _references(config, shards)
     rows = [{"uid": held.uids[row], "caption": str(held.record(row)["caption"])} for row in range(len(held))]
     pq.write_table(pa.Table.from_pylist(rows), out / TABLE, compression="zstd")
-    encoders = {name: packaged.digest(name) for name in ("efficientnet_lite0", "minilm")}
+    encoders = {name: packaged.digest(name) for name in config.model.packaged()}
     return {"references": {"pairs": len(held), "sha256": towers.retrieval.digest(), "encoders": encoders}}
 
 

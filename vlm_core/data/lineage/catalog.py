@@ -56,7 +56,7 @@ TABLES: dict[str, pa.Schema] = {
     "snapshot_generators": pa.schema([*_texts("snapshot_md5", "generator"), ("n_captions", pa.int64())]),
     # models: model_id is the SHA-256 of model.safetensors; snapshot_md5 is what it was trained on: '' for packaged weights, NULL for the `shards` input of its run
     "models": pa.schema([*_texts("model_id", "name", "role", "recipe", "snapshot_md5", "path"), ("seed", pa.int64()), ("epochs", pa.float64())]),
-    "model_parents": pa.schema(_texts("model_id", "parent_model_id", "relation")),  # relation: initial | teacher | adapted; model_links adds captions, filtered by
+    "model_parents": pa.schema(_texts("model_id", "parent_model_id", "relation")),  # relation: initial | encoder | teacher | adapted; model_links adds captions, filtered by
     "model_data": pa.schema([*_texts("model_id", "snapshot_md5"), ("weight", pa.float64())]),  # further snapshots that were mixed in
     "scorers": pa.schema(_texts("model_id")),  # the model of ours that a run of `embed` scored with
     "metrics": pa.schema([*_texts("model_id", "card_id", "dataset", "metric"), ("value", pa.float64()), ("ci_low", pa.float64()), ("ci_high", pa.float64()), ("seed", pa.int64())]),

@@ -7,6 +7,7 @@ Retry-After for the first second. CPU time of all processes of a run is counted,
 difference between the long list and one of a fifth of it, so that the start of processes cancels out; the cost with the start stands beside it.
 (img2dataset starts a process anew after five shards. The lists have fewer per process, so that this does not count against it.)
 Ours is the whole verb: robots.txt, ai.txt and tdmrep.json, guard, opt-outs, checks before decoding, three hashes, status table, report.
+Our own side runs twice: as the platform is set, and with `full_decode`, which decodes and averages every pixel as img2dataset does.
 Stock img2dataset takes no perceptual hashes. What PDQ and pHash of the stored pictures cost is measured in the same run and shown apart.
 The largest process is also measured with answers in the list that are made to fill a memory (`HOSTILE`); only ours is asked for these.
 """
@@ -27,9 +28,10 @@ import tempfile
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -241,7 +243,7 @@ def watch(pid: int, peak: list[float], over: threading.Event) -> None:
             continue
 
 
-def ours(folder: Path, pairs: list[tuple[str, str]]) -> Run:
+def ours(folder: Path, pairs: list[tuple[str, str]], full_decode: bool = False) -> Run:
     blank = {
         "page_url": "",
         "source": "bench",
@@ -260,7 +262,9 @@ def ours(folder: Path, pairs: list[tuple[str, str]]) -> Run:
     pq.write_table(pa.Table.from_pylist(rows, schema=PAIRS), given / "pairs.parquet")
     port = pairs[0][0].split(":")[2].split("/")[0]
     network = Network(hosts=dict.fromkeys(HOSTS, f"127.0.0.1:{port}"), rate_per_s=5000.0, burst=5000, connections_per_host=32)
-    config = Download(network=network, fetch=Fetch(retries=2), image_size=SIDE, placeholder_captions=10**6, processes=2, threads=16, shard_size=SHARD)
+    config = Download(
+        network=network, fetch=Fetch(retries=2), image_size=SIDE, full_decode=full_decode, placeholder_captions=10**6, processes=2, threads=16, shard_size=SHARD
+    )
     spec = folder / "spec.json"
     spec.write_text(json.dumps({"verb": "download", "config": config.model_dump(mode="json"), "inputs": {"pairs": str(given)}}))
     cost = measured([sys.executable, "-m", "vlm_core", "download", "--spec", str(spec), "--out", str(folder / "images")], folder)
@@ -293,7 +297,9 @@ def stock(folder: Path, pairs: list[tuple[str, str]]) -> Run:
     return Run(*cost, pictures)
 
 
-SIDES = {"ours": ours, "img2dataset": stock}
+OURS: dict[str, Callable[..., Run]] = {"ours": ours, "ours, full_decode": partial(ours, full_decode=True)}
+STOCK_NAME = "img2dataset"
+SIDES = {**OURS, STOCK_NAME: stock}
 
 
 def compare_pictures(a: Run, b: Run) -> str:
@@ -317,10 +323,10 @@ def main() -> None:
     parser.add_argument("--schemes", nargs="+", default=["http", "https"])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "fetch.txt")
     args = parser.parse_args()
-    lines = [f"{'':6} {'':12} {'CPU ms / picture':>18} {'with the start':>15} {'wall s':>7} {'pictures':>9} {'peak MB':>8}"]
+    lines = [f"{'':6} {'':17} {'CPU ms / picture':>18} {'with the start':>15} {'wall s':>7} {'pictures':>9} {'peak MB':>8}"]
     for scheme in args.schemes:
         lines += measure(scheme, args.addresses, args.rounds)
-        print("\n".join(lines[-7:]), flush=True)
+        print("\n".join(lines[-11:]), flush=True)
     text = "\n".join([conditions(args), "", *lines]) + "\n"
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(text)
@@ -336,15 +342,16 @@ def measure(scheme: str, count: int, rounds: int) -> list[str]:
         costs[name] = [1000 * (long.cpu_s - short.cpu_s) / (len(long.pictures) - len(short.pictures)) for short, long in runs]
         whole = statistics.median(1000 * long.cpu_s / len(long.pictures) for _, long in runs)
         last, peak = runs[-1][1], max(long.peak_mb for _, long in runs)
-        lines.append(f"{scheme:6} {name:12} {statistics.median(costs[name]):18.2f} {whole:15.2f} {last.wall_s:7.1f} {len(last.pictures):9} {peak:8.0f}")
+        lines.append(f"{scheme:6} {name:17} {statistics.median(costs[name]):18.2f} {whole:15.2f} {last.wall_s:7.1f} {len(last.pictures):9} {peak:8.0f}")
     looks = [hashing_ms(long) for _, long in found["ours"]]
-    for title, less in (("", [0.0] * rounds), ("without perceptual hashes ", looks)):
-        ratios = [b / (a - c) for a, b, c in zip(costs["ours"], costs["img2dataset"], less, strict=True)]
-        lines.append(f"{scheme:6} img2dataset / ours {title}{statistics.median(ratios):.2f} (rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+    for name in OURS:
+        for title, less in (("", [0.0] * rounds), (" without perceptual hashes", looks)):
+            ratios = [b / (a - c) for a, b, c in zip(costs[name], costs[STOCK_NAME], less, strict=True)]
+            lines.append(f"{scheme:6} {STOCK_NAME} / {name}{title} {statistics.median(ratios):.2f} (rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+        lines.append(f"{scheme:6} {name}: {compare_pictures(found[name][-1][1], found[STOCK_NAME][-1][1])}")
     hostile = one_run(ours, scheme, count // SHORTER, HOSTILE)
     lines.append(f"{scheme:6} ours with {len(HOSTILE)} hostile addresses in the shorter list: {len(hostile.pictures)} pictures, peak {hostile.peak_mb:.0f} MB")
     lines.append(f"{scheme:6} PDQ and pHash take {statistics.median(looks):.2f} ms of a picture")
-    lines.append(f"{scheme:6} {compare_pictures(found['ours'][-1][1], found['img2dataset'][-1][1])}")
     return lines
 
 

@@ -214,6 +214,7 @@ class Download(Config):
     resize_mode: Literal["no", "keep_ratio", "center_crop", "border", "keep_ratio_largest"] = Field("keep_ratio", description="img2dataset's resize mode")
     only_if_bigger: bool = Field(True, description="never enlarge")
     jpeg_quality: int = Field(95, ge=1, le=100, description="of the stored pictures")
+    full_decode: bool = Field(False, description="decode every pixel before making pictures smaller, as img2dataset does, instead of what is needed: its pixels for more CPU")
     processes: int = Field(2, ge=1, le=256, description="downloading processes")
     threads: int = Field(16, ge=1, le=1024, description="connections of one process at once")
     shard_size: int = Field(1_000, ge=1, description="pictures in one tar, and in one unit of work of img2dataset")

@@ -101,7 +101,7 @@ def download(config: Download, stage: Stage) -> Report:
 def made_by(config: Download) -> str:
     """Digest of the settings that decide what an address gives; with others, every address is asked again."""
     fetch = config.fetch.model_dump(exclude={"retries", "retry_wait_s", "decode_s"})
-    picture = config.model_dump(include={"image_size", "resize_mode", "only_if_bigger", "jpeg_quality", "demo"})
+    picture = config.model_dump(include={"image_size", "resize_mode", "only_if_bigger", "jpeg_quality", "full_decode", "demo"})
     network = {"agent": config.network.agent, "https_to_http": config.network.https_to_http, "optouts": config.network.optouts.model_dump()}
     return hashlib.sha256(canonical_json([PIXELS, fetch, picture, network]).encode()).hexdigest()
 

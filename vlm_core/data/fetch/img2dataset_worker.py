@@ -114,6 +114,7 @@ class Upright(img2dataset.resizer.Resizer):
 
     job: Job
     records: dict[str, dict[str, Any]]
+    full = False  # decode and average every pixel
 
     def __call__(self, img_stream: Any, blurring_bbox_list: Any = None) -> tuple[Any, ...]:
         if not isinstance(img_stream, Stream):
@@ -126,13 +127,13 @@ class Upright(img2dataset.resizer.Resizer):
 
     def resize(self, stream: BinaryIO) -> tuple[Any, ...]:
         """(bytes, width, height, original width, original height, error), error being a word of the closed list and what it found."""
-        side = 0 if self.resize_mode == img2dataset.resizer.ResizeMode.no else self.image_size
+        side = 0 if self.full or self.resize_mode == img2dataset.resizer.ResizeMode.no else self.image_size
         limits = self.job.limits if hasattr(self, "job") else Limits(64_000_000, 512, 1, 0.0)
         try:
             _cv2.decoded, header = _pixels(stream, limits, side)
         except FetchFailed as failed:
             return None, None, None, None, None, f"{failed.status}: {failed.detail}"
-        self.downscale_interpolation = cv2.INTER_LINEAR if self._leading(_cv2.decoded) < NEARLY * side else cv2.INTER_AREA
+        self.downscale_interpolation = cv2.INTER_LINEAR if not self.full and self._leading(_cv2.decoded) < NEARLY * self.image_size else cv2.INTER_AREA
         encoded, width, height, *_, error = super().__call__(io.BytesIO(b"-"))
         return encoded, width, height, header.width, header.height, None if error is None else f"decode_error: {error}"
 
@@ -188,7 +189,7 @@ class Shards(img2dataset.downloader.Downloader):
         client.unfinished = client.unfinished if self.job.first else {}  # all of it was given back in the first pass
         client.fetcher.patience_s = self.job.config.network.patience_s if self.job.first else float("inf")
         records: dict[str, dict[str, Any]] = {}
-        resizer.job, resizer.records = self.job, records
+        resizer.job, resizer.records, resizer.full = self.job, records, self.job.config.full_decode
 
         def fetch(row: tuple[int, str], **_: Any) -> tuple[int, Stream | None, str | None]:
             key, url = row

@@ -1,8 +1,10 @@
 """Sites as they are: canonical pages, budgets of hosts, sitemaps, Crawl-delay, robots.txt to the letter of RFC 9309."""
 
 import gzip
+import itertools
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -101,6 +103,7 @@ def test_sitemaps_may_be_packed_and_may_lead_to_others_but_not_to_bombs(tmp_path
 
 PEAK = """
 import sys
+import threading
 from pathlib import Path
 from vlm_core.data.crawl.config import Crawl, Warc
 from vlm_core.run import run
@@ -190,3 +193,24 @@ TRUTH = [  # RFC 9309 2.2: robots.txt, path, allowed
 @pytest.mark.parametrize(("text", "path", "allowed"), TRUTH)
 def test_robots_txt_means_what_rfc_9309_says(text, path, allowed):
     assert robots_decision(read_robots(text), f"http://a.test{path}", "VLMPlatformBot").allowed is allowed
+
+
+def test_a_host_that_answers_nobody_five_times_in_a_row_is_left_alone_and_the_others_are_read(tmp_path):
+    over, at_once = threading.Event(), []
+
+    def silent(request):
+        at_once.append(time.monotonic())
+        over.wait(20)
+
+    hung = {f"/silent-{n}": silent for n in range(12)}
+    read = {f"/{n}": page() for n in range(12)}
+    with web({"/": page(*(f"http://b.test{path}" for path in hung), *read), **hung, **read}) as site:
+        config = settings(site, "b.test", stay_on=["a.test", "b.test"])
+        network = config.network.model_copy(update={"connections_per_host": 1, "connect_timeout_s": 0.1, "read_timeout_s": 0.1})
+        rows, report = crawl(tmp_path, config.model_copy(update={"network": network}))
+        asked = sum(path in hung for _, path in site.asked)
+        over.set()
+    assert asked == len(at_once) == 5
+    assert min(later - earlier for earlier, later in itertools.pairwise(at_once)) > 0.3, "one connection at a time"
+    assert [rows[f"http://b.test{path}"]["status"] for path in hung] == ["deadline"] * 12
+    assert report.counts["ok"] == 13

@@ -179,6 +179,7 @@ def settings(config: Crawl, store: str) -> dict[str, Any]:
         "VLM_CONFIG": config.model_dump(mode="json"), "VLM_STORE": store,
         "USER_AGENT": user_agent(network), "ROBOTSTXT_OBEY": False,  # Visits does it, with our rules
         "DOWNLOADER_MIDDLEWARES": {"vlm_core.data.crawl.visits.Visits": 50}, "HTTPPROXY_ENABLED": False,
+        "DOWNLOAD_HANDLERS": dict.fromkeys(("http", "https"), "vlm_core.data.crawl.visits.Wire"),
         "TWISTED_DNS_RESOLVER": "vlm_core.data.crawl.visits.GuardedResolver", "DNS_TIMEOUT": network.dns_timeout_s,
         "HTTPCACHE_ENABLED": True, "HTTPCACHE_STORAGE": "vlm_core.data.crawl.visits.Answers", "HTTPCACHE_IGNORE_HTTP_CODES": [408, 429, 500, 502, 503, 504],
         "CONCURRENT_REQUESTS_PER_DOMAIN": network.connections_per_host, "DOWNLOAD_DELAY": config.delay_s,

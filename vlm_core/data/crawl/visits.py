@@ -2,10 +2,11 @@
 
 import json
 import zlib
-from typing import Any, Self
+from typing import Any, Self, cast
 from urllib.parse import urlsplit
 
 from scrapy import Request, Spider, signals
+from scrapy.core.downloader.handlers.http11 import HTTP11DownloadHandler
 from scrapy.crawler import Crawler
 from scrapy.exceptions import CannotResolveHostError, DownloadCancelledError, DownloadConnectionRefusedError, DownloadTimeoutError, IgnoreRequest
 from scrapy.http import Headers, Response
@@ -13,7 +14,7 @@ from scrapy.resolver import CachingThreadedResolver
 from scrapy.responsetypes import responsetypes
 from scrapy.utils.defer import maybe_deferred_to_future
 from scrapy.utils.sitemap import sitemap_urls_from_robots
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.internet.error import DNSLookupError
 
 from vlm_core.data.web import rights
@@ -21,7 +22,7 @@ from vlm_core.data.web.address import FetchFailed, Target, is_public, literal
 from vlm_core.data.crawl.config import Crawl
 from vlm_core.data.fetch.fetch import make_guard
 from vlm_core.data.crawl.page_store import open_store
-from vlm_core.data.web.politeness import Politeness, retry_after_s
+from vlm_core.data.web.politeness import Politeness, domain_of, retry_after_s
 from vlm_core.data.web.rights import ALLOWED, Rights
 from vlm_core.data.sample import Status
 
@@ -108,17 +109,9 @@ class Visits:
             asked = retry_after_s(said)
             slot.delay = max(slot.delay, min(2 * (1.0 if asked is None else asked), self.config.network.max_quiet_s))
 
-    def process_exception(self, request: Request, exception: Exception) -> None:
-        """A host that cannot be reached five times in a row is left alone for a minute."""
-        host = urlsplit(request.url).hostname or ""
-        word, detail = word_of(exception, host)
-        if not isinstance(exception, IgnoreRequest) and word != "http_5xx":
-            self.politeness.failed(host, FetchFailed(word, detail))
-
     async def process_request(self, request: Request) -> None:
         try:
             target = self.guard.parse(request.url)
-            self.politeness.refuse_dead(target.host)
             self.politeness.refuse_long_quiet(target.host)
         except FetchFailed as failed:
             raise Refused(failed.status, failed.detail) from None
@@ -189,6 +182,42 @@ class Visits:
             downloader.per_slot_settings[host] = settled
             if slot := downloader.slots.get(host):
                 slot.delay, slot.concurrency, slot.jitter = settled["delay"], 1, 0.0
+
+
+class Wire(HTTP11DownloadHandler):
+    """The last step before a request leaves: no more connections to a domain than allowed, and a host that five in a row could not reach is left alone for a minute.
+
+    Scrapy counts requests on their way when their task begins, so without a pause between two it lets a whole queue go at once (2.19).
+    """
+
+    def __init__(self, crawler: Crawler) -> None:
+        super().__init__(crawler)
+        self.most = crawler.settings.getint("CONCURRENT_REQUESTS_PER_DOMAIN")
+        self.open: dict[str, DeferredSemaphore] = {}  # of the domains that are asked at this moment
+
+    async def download_request(self, request: Request) -> Response:
+        host = urlsplit(request.url).hostname or ""
+        domain = domain_of(host)
+        connections = self.open.setdefault(domain, DeferredSemaphore(self.most))
+        await maybe_deferred_to_future(connections.acquire())
+        try:
+            return await self._ask(host, request)
+        finally:
+            connections.release()
+            if connections.tokens == connections.limit:
+                self.open.pop(domain, None)
+
+    async def _ask(self, host: str, request: Request) -> Response:
+        politeness = cast(Visits, self._crawler.get_downloader_middleware(Visits)).politeness
+        try:
+            politeness.refuse_dead(host)
+        except FetchFailed as failed:
+            raise Refused(failed.status, failed.detail) from None
+        try:
+            return await super().download_request(request)
+        except Exception as error:
+            politeness.failed(host, FetchFailed(*word_of(error, host)))
+            raise
 
 
 class GuardedResolver(CachingThreadedResolver):

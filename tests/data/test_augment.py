@@ -48,6 +48,15 @@ def test_a_crop_lies_inside_and_its_share_and_aspect_are_spread_as_promised() ->
     assert abs((ratio[small] ** 2).mean() - 1 / 3) < 0.02, "log-uniform"
 
 
+def test_a_local_crop_keeps_no_more_than_it_may() -> None:
+    random = Random(0)
+    *_, height, width = np.array([random_crop(400, 400, 0.05, 4 / 3, random, 0.4) for _ in range(4000)]).T
+    share = height * width / 400**2
+    assert 0.045 < share.min() < 0.055
+    assert 0.39 < share.max() < 0.405
+    assert abs(share.mean() - 0.225) < 0.005  # uniform between the two
+
+
 def test_a_picture_too_long_for_any_crop_gives_its_centre() -> None:
     assert random_crop(10, 1000, 0.9, 4 / 3, Random(0)) == (0, 493, 10, 13)
 

@@ -18,10 +18,9 @@ from vlm_core.models.region_text import alignment_logits
 from vlm_core.models.towers import Outputs, View
 from vlm_core.models.vit_grouping import center_assign, center_pool
 from vlm_core.objectives import optimal_transport as otter
-from vlm_core.objectives.contrast import both_ways, softened
+from vlm_core.objectives.contrast import both_ways, levels_loss, softened
 from vlm_core.objectives.gather import Pairs
 from vlm_core.objectives.heads import MaskedHead, masked_prediction_loss
-from vlm_core.objectives.hierarchical import pyramid_loss, shares
 from vlm_core.objectives.image_contrastive import image_contrastive_loss
 from vlm_core.objectives.image_text_label import own_labels, unicl_loss
 from vlm_core.objectives.image_text_matching import build_itm_batch, draw_negatives, hard_negative_weights, same_pairs
@@ -56,7 +55,7 @@ def test_every_softened_or_mixed_loss_is_clip_where_nothing_is_soft_or_mixed() -
     near(unicl_loss(one_process(image, text), scale, unique, unique), clip)
     near(filip_loss(image[:, None], text[:, None], scale), clip)
     near(multi_view_loss([image, image], [text, text], scale), clip)
-    near(pyramid_loss({"G": image, "S": text}, scale, alpha=0.0)["peer"], clip)
+    near(levels_loss((image, text), (image, text), scale=scale, alpha=0.0), clip)
 
 
 def test_smoothing_targets_is_the_formula_of_the_paper() -> None:
@@ -170,20 +169,20 @@ def test_two_captions_cost_the_mean_of_clips_losses_and_levels_meet_their_own_le
     found = built(settings_of("multi_text"), model)["multi_text"](out, {})
     near(found["multi_text"], (soft(image, text, 0.0) + soft(image, second, 0.0)) / 2)
     found = built(settings_of("hierarchical", alpha=0.3), model)["hierarchical"](out, {})
-    near(found["hierarchical.peer"], (soft(image, second, 0.3) + soft(local, text, 0.3)) / 2)  # the whole with the summary, the crop with the original
+    near(found["hierarchical"], (soft(image, second, 0.3) + soft(local, text, 0.3)) / 2)  # the whole with the summary, the crop with the original
 
+    regions, names = (
+        F.normalize(torch.randn(5, image.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), dim=-1) for seed in (5, 6)
+    )
+    across = built(settings_of("cross_level", alpha=0.3, regions=0.4), model)["cross_level"]
+    found = across(out._replace(regions_BD=regions, attributes_BD=names), {})
+    near(found["cross_level.regions"], (soft(regions, second, 0.3) + soft(regions, text, 0.3)) / 2)
+    near(found["cross_level.names"], (soft(image, names, 0.3) + soft(local, names, 0.3)) / 2)
+    assert [across.factor(name) for name in found] == pytest.approx([0.4, 0.6])
 
-def test_weights_of_levels_that_are_there_sum_to_one() -> None:
-    image, text, scale = pairs(5)
-    all_equal = {name: image if name in ("G", "Lc", "R") else text for name in ("G", "Lc", "R", "S", "O", "A")}
-    whole = softened(one_process(image, text), scale, 0.2)
-    for value in pyramid_loss(all_equal, scale).values():
-        near(value, whole)
-    without = {name: value for name, value in all_equal.items() if name != "R"}
-    assert pyramid_loss(without, scale).keys() == {"peer", "attributes"}
-    assert shares(["peer", "regions", "attributes"]) == pytest.approx(dict.fromkeys(("peer", "regions", "attributes"), 1 / 3))
-    assert shares(["peer", "attributes"], regions=0.5, attributes=0.1) == pytest.approx({"peer": 0.8, "attributes": 0.2})
-    assert shares(["peer"]) == {"peer": 1.0}
+    crops = out._replace(views=(View(local, local), View(regions, regions)))
+    found = built(settings_of("multi_crop"), model)["multi_crop"](crops, {})
+    near(found["multi_crop"], (soft(image, text, 0.0) + soft(local, text, 0.0) + soft(regions, text, 0.0)) / 3)
 
 
 # ---------------------------------------------------------------- masks

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vlm_core.models import config as models
 from vlm_core.models.patch_clusters import PatchClusters
+from vlm_core.models.roi_features import WIDTH
 from vlm_core.models.towers import TwoTower, unit
 from vlm_core.objectives import base
 from vlm_core.objectives import config as menu
@@ -27,7 +28,7 @@ PAIRS, REFERENCES = 12, 20
 
 # towers that an objective needs in the place of the usual ones
 OTHER = {"cross_modal_mixup": ("text={kind: shared_text, context_length: 12, vocab_size: 40}", "fusion=null", "decoder=null"),
-         "patch_grouping": ("image={kind: vit_grouping, image_size: 32, patch_size: 8, width: 16, layers: 2, last: 1, heads: 2, centres: 4}", "fusion=null"),
+         "patch_grouping": ("image={kind: vit_grouping, image_size: 32, patch_size: 8, width: 16, layers: 2, last: 1, heads: 2, centres: 4}", "fusion=null", "roi_features=null"),
          "region_word": ("fusion=null",), "region_concept": ("fusion=null", "regions.reads=concepts")}  # fmt: skip
 
 
@@ -38,6 +39,7 @@ def towers(seed: int = 0, kind: str = "", **changes: Any) -> TwoTower:
         text=models.ClipTransformer(context_length=12, vocab_size=VOCABULARY, width=16, layers=1, heads=2), width=8,
         scale=models.LogitScale(init=10, bias=-10), retrieval=models.Retrieval(references=REFERENCES, neighbours=3, heads=2),
         fusion=models.JointFusion(width=32, layers=1, heads=2), decoder=models.CaptionDecoder(layers=1, heads=2),
+        roi_features=models.RoiFeatures(regions=3, blocks=1),
         visual_tokens=models.PatchClusters(vocabulary=6), regions=models.Regions(width=16, blocks=1, levels=2, anchor_scale=2),
     )  # fmt: skip
     model = TwoTower(settings.but(*OTHER.get(kind, ()), *(f"{name}={value}" for name, value in changes.items())))
@@ -74,7 +76,7 @@ def batch(pairs: int = PAIRS, dtype: torch.dtype = torch.float32) -> dict[str, A
     images = 2 * patterns.repeat_interleave(8, 2).repeat_interleave(8, 3)
     words = [[1 + row % 12, 13 + (5 * row + row // 12) % 12] for row in range(pairs)]
     said = {"ids": [[30, *two, 31] for two in words], "caption_ids": [[32, *two, 33, 34][: 4 + row % 2] for row, two in enumerate(words)],
-            "augmented_ids": [[31, *two] for two in words]}  # fmt: skip
+            "augmented_ids": [[31, *two] for two in words], "name_ids": [[two[0], 35] for two in words]}  # fmt: skip
     views = [images + 0.3 * torch.randn(images.shape, generator=random, dtype=dtype) for _ in range(2)]
     labels = torch.tensor([(row // 2) * (row % 4 < 2) for row in range(pairs)])
     neighbours = torch.stack([torch.randperm(REFERENCES, generator=random)[:3] for _ in range(pairs)])
@@ -88,6 +90,7 @@ def batch(pairs: int = PAIRS, dtype: torch.dtype = torch.float32) -> dict[str, A
         "labels": labels,
         "superpixels": superpixels,
         "neighbours": neighbours,
+        "regions": torch.cat([patterns.flatten(1)[:, None].expand(-1, 3, -1), torch.randn(pairs, 3, WIDTH - 48, generator=random, dtype=dtype) / 10], dim=-1),
         "picture_ids": torch.arange(pairs),
         "given": given,
         **{name: ids(texts) for name, texts in said.items()},

@@ -26,6 +26,8 @@ COMPOSED: dict[str, dict[str, Any]] = {
     "otter": {"optimal_transport": {}},
     "filip and mae": {"token_wise": {"top_k": 3}, "masked_autoencoder": SMALL["masked_autoencoder"]},
     "alip": {"weighted_captions": {}},
+    "pyramidclip": {"hierarchical": {"weight": 0.3}, "cross_level": {"weight": 0.7, "regions": 0.4}},
+    "kelip": {"multi_crop": {}},
     "zerovl": {"mixup": {}},
     "unicl": {"image_text_label": {}},
     "coca": {"captioning": {"chunk_size": 2}, "image_text_contrastive": {}},

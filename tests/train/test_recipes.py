@@ -34,6 +34,7 @@ def config_of(recipe: str) -> Pretrain:
     """Its objectives on the smallest towers."""
     config: Pretrain = RECIPES[recipe]()  # type: ignore[assignment]
     own = [OWN[kind] for kind in (config.model.image.kind, config.model.text.kind, getattr(config.model.fusion, "kind", "")) if kind in OWN]
+    own += ["model.roi_features={regions: 4, blocks: 1, image_size: 64}"] if config.model.roi_features else []
     return config.but(*SMALL, *own, "fit.epochs=3", "loader.cache_mb=0", "fit.checkpoint_every=1000")
 
 
@@ -129,6 +130,10 @@ def test_equal_captions_have_one_label_whatever_their_case() -> None:
             ("model.fusion={kind: gated_fusion}", "model.text={kind: bert}", "objectives.image_text_matching={}"),
             "Found model.fusion gated_fusion in the towers 'vit' and 'bert', expected vit and clip_transformer",
         ),
+        (("objectives.cross_level={}", "loader.second_caption=[rewritten]"), "Found the objective 'cross_level' with model.roi_features=null, expected a model that has one; set model.roi_features={}"),
+        (("model.roi_features={blocks: 1}",), "Found model.roi_features without an objective that reads them; set objectives.cross_level={}"),
+        (("model.roi_features={blocks: 9}", "objectives.cross_level={}", "loader.second_caption=[rewritten]"), "Found model.roi_features.blocks 9 in a tower of 1 blocks"),
+        (("model.roi_features={}", "model.image={kind: clip_resnet, image_size: 64, layers: [1, 1, 1, 1], width: 16, heads: 4}"), "Found model.roi_features in the image tower 'clip_resnet', expected vit"),
         (("objectives.queued_contrastive.queue=32",), "Found the objective 'queued_contrastive' with room for 32 embeddings and loader.batch_size 64"),
     ],
 )  # fmt: skip

@@ -289,6 +289,23 @@ class Retrieval(Config):
         return self
 
 
+class RoiFeatures(Config):
+    """Reads regions that a frozen network found in the picture, beside the pixels (PyramidCLIP, arXiv 2204.14095)."""
+
+    regions: int = Field(10, ge=1, le=100, description="regions of a picture, the surest ones; the paper's detector gives 10")
+    blocks: int = Field(6, gt=0, description="last blocks of the image tower that read them")
+    image_size: int = Field(192, ge=64, le=512, multiple_of=32, description="side of the pictures that the frozen network sees, in pixels; a cell is 32 wide")
+    names: int = Field(3, ge=1, description="names of what was found that make the text, at most")
+
+    @model_validator(mode="after")
+    def _cells(self) -> Self:
+        if self.regions > (cells := (self.image_size // 32) ** 2):
+            raise ValueError(
+                f"Found roi_features.regions {self.regions} of {cells} cells at image_size {self.image_size}, expected so many at most; change one."
+            )
+        return self
+
+
 class PatchClusters(Config):
     """Clusters of patches, found by k-means over the training pictures before training begins."""
 
@@ -335,12 +352,13 @@ class TwoTower(Config):
     decoder: CaptionDecoder | None = Field(None, description="writes captions; none: the model cannot")
     regions: Regions | None = Field(None, description="finds what a phrase names, with a box; none: the model sees whole pictures only")
     retrieval: Retrieval | None = Field(None, description="pictures look up pairs of a reference set; none: they stand for themselves")
+    roi_features: RoiFeatures | None = Field(None, description="regions that a frozen network found are read while training; none: pixels alone")
     visual_tokens: VisualTokens | None = Field(None, description="what masked image modelling guesses; none: no tokens")
 
     def packaged(self) -> dict[str, str]:
-        """Packaged weights that are in this model, and what they are to it: where a tower begins (`initial`), or what looks references up (`encoder`)."""
-        encoders = {} if self.retrieval is None else dict.fromkeys(("efficientnet_lite0", "minilm"), "encoder")
-        return encoders | {tower.kind: "initial" for tower in (self.image, self.text) if isinstance(tower, EfficientnetLite0 | Minilm)}
+        """Packaged weights that are in this model, and what they are to it: where a tower begins (`initial`), or what looks at pairs for it (`encoder`)."""
+        looking = (("efficientnet_lite0", "minilm") if self.retrieval else ()) + (("efficientnet_lite0",) if self.roi_features else ())
+        return dict.fromkeys(looking, "encoder") | {tower.kind: "initial" for tower in (self.image, self.text) if isinstance(tower, EfficientnetLite0 | Minilm)}
 
     @model_validator(mode="after")
     def _patch_grid(self) -> Self:
@@ -349,6 +367,19 @@ class TwoTower(Config):
                 f"Found model.visual_tokens with the image tower {self.image.kind!r}, which has no grid of patches, expected one that has; "
                 "choose model.image={kind: vit} or model.visual_tokens=null."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _reads_regions(self) -> Self:
+        if self.roi_features is not None:
+            if not isinstance(self.image, Vit):
+                raise Incompatible(
+                    f"Found model.roi_features in the image tower {self.image.kind!r}, expected vit, whose blocks can be entered; choose model.image={{kind: vit}}."
+                )
+            if self.roi_features.blocks > self.image.layers:
+                raise Incompatible(
+                    f"Found model.roi_features.blocks {self.roi_features.blocks} in a tower of {self.image.layers} blocks, expected at most so many; lower it."
+                )
         return self
 
     @model_validator(mode="after")

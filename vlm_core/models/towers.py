@@ -16,6 +16,7 @@ from vlm_core.models.caption_decoder import CaptionDecoder
 from vlm_core.models.fusion import Fused, Fusion
 from vlm_core.models.regions import Regions
 from vlm_core.models.retrieval import Retrieval
+from vlm_core.models.roi_features import RoiFeatures
 from vlm_core.models.visual_tokenizer import VisualTokenizer
 
 
@@ -47,6 +48,8 @@ class Outputs(NamedTuple):
     groups_BCP: Tensor | None = None  # grouping: which centre each patch belongs to, 1 or 0, with the gradient of the choice
     begun_BPE: Tensor | None = None  # fusion: states of class token and patches where fusion begins
     begun_BLE: Tensor | None = None  # fusion: states of the text tokens where fusion begins
+    regions_BD: Tensor | None = None  # detections: unit norm, float32, of regions found in the picture
+    attributes_BD: Tensor | None = None  # detections: unit norm, float32, of the names of what was found
     towers: "TwoTower | None" = None  # for further passes that one objective alone makes (hard negatives, scenes); read, never owned
 
 
@@ -79,6 +82,9 @@ class TwoTower(nn.Module):
         self.retrieval: Retrieval | None = None
         if config.retrieval is not None:
             self.retrieval = Retrieval(config.retrieval, config.image, config.width)
+        self.roi_features: RoiFeatures | None = None
+        if config.roi_features is not None:
+            self.roi_features = RoiFeatures(config.roi_features, self.image_width, config.image.layers)  # type: ignore[union-attr,arg-type]  # TwoTower._reads_regions
 
     @property
     def image_width(self) -> int:
@@ -103,7 +109,7 @@ class TwoTower(nn.Module):
 
         Args:
             batch: `images` (B,3,H,W, normalised) or cached `image_features`; `ids` or cached `text_features`; second captions alike; `views`,
-                `augmented_ids`, `masked_images`, `masked_ids` where objectives need them.
+                `augmented_ids`, `masked_images`, `masked_ids`, `regions`, `name_ids` where objectives need them.
             needs: names of `objectives/config.py`.
         """
         image, text, dense = cast(Any, self.image), cast(Any, self.text), "dense" in needs
@@ -132,7 +138,9 @@ class TwoTower(nn.Module):
             patches_BPD=unit(image.head(patches_BPE)) if dense else None, tokens_BLD=unit(text.head(tokens_BLE)) if dense else None,
             seen_BVE=image.tokens(**batch["masked_images"]) if "masked_images" in batch else None,
             masked_BLE=text.states(text.embed(batch["masked_ids"]), batch["masked_ids"]) if "masked_ids" in batch else None,
-            groups_BCP=groups_BCP, begun_BPE=begun_BPE, begun_BLE=begun_BLE, towers=self,
+            groups_BCP=groups_BCP, begun_BPE=begun_BPE, begun_BLE=begun_BLE,
+            regions_BD=unit(self.roi_features(image, batch["regions"])) if "detections" in needs and self.roi_features is not None else None,
+            attributes_BD=unit(self.text(batch["name_ids"])) if "detections" in needs else None, towers=self,
         )  # fmt: skip
 
     def begin(self, images_B3HW: Tensor, ids_BL: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from vlm_core.errors import Incompatible
 Need = Literal[
     "bias", "second_caption", "second_view", "two_views", "key_view", "augmented_text", "labels", "patches", "tokens", "dense", "image_mask", "text_mask",
     "slow_towers", "alone", "fusion", "decoder", "prefix", "visual_tokens", "grouping", "superpixels", "neighbours", "scenes", "one_tower",
-    "picture_ids",
+    "picture_ids", "detections",
 ]  # fmt: skip
 
 
@@ -102,6 +102,12 @@ class MultiView(Pairwise):
     needs = frozenset({"second_view", "augmented_text"})
 
 
+class MultiCrop(Pairwise):
+    """The picture and two further crops of it meet the caption, each by itself (KELIP, arXiv 2203.14463)."""
+
+    needs = frozenset({"two_views"})
+
+
 class MultiText(Pairwise):
     """Every picture meets two of its captions per step (LaCLIP-MT, arXiv 2305.20088)."""
 
@@ -122,6 +128,17 @@ class Hierarchical(Pairwise):
     alpha: float = Field(0.2, ge=0, lt=0.5, description="share of the target that goes to other pairs")
 
     needs = frozenset({"second_view", "second_caption"})
+
+
+class CrossLevel(Pairwise):
+    """Regions found in the picture meet summary and original text, whole picture and local crop the names of what was found (PyramidCLIP, arXiv 2204.14095)."""
+
+    alpha: float = Field(0.2, ge=0, lt=0.5, description="share of the target that goes to other pairs")
+    regions: float = Field(
+        0.5, ge=0, le=1, description="share of the terms with regions; those with names have the rest (lambda and mu of the paper are equal)"
+    )
+
+    needs = frozenset({"second_view", "second_caption", "detections"})
 
 
 class Mixup(Pairwise):
@@ -326,9 +343,11 @@ class Objectives(Config):
     optimal_transport: OptimalTransport | None = None
     nearest_neighbour: NearestNeighbour | None = None
     multi_view: MultiView | None = None
+    multi_crop: MultiCrop | None = None
     multi_text: MultiText | None = None
     token_wise: TokenWise | None = None
     hierarchical: Hierarchical | None = None
+    cross_level: CrossLevel | None = None
     mixup: Mixup | None = None
     cross_modal_mixup: CrossModalMixup | None = None
     image_text_label: ImageTextLabel | None = None

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from vlm_core.objectives.gather import Pairs
+from vlm_core.objectives.gather import Pairs, exchange
 
 
 def over_rows(chunk: Callable[..., Tensor], rows: Sequence[Tensor], *others: object, chunk_size: int = 0, draws: bool = False) -> Tensor:
@@ -63,3 +63,15 @@ def softened(pairs: Pairs, scale: Tensor | float, alpha: float, *, chunk_size: i
     """
     count = len(pairs.text_ND)
     return both_ways(pairs, scale, chunk_size=chunk_size, label_smoothing=alpha * count / max(count - 1, 1))
+
+
+def levels_loss(*pairs: tuple[Tensor, Tensor], scale: Tensor, alpha: float = 0.2, chunk_size: int = 0) -> Tensor:
+    """Mean of the softened InfoNCE of pairs of levels.
+
+    Args:
+        pairs: unit-norm embeddings (B, D) of this rank, each with those that belong to it row by row.
+        scale: multiplies the cosine.
+        alpha: share of the target that goes to other pairs.
+        chunk_size: rows of logits that exist at a time; 0 is all.
+    """
+    return torch.stack([softened(exchange(one_BD, other_BD), scale, alpha, chunk_size=chunk_size) for one_BD, other_BD in pairs]).mean()

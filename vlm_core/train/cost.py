@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -22,12 +23,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from vlm_core.models import config as menu
 from vlm_core.models import tokenizer
 from vlm_core.models.pixels import pixels_of
+from vlm_core.models.roi_features import WIDTH
 from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import base
 from vlm_core.objectives.config import Pairwise
 from vlm_core.train import inputs, locked
 from vlm_core.train.blocks import blocks_of, checkpoint_blocks
 from vlm_core.train.config import Pretrain
+from vlm_core.train.detections import Detections
 
 FLOAT, ADAM = 4, 8  # bytes of a number; of Adam's two means of it
 TRUE = 0.15  # share of a mask that holds, such as of hidden words
@@ -263,9 +266,17 @@ def _further_inputs(config: Pretrain, count: int) -> dict[str, Any]:
             with contextlib.suppress(Exception):
                 if need in config.objectives.needs and need != "labels":
                     near_NK = None if rows is None else torch.zeros(count, rows.neighbours, dtype=torch.long)
-                    kit = inputs.Kit(config, pixels_of(config.model.image), tokenizer.build(config.model.text), near_NK)
+                    kit = inputs.Kit(config, pixels_of(config.model.image), tokenizer.build(config.model.text), near_NK, _detected(config, count))
                     made |= make(batch, kit, torch.device("cpu"))
     return made
+
+
+def _detected(config: Pretrain, count: int) -> Detections | None:
+    """Nothing special, found in every picture."""
+    asked = config.model.roi_features
+    if asked is None:
+        return None
+    return Detections(np.zeros((count, asked.regions, WIDTH), np.float16), np.zeros((count, asked.regions), np.int16), ["square, dark square, white"])
 
 
 def _forward(config: Pretrain, towers: TwoTower, side: str) -> float:

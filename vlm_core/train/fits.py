@@ -15,7 +15,7 @@ CLIP_IDS, LEAST_IDS = 49_408, 300
 VIEWS: frozenset[Need] = frozenset({"second_view", "two_views", "key_view"})
 OF_IMAGE: frozenset[Need] = frozenset({"patches", "dense", "image_mask", "fusion", "grouping"})
 OF_TEXT: frozenset[Need] = frozenset({"tokens", "dense", "text_mask", "decoder", "prefix", "fusion", "one_tower"})
-OF_PIXELS: frozenset[Need] = VIEWS | OF_IMAGE | OF_TEXT | {"augmented_text", "labels", "slow_towers", "alone", "neighbours", "scenes"}
+OF_PIXELS: frozenset[Need] = VIEWS | OF_IMAGE | OF_TEXT | {"augmented_text", "labels", "slow_towers", "alone", "neighbours", "scenes", "detections"}
 
 
 def check(config: "Pretrain") -> None:
@@ -64,8 +64,8 @@ def _references(config: "Pretrain") -> None:
 def _parts(config: "Pretrain") -> None:
     """Fusion and decoder are there where an objective needs them, and learn where they are there."""
     chosen, model = config.objectives.chosen(), config.model
-    for part, example in (("fusion", "{kind: joint_fusion}"), ("decoder", "{}")):
-        using = [kind for kind, objective in chosen.items() if part in objective.needs]
+    for part, need, example in (("fusion", "fusion", "{kind: joint_fusion}"), ("decoder", "decoder", "{}"), ("roi_features", "detections", "{}")):
+        using = [kind for kind, objective in chosen.items() if need in objective.needs]
         if using and getattr(model, part) is None:
             raise Incompatible(f"Found the objective {using[0]!r} with model.{part}=null, expected a model that has one; set model.{part}={example}.")
     if isinstance(model.image, models.VitGrouping) and model.image.rebuild and "masked_autoencoder" not in chosen:
@@ -74,6 +74,8 @@ def _parts(config: "Pretrain") -> None:
         )
     if model.visual_tokens is not None and not any("visual_tokens" in objective.needs for objective in chosen.values()):
         raise Incompatible("Found model.visual_tokens without an objective that guesses them; set objectives.masked_image={} or model.visual_tokens=null.")
+    if model.roi_features is not None and not any("detections" in objective.needs for objective in chosen.values()):
+        raise Incompatible("Found model.roi_features without an objective that reads them; set objectives.cross_level={} or model.roi_features=null.")
     if model.decoder is not None and not {"captioning", "prefix_generation"} & chosen.keys():
         raise Incompatible("Found model.decoder without an objective that teaches it to write; set objectives.captioning={} or model.decoder=null.")
     if model.fusion is not None and "image_text_matching" not in chosen:

@@ -17,6 +17,7 @@ from vlm_core.models import tokenizer
 from vlm_core.objectives.base import present
 from vlm_core.objectives.config import Need
 from vlm_core.train.body import Batch
+from vlm_core.train.detections import Detections
 from vlm_core.train.scenes import scenes
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Kit:
     transform: Transform
     tokenize: tokenizer.Tokenizer
     neighbours_NK: Tensor | None = None  # references that each training sample resembles, where the model has a reference set
+    detected: Detections | None = None  # what was found in the training samples, where the model reads regions
 
     def ids(self, texts: Sequence[str], device: torch.device) -> Tensor:
         """Ids (B, L), without columns that only pad."""
@@ -62,6 +64,12 @@ def neighbours(batch: Batch, kit: Kit, device: torch.device) -> dict[str, Any]:
     return {"neighbours": present(kit.neighbours_NK)[batch["rows"].cpu()].long().to(device)}
 
 
+def detections(batch: Batch, kit: Kit, device: torch.device) -> dict[str, Any]:
+    """`regions` (B, R, F): of what was found in the pictures; `name_ids` (B, L): what it is called."""
+    found, rows = present(kit.detected), batch["rows"].tolist()
+    return {"regions": found.regions(rows).to(device), "name_ids": kit.ids(found.texts(rows, present(kit.config.model.roi_features).names), device)}
+
+
 def prefix(batch: Batch, kit: Kit, device: torch.device) -> dict[str, Any]:
     """`prefix_ids` (B, L): the task prompt and the caption; `given` (B,): how many of them, the start token included, are not to be guessed."""
     config = present(kit.config.objectives.prefix_generation)
@@ -72,7 +80,9 @@ def prefix(batch: Batch, kit: Kit, device: torch.device) -> dict[str, Any]:
     return {"prefix_ids": ids_BL, "given": prompt + (share_B * words_B.clamp(min=0)).long()}
 
 
-MAKERS: dict[Need, Maker] = {"scenes": scenes, "prefix": prefix, "neighbours": neighbours, "labels": labels, "picture_ids": picture_ids}
+MAKERS: dict[Need, Maker] = {
+    "scenes": scenes, "prefix": prefix, "neighbours": neighbours, "detections": detections, "labels": labels, "picture_ids": picture_ids,
+}  # fmt: skip
 
 
 def assemble(batch: Batch, kit: Kit, needs: frozenset[Need], device: torch.device) -> Batch:

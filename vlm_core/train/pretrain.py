@@ -27,7 +27,7 @@ from vlm_core.models.pixels import pixels_of
 from vlm_core.models.towers import TwoTower
 from vlm_core.objectives import base
 from vlm_core.stage import Report, Stage, data_version, file_sha256, write_json
-from vlm_core.train import devices, grad_cache, inputs, locked, look, optim, probe, ranks, references, scenes, snapshot, visual_tokens, watch
+from vlm_core.train import detections, devices, grad_cache, inputs, locked, look, optim, probe, ranks, references, scenes, snapshot, visual_tokens, watch
 from vlm_core.train.blocks import checkpoint_blocks
 from vlm_core.train.body import Batch, Body, Lesson
 from vlm_core.train.config import Pretrain
@@ -59,6 +59,7 @@ def pretrain(config: Pretrain, stage: Stage) -> Report:
             references.prepare(config, shards, stage.state, report)
             transform = pixels_of(config.model.image, config.crop_scale_min)
             samples = references.trained_on(config, shards)
+            detections.prepare(config, samples, stage.state, report)
             visual_tokens.prepare(first_towers(config, initial), samples, transform, config.seed, stage.state, report.progress)
             run_ranks("vlm_core.train.pretrain:train", settings, stage.state, config.fit.devices, report)
     towers = TwoTower(config.model, fresh=False)
@@ -104,8 +105,9 @@ def train(settings: Mapping[str, Any], folder: Path, report: Reporter, lesson: L
     steps = plan.steps = optim.steps_of(config.fit, config.loader.batch_size, plan.steps_per_epoch)
     visual_tokens.prepare(towers, samples, transform, config.seed, folder, report.progress)
     references.prepare(config, Path(settings["shards"]), folder, report)
+    detections.prepare(config, samples, folder, report)
     tokenizer.ready(config.model.text, folder, locked.spoken(samples), Path(settings["initial"]) if settings["initial"] else None)
-    kit = inputs.Kit(config, transform, tokenizer.build(config.model.text, folder), references.attach(towers, folder))
+    kit = inputs.Kit(config, transform, tokenizer.build(config.model.text, folder), references.attach(towers, folder), detections.attach(config, folder))
     body = Body(towers, objectives, weights, needs, lesson)
     if config.fit.micro_batch is not None and config.fit.gradients == "cached":
         grad_cache.refuse_batch_norm(towers)

@@ -57,9 +57,9 @@ class Transform:
         """SHA-256 of the settings and of the version of this file's rules."""
         return hashlib.sha256(canonical_json({"version": VERSION, **self.settings()}).encode()).hexdigest()
 
-    def train_square(self, image_3HW: Tensor, dice: Dice) -> Tensor:
-        """A random crop of a uint8 picture, as uint8 (3, S, S)."""
-        top, left, height, width = random_crop(image_3HW.shape[1], image_3HW.shape[2], self.crop_scale_min, self.crop_ratio_max, dice)
+    def train_square(self, image_3HW: Tensor, dice: Dice, scale_max: float = 1.0) -> Tensor:
+        """A random crop of a uint8 picture that keeps at most that share of it, as uint8 (3, S, S)."""
+        top, left, height, width = random_crop(image_3HW.shape[1], image_3HW.shape[2], self.crop_scale_min, self.crop_ratio_max, dice, scale_max)
         cut = image_3HW[:, top : top + height, left : left + width]
         # what torchvision's resize does for uint8, without its 0.1 ms of dispatch
         square = interpolate(cut[None], [self.size_px, self.size_px], mode=self.interpolation, antialias=True)[0]
@@ -89,13 +89,13 @@ class Transform:
         return apply
 
 
-def random_crop(height: int, width: int, scale_min: float, ratio_max: float, dice: Dice) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a crop: area share uniform in [scale_min, 1], aspect log-uniform in [1/ratio_max, ratio_max].
+def random_crop(height: int, width: int, scale_min: float, ratio_max: float, dice: Dice, scale_max: float = 1.0) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a crop: area share uniform in [scale_min, scale_max], aspect log-uniform in [1/ratio_max, ratio_max].
 
     Source: Szegedy et al., arXiv 1409.4842, section 6, with torchvision's fall-back: after ten misses the largest centred crop of an allowed aspect.
     """
     for _ in range(TRIES):
-        area = height * width * (scale_min + (1 - scale_min) * dice.random())
+        area = height * width * (scale_min + (scale_max - scale_min) * dice.random())
         ratio = ratio_max ** (2 * dice.random() - 1)
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:

@@ -75,7 +75,7 @@ class Beside:
 
 def strong_view(image_3HW: Tensor, config: Views, transform: Transform, dice: Random) -> Tensor:
     """Random crop, then colours, grey, blur and a flip, each by its share. uint8 (3, S, S)."""
-    square = replace(transform, crop_scale_min=config.crop_scale_min, flip=config.flip).train_square(image_3HW, dice)
+    square = replace(transform, crop_scale_min=config.crop_scale_min, flip=config.flip).train_square(image_3HW, dice, config.crop_scale_max)
     if dice.random() < config.jitter_share:
         square = jitter(square, config, dice)
     if dice.random() < config.gray_share:

@@ -100,17 +100,22 @@ def filip_tiny() -> Pretrain:
     return clip_tiny().but("objectives.token_wise={top_k: 8, chunk_size: 32}", "fit.epochs=12")
 
 
+PYRAMID = (
+    "objectives.image_text_contrastive=null", "objectives.hierarchical={weight: 0.333333}", "objectives.cross_level={weight: 0.666667}",
+    SECOND, "crop_scale_min=0.9",
+)  # fmt: skip
+
+
 def pyramidclip() -> Pretrain:
-    """PyramidCLIP (arXiv 2204.14095): peer level of picture and text; needs second captions as summaries. Region features are not part of shards: without
-    them the weights of the other terms are as they are. Official code for inference only."""
-    return clip_yfcc().but(
-        "objectives.image_text_contrastive=null", "objectives.hierarchical={chunk_size: 1024}", SECOND, "views.crop_scale_min=0.5", "optim.weight_decay=0.2"
-    )
+    """PyramidCLIP (arXiv 2204.14095): three levels of picture and text, each a third of the loss; needs second captions as summaries. The paper's regions, names and
+    attributes come from a detector; ours are cells and names of a packaged ImageNet classifier, without attributes, read by half of the tower. Official code for inference only."""
+    chunks = "objectives.hierarchical.chunk_size=1024", "objectives.cross_level.chunk_size=1024"
+    return clip_yfcc().but(*PYRAMID, *chunks, "model.roi_features={image_size: 224}", "views.crop_scale_min=0.5", "optim.weight_decay=0.2")
 
 
 def pyramidclip_tiny() -> Pretrain:
-    """As clip_tiny, with PyramidCLIP's peer level."""
-    return clip_tiny().but("objectives.image_text_contrastive=null", "objectives.hierarchical={}", SECOND, "views.crop_scale_min=0.4", "fit.epochs=7")
+    """As clip_tiny, with PyramidCLIP's three levels; regions are read by the last two blocks."""
+    return clip_tiny().but(*PYRAMID, "model.roi_features={blocks: 2}", "crop_scale_min=0.5", "views.crop_scale_min=0.4", "fit.epochs=7")
 
 
 def laclip() -> Pretrain:

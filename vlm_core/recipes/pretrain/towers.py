@@ -89,20 +89,24 @@ def one_tower_tiny() -> Pretrain:
     return clip_tiny().but(*ONE_TOWER, "model.text={kind: shared_text, context_length: 32}", "fit.epochs=8")
 
 
-KELIP = "objectives.masked_autoencoder={width: 512, layers: 8, heads: 16, norm_pix: true}", "model.text.tokenizer=bpe", "loader.language_power=0.7"
+LOCAL_CROPS = "views.crop_scale_min=0.05", "views.crop_scale_max=0.4", "views.jitter_share=0", "views.gray_share=0", "views.blur_share=0", "views.flip=false"
+KELIP = (
+    "objectives.image_text_contrastive=null", "objectives.multi_crop={}", *LOCAL_CROPS, "objectives.masked_autoencoder={width: 512, layers: 8, heads: 16, norm_pix: true}",
+    "model.text.tokenizer=bpe", "loader.language_power=0.7",
+)  # fmt: skip
 
 
 def kelip() -> Pretrain:
-    """KELIP ViT-B/32 (arXiv 2203.14463): byte pairs learnt from captions in all their languages, twice as many as CLIP's, languages drawn by n^0.7, and MAE on the image tower.
+    """KELIP ViT-B/32 (arXiv 2203.14463): byte pairs learnt from captions in all their languages, twice as many as CLIP's, languages drawn by n^0.7, local crops that meet the caption too, and MAE on the image tower.
 
-    The paper trains MAE first and contrasts local crops too; here MAE is trained beside CLIP's loss, and crops are single.
+    The paper trains MAE first and takes two large crops and small ones of fewer pixels; here MAE is trained beside the contrast, of one large crop and two small ones (5 to 40 % of the area, DINO's) of the same size.
     Training code was not released.
     """
     return clip_vit_b32().but(*KELIP, "model.text.vocab_size=98304")
 
 
 def kelip_tiny() -> Pretrain:
-    """As clip_tiny, with 8,192 byte pairs of the corpus's own languages, drawn by n^0.7, and MAE."""
+    """As clip_tiny, with 8,192 byte pairs of the corpus's own languages, drawn by n^0.7, two local crops, and MAE."""
     return clip_tiny().but(
         *KELIP, "objectives.masked_autoencoder={width: 64, layers: 2, heads: 4, norm_pix: true}", "model.text.vocab_size=8192", "fit.epochs=12"
     )

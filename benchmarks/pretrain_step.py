@@ -114,7 +114,7 @@ def stepper(side: str, case: Case, shards: Path) -> Callable[[], float]:
 
         model, their_loss = (
             open_clip.CLIP(**model_config(config.model), output_dict=True).train(),
-            (open_clip.SigLipLoss if case.sigmoid else open_clip.ClipLoss)(),
+            (open_clip.loss.SigLipLoss if case.sigmoid else open_clip.ClipLoss)(),
         )
         model.load_state_dict(to_open_clip(towers.state_dict()))
     if side.endswith("blocks again"):

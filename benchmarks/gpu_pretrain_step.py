@@ -51,7 +51,10 @@ def stepper(case: Case, side: str = "ours") -> tuple[Callable[[], Any], Any]:
 
         from vlm_core.models.export import model_config, to_open_clip
 
-        model, loss = open_clip.CLIP(**model_config(config.model), output_dict=True).train(), (open_clip.loss.SigLipLoss if case.sigmoid else open_clip.ClipLoss)()
+        model, loss = (
+            open_clip.CLIP(**model_config(config.model), output_dict=True).train(),
+            (open_clip.loss.SigLipLoss if case.sigmoid else open_clip.ClipLoss)(),
+        )
         model.load_state_dict(to_open_clip(towers.state_dict()))
         model.cuda()
         del body, towers

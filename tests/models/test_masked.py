@@ -13,7 +13,7 @@ from tests.data.small_world import stage_for
 from tests.data.test_lettering import lettered
 from vlm_core.data.config import TextMask
 from vlm_core.data.fetch.stored import Pictures
-from vlm_core.data.filter.lettering import Area, Strokes, mask_of
+from vlm_core.data.filter.lettering import Area, Strokes, mask_of, text_overlap
 from vlm_core.models.embed import Embedded, cosines
 from vlm_core.models.masked import cover, masked_scores
 
@@ -61,15 +61,27 @@ def test_only_pictures_with_lettering_are_scored_again_and_equal_ones_once(tmp_p
     assert detector.seen == 3  # distinct pictures
     assert (out["text_area"] > 0).tolist() == [True, False, True, False]
     assert out["masked_score"][[1, 3]] == pytest.approx(found.scores[[1, 3]])
-    covered, area = cover(np.asarray(store.image(found.samples["uid"][0].as_py())), Strokes())
+    covered, area, _ = cover(np.asarray(store.image(found.samples["uid"][0].as_py())), Strokes())
     assert out["text_area"][0] == pytest.approx(area)
     assert out["masked_score"][[0, 2]] == pytest.approx((look([covered])[0] * found.text_ND[[0, 2]]).sum(1), abs=1e-6)
     assert np.abs(out["masked_score"][0] - found.scores[0]) > 1e-3
+    assert "text_overlap" not in out  # strokes are found, not read
+
+
+def test_words_of_a_caption_that_are_read_in_its_picture_are_counted(tmp_path: Path) -> None:
+    found, store = world(tmp_path / "in")
+    captions = ["Sale of shoes", "sale", "SALE: today!", "nothing"]  # of pictures: SALE TODAY, blobs, SALE TODAY, none
+    samples = found.samples.set_column(found.samples.column_names.index("caption"), "caption", pa.array(captions))
+    out = masked_scores(TextMask(), found._replace(samples=samples), store, stage_for(tmp_path, {}))
+    assert out["text_overlap"].tolist() == pytest.approx([1 / 3, 0, 1, 0])
+    assert text_overlap("a cat, a Cat", "CAT on a mat") == 1.0
+    assert text_overlap("!?", "!?") == 0.0
 
 
 def test_what_is_painted_over_is_what_was_found(tmp_path: Path) -> None:
     pixels, ink = lettered(WHITE, "hello world", 30, (20, 90), "black")
-    covered, area = cover(pixels, Strokes())
+    covered, area, read = cover(pixels, Strokes())
+    assert read == ""
     assert area == mask_of(Strokes().boxes(pixels), 256, 256).mean()
     assert np.asarray(covered)[ink].min() > 250
     assert (np.asarray(covered)[:60] == pixels[:60]).all()

@@ -2,7 +2,7 @@
 
     img_emb/img_emb_0.npy, text_emb/text_emb_0.npy   float16 (N, D), row i of both and of the metadata is one sample, rows sorted by uid
     metadata/metadata_0.parquet                      uid, caption, url, page_url, final_url, pages, lang, sha256, fitted (helped to fit the heads, though not those that score it),
-                                                     score (cosine before rounding to float16), masked_score and text_area (T-MARS; null when not asked for)
+                                                     score (cosine before rounding to float16), masked_score, text_area, text_overlap (T-MARS; null when not asked for)
     index/image.index, index/text.index              faiss, built by `clip-retrieval index`
     scorer.json (+ scorer.safetensors)               which scorer, so that new texts and pictures can meet these vectors
 
@@ -47,6 +47,7 @@ METADATA = pa.schema(
         ("score", pa.float32()),
         ("masked_score", pa.float32()),
         ("text_area", pa.float32()),
+        ("text_overlap", pa.float32()),
     ]
 )
 
@@ -84,6 +85,8 @@ def embed(config: Embed, stage: Stage) -> Report:
     if extra:
         metrics |= {"with_lettering": float((extra["text_area"] > 0).mean()), "masked_score_mean": float(extra["masked_score"].mean())}
         counts["with_lettering"] = int((extra["text_area"] > 0).sum())
+    if "text_overlap" in extra:
+        metrics["captions_read_in_picture"] = float((extra["text_overlap"] >= 0.5).mean())  # at least half of the words
     looks = embed_report.pictures(found.samples, found.scores, store.read, stage.pictures)
     tables = embed_report.tables(found.samples, found.scores, found.scorer)
     return Report(counts=counts, metrics=metrics, tables=tables, pictures=looks, catalog=_catalog(found.scorer))
@@ -100,7 +103,7 @@ def write_layout(out: Path, found: Embedded, extra: Mapping[str, NDArray[np.floa
         np.save(out / folder / f"{folder}_0.npy", rows.astype(np.float16))
     (out / "metadata").mkdir()
     none = pa.nulls(len(found.samples), pa.float32())
-    numbers = {"score": found.scores, "masked_score": extra.get("masked_score", none), "text_area": extra.get("text_area", none)}
+    numbers = {"score": found.scores, **{name: extra.get(name, none) for name in ("masked_score", "text_area", "text_overlap")}}
     samples = found.samples
     for name, values in numbers.items():
         samples = samples.append_column(name, pa.array(values, pa.float32()))

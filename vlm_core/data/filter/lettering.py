@@ -5,6 +5,7 @@ small shapes with strokes of one width; it is many times faster, and overlooks s
 text on busy ground. Source: methods/data.md 9.
 """
 
+import re
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -12,20 +13,23 @@ from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), RGB
 Grey = NDArray[Any]  # (H, W), as OpenCV gives it
+_WORD = re.compile(r"\w+")
 INK = 24  # grey levels by which letters of one line may differ
 
 
 class Area(NamedTuple):
-    """Pixels from (left, top) up to but without (right, bottom)."""
+    """Pixels from (left, top) up to but without (right, bottom), and what is read there, if the detector reads."""
 
     left: int
     top: int
     right: int
     bottom: int
+    text: str = ""
 
 
 class TextDetector(Protocol):
     version: str
+    reads: bool  # whether areas say what is written there
 
     def boxes(self, image_HW3: Pixels) -> list[Area]: ...
 
@@ -37,6 +41,7 @@ class Network:
     """
 
     version = "PP-OCRv4, rapidocr-onnxruntime 1.4.4"
+    reads = True
 
     def __init__(self, letters: int = 4) -> None:
         from rapidocr_onnxruntime import RapidOCR
@@ -48,10 +53,11 @@ class Network:
         """Upright boxes around the lines that were read, from the top."""
         height, width = image_HW3.shape[:2]
         lines, _ = self._read(np.ascontiguousarray(image_HW3[..., ::-1]))  # it wants BGR
-        found = [np.array(corners) for corners, text, _ in lines or [] if sum(letter.isalnum() for letter in text) >= self.letters]
-        low = [np.maximum(np.floor(corners.min(0)), 0).astype(int).tolist() for corners in found]
-        high = [np.minimum(np.ceil(corners.max(0)) + 1, (width, height)).astype(int).tolist() for corners in found]
-        return sorted({Area(*begin, *end) for begin, end in zip(low, high, strict=True)}, key=lambda area: (area.top, area.left))
+        found = [(np.array(corners), text) for corners, text, _ in lines or [] if sum(letter.isalnum() for letter in text) >= self.letters]
+        low = [np.maximum(np.floor(corners.min(0)), 0).astype(int).tolist() for corners, _ in found]
+        high = [np.minimum(np.ceil(corners.max(0)) + 1, (width, height)).astype(int).tolist() for corners, _ in found]
+        areas = {Area(*begin, *end, text) for begin, end, (_, text) in zip(low, high, found, strict=True)}
+        return sorted(areas, key=lambda area: (area.top, area.left))
 
 
 class Shape(NamedTuple):
@@ -74,6 +80,7 @@ class Strokes:
     """Letter-like components (stroke width nearly constant) that stand in lines of at least `letters`."""
 
     version = "opencv strokes 1"
+    reads = False
 
     def __init__(self, letters: int = 4) -> None:
         self.letters = letters
@@ -155,7 +162,7 @@ def _is_line(run: list[Shape]) -> bool:
 
 
 def _around(run: list[Shape]) -> Area:
-    sides = np.array([shape.area for shape in run])
+    sides = np.array([shape.area[:4] for shape in run])
     margin = max(2, round(0.2 * float(np.median([shape.height for shape in run]))))
     left, top = np.maximum(sides[:, :2].min(0) - margin, 0).tolist()
     right, bottom = (sides[:, 2:].max(0) + margin).tolist()
@@ -167,7 +174,7 @@ def painted_over(image_HW3: Pixels, boxes: list[Area], ring: int = 3) -> Pixels:
     height, width = image_HW3.shape[:2]
     text_HW = mask_of(boxes, height, width)
     out = image_HW3.copy()
-    for left, top, right, bottom in boxes:
+    for left, top, right, bottom, _ in boxes:
         rows, columns = slice(max(top - ring, 0), min(bottom + ring, height)), slice(max(left - ring, 0), min(right + ring, width))
         around: NDArray[Any] = image_HW3[rows, columns][~text_HW[rows, columns]]
         out[top:bottom, left:right] = np.rint((around if len(around) else image_HW3.reshape(-1, 3)).mean(0))
@@ -177,6 +184,12 @@ def painted_over(image_HW3: Pixels, boxes: list[Area], ring: int = 3) -> Pixels:
 def mask_of(boxes: list[Area], height: int, width: int) -> NDArray[np.bool_]:
     """Which pixels lie in a box; its mean is the share of the picture that is text."""
     mask_HW = np.zeros((height, width), bool)
-    for left, top, right, bottom in boxes:
+    for left, top, right, bottom, _ in boxes:
         mask_HW[top:bottom, left:right] = True
     return mask_HW
+
+
+def text_overlap(caption: str, read: str) -> float:
+    """Share of the caption's different words that are also read in the picture, whatever their case; 0 for a caption without words."""
+    words, seen = (set(_WORD.findall(text.casefold())) for text in (caption, read))
+    return len(words & seen) / len(words) if words else 0.0

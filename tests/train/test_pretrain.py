@@ -23,7 +23,7 @@ from vlm_core.stage import Report
 from vlm_core.train import devices, launch
 from vlm_core.train.config import Fit, Pretrain
 from vlm_core.train.fit import read_rows
-from vlm_core.train.pretrain import train
+from vlm_core.train.pretrain import first_towers, train
 
 WEIGHTS = "model.safetensors"
 
@@ -183,6 +183,22 @@ def test_training_goes_on_from_the_model_it_is_given_and_names_it_as_parent(shar
     assert [(row["model_id"], row["parent_model_id"], row["relation"]) for row in links] == [(second.digest, first.digest, "initial")]
     with pytest.raises(CheckpointError, match=r"Found model\.image\.layers 1"):
         pretrain(small("model.image.layers=2"), shards, tmp_path / "third", initial=tmp_path / "first")
+
+
+def test_a_part_that_the_first_model_lacks_begins_afresh_on_its_towers(shards: Path, tmp_path: Path) -> None:
+    fused = "model.fusion={kind: joint_fusion, width: 32, layers: 1, heads: 2}", "objectives.image_text_matching={}"
+    pretrain(small(), shards, tmp_path / "first")
+    pretrain(small(*fused, "optim.lr=1e-9"), shards, tmp_path / "second", initial=tmp_path / "first")
+    first, second = (pretrained.load(tmp_path / name).towers.state_dict() for name in ("first", "second"))
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=0, atol=1e-6)
+    assert all(name.startswith("fusion.") for name in second.keys() - first.keys())
+    begun = [first_towers(small(*fused, f"seed={seed}"), str(tmp_path / "first")).fusion for seed in (0, 0, 1)]
+    one, same, other = (next(part.parameters()).detach() for part in begun if part is not None)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    with pytest.raises(CheckpointError, match="Found model.fusion"):  # what has learnt with a part does not go on without it
+        pretrain(small(), shards, tmp_path / "third", initial=tmp_path / "second")
 
 
 def test_the_sigmoid_recipe_trains_and_its_bias_moves(shards: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from vlm_core.stage import write_json
 
 FORMAT = 1
 WEIGHTS, POSITIONS = "model.safetensors", "image.positional_embedding"
+ADDED = ("fusion", "decoder", "regions", "retrieval", "roi_features", "visual_tokens")  # parts that may be put on towers that have learnt without them
 
 # B pictures or texts, L tokens, D joint width, P class token and patches of a ViT, E its width, S and R rows of its grid
 
@@ -121,8 +122,8 @@ def load(folder: Path | str, expected: menu.TwoTower | None = None) -> Vlm:
 
     Args:
         folder: with model.safetensors and config.json.
-        expected: the architecture that the caller wants to continue with. Its dropout and bounds of the logit scale may be others, and a ViT may read
-            pictures of another size: its positions are stretched.
+        expected: the architecture that the caller wants to continue with. Its dropout and bounds of the logit scale may be others, a ViT may read
+            pictures of another size (its positions are stretched), and parts that the folder's model lacks (ADDED) may be there: they begin afresh.
     """
     folder = Path(folder)
     settings = read_settings(folder)
@@ -141,7 +142,9 @@ def load(folder: Path | str, expected: menu.TwoTower | None = None) -> Vlm:
         rows = expected.image.image_size // expected.image.patch_size  # type: ignore[union-attr]  # a ViT
         state = {**state, POSITIONS: stretched(state[POSITIONS], rows)}
     towers = TwoTower(expected or config, fresh=False)
-    fill(towers, state, str(folder / WEIGHTS))
+    new = () if expected is None else tuple(f"{part}." for part in _added(expected, config))
+    own = {name: value for name, value in towers.state_dict().items() if name.startswith(new)} if new else {}
+    fill(towers, {**own, **state}, str(folder / WEIGHTS))
     return Vlm(towers, settings, tokenize)
 
 
@@ -176,11 +179,15 @@ def _check(folder: Path, settings: Mapping[str, Any], config: menu.TwoTower, exp
 
 
 def _differing(expected: menu.TwoTower, found: menu.TwoTower) -> list[str]:
-    """Settings that say which weights there are and what they mean: not how training drops or bounds them."""
-    mine, theirs = expected.flat(), found.flat()
-    return sorted(
-        name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name) and not name.startswith("scale.") and "dropout" not in name
-    )
+    """Settings that say which weights there are and what they mean: not how training drops or bounds them, nor parts that begin afresh."""
+    mine, theirs, new = expected.flat(), found.flat(), ("scale", *_added(expected, found))
+    names = (name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+    return sorted(name for name in names if name.partition(".")[0] not in new and "dropout" not in name)
+
+
+def _added(expected: menu.TwoTower, found: menu.TwoTower) -> list[str]:
+    """Parts that begin afresh on towers that have learnt without them."""
+    return [part for part in ADDED if getattr(expected, part) is not None and getattr(found, part) is None]
 
 
 def _only_size_differs(expected: menu.TwoTower, found: menu.TwoTower) -> bool:

@@ -157,12 +157,10 @@ def first_objectives(config: Pretrain, towers: TwoTower) -> tuple[dict[str, base
 
 
 def first_towers(config: Pretrain, initial: str) -> TwoTower:
-    """The weights that training starts from: those of a model folder, or random ones that depend on the seed only."""
-    if initial:
-        return pretrained.load(initial, expected=config.model).towers.train()
+    """The weights that training starts from: those of a model folder, or random ones that depend on the seed only; so do parts that the folder's model lacks."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return TwoTower(config.model).train()
+        return (pretrained.load(initial, expected=config.model).towers if initial else TwoTower(config.model)).train()
 
 
 def locked_loader(config: Pretrain, plan: TrainLoader, towers: TwoTower, folder: Path, report: Reporter) -> locked.LockedLoader:

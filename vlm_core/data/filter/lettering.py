@@ -56,7 +56,7 @@ class Network:
         found = [(np.array(corners), text) for corners, text, _ in lines or [] if sum(letter.isalnum() for letter in text) >= self.letters]
         low = [np.maximum(np.floor(corners.min(0)), 0).astype(int).tolist() for corners, _ in found]
         high = [np.minimum(np.ceil(corners.max(0)) + 1, (width, height)).astype(int).tolist() for corners, _ in found]
-        areas = {Area(*begin, *end, text) for begin, end, (_, text) in zip(low, high, found, strict=True)}
+        areas = {Area(left, top, right, bottom, text) for (left, top), (right, bottom), (_, text) in zip(low, high, found, strict=True)}
         return sorted(areas, key=lambda area: (area.top, area.left))
 
 

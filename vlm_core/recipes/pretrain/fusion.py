@@ -43,7 +43,7 @@ FIBER = "objectives.image_text_matching={}", "objectives.fused_masked_language={
 
 def fiber() -> Pretrain:
     """FIBER's first stage (arXiv 2206.07643): contrast with a queue, matching and masked words by cross-attention in the last six blocks of both towers.
-    The paper's towers are Swin-B and RoBERTa with open weights; we fuse in CLIP's, at its learning rate for weights from scratch. Heads learn at the same rate, where the paper's are five times as fast as open weights."""
+    The paper's towers are Swin-B and RoBERTa with open weights; we fuse in CLIP's, at its learning rate for weights from scratch: give towers that have learnt as `initial`. Heads learn at the same rate, where the paper's are five times as fast as open weights."""
     return clip_yfcc().but(
         *FIBER, "objectives.image_text_contrastive=null", "objectives.queued_contrastive={queue: 4096}", "model.fusion={kind: gated_fusion, blocks: 6}", "model.image.patch_size=16",
         "model.image.image_size=384", "model.text.context_length=40", "optim.lr=5e-4", "optim.weight_decay=0.01", "crop_scale_min=0.5",

@@ -190,6 +190,10 @@ def mask_of(boxes: list[Area], height: int, width: int) -> NDArray[np.bool_]:
 
 
 def text_overlap(caption: str, read: str) -> float:
-    """Share of the caption's different words that are also read in the picture, whatever their case; 0 for a caption without words."""
-    words, seen = (set(_WORD.findall(text.casefold())) for text in (caption, read))
-    return len(words & seen) / len(words) if words else 0.0
+    """Share of the caption's different words of three letters and more that are also read in the picture, whatever their case; 0 where there is none.
+
+    Spaces do not count, since readers drop them ("SALETODAY"); so a word may also be found inside a longer one.
+    """
+    words = {word for word in _WORD.findall(caption.casefold()) if len(word) >= 3}
+    seen = "".join(_WORD.findall(read.casefold()))
+    return sum(word in seen for word in words) / len(words) if words else 0.0

@@ -15,9 +15,9 @@ from tests.train.transfer_world import labelled_set
 from vlm_core.config import Config
 from vlm_core.data.shards.mixture import read_caption, read_two
 from vlm_core.errors import ConfigError, Incompatible
-from vlm_core.race.cells import Cell, brought
+from vlm_core.race.cells import brought, cell
 from vlm_core.race.cells import settings as settings_of
-from vlm_core.race.config import ComparePretraining
+from vlm_core.race.config import ComparePretraining, Composed
 from vlm_core.race.launch import environment_for
 from vlm_core.run import run
 from vlm_core.stage import Report, write_json
@@ -89,18 +89,24 @@ def test_recipes_of_one_caption_read_the_raw_one_in_a_race_and_those_of_two_keep
         "captions": [{"text": f"one caption of {origin}", "origin": origin} for origin in ("figcaption", "alt", "title", "rewritten", "synthetic")],
     }
     race = ComparePretraining()
-    plain, two = (settings_of(race, Cell(name, name, Path()), 0, 128) for name in ("clip_tiny", "laclip_tiny"))
+    plain, two = (settings_of(race, cell(race, name, Path()), 0, 128) for name in ("clip_tiny", "laclip_tiny"))
     assert {read_caption(record, plain.loader, 0, epoch) for epoch in range(50)} == {("one caption of figcaption", "figcaption")}
     assert {read_two(record, two.loader, 0, epoch)[2] for epoch in range(50)} == {"rewritten", "synthetic"}
-    asked = settings_of(race.but("changes=['loader.caption_weights={alt: 1}']"), Cell("clip_tiny", "clip_tiny", Path()), 0, 128)
+    asked = settings_of(race.but("changes=['loader.caption_weights={alt: 1}']"), cell(race, "clip_tiny", Path()), 0, 128)
     assert asked.loader.caption_weights == {"alt": 1.0}
 
 
 def test_the_page_names_the_models_that_do_not_begin_from_nothing() -> None:
-    cells = [Cell(name, name, Path()) for name in ("clip_tiny", "lit_tiny", "ra_clip_tiny")]
-    expected = " Not from scratch, with packaged weights: `lit_tiny` (efficientnet_lite0), `ra_clip_tiny` (efficientnet_lite0 and minilm)."
-    assert brought(ComparePretraining(), cells) == expected
-    assert brought(ComparePretraining(), cells[:1]) == ""
+    packaged = Composed(recipe="clip_tiny", changes=["model.image={kind: efficientnet_lite0, image_size: 64, names: false}"])
+    config = ComparePretraining(variants={"packaged_eyes": packaged})
+    names = "clip_tiny", "lit_tiny", "ra_clip_tiny", "packaged_eyes"
+    cells = [cell(config, name, Path(), f"{name}+{data}") for data in ("crawl", "filtered") for name in names]
+    expected = (
+        " Not from scratch, with packaged weights: `lit_tiny` (efficientnet_lite0), `ra_clip_tiny` (efficientnet_lite0 and minilm), "
+        "`packaged_eyes` (efficientnet_lite0)."
+    )
+    assert brought(config, cells) == expected
+    assert brought(config, cells[:1]) == ""
 
 
 def test_runs_side_by_side_give_what_runs_in_a_row_give_and_say_whose_line_is_whose(
@@ -110,8 +116,8 @@ def test_runs_side_by_side_give_what_runs_in_a_row_give_and_say_whose_line_is_wh
     compare(world, settings("siglip_tiny", side_by_side=2), "side")
     assert pq.read_table(world / "first" / "leaderboard.parquet").equals(pq.read_table(world / "side" / "leaderboard.parquet"))
     said = capfd.readouterr().err.splitlines()
-    for cell in ("clip_tiny@0", "siglip_tiny@0"):
-        assert any(line.startswith(f"{cell} [pretrain] loss ") for line in said)
+    for who in ("clip_tiny@0", "siglip_tiny@0"):
+        assert any(line.startswith(f"{who} [pretrain] loss ") for line in said)
     assert all(line.startswith(("[compare-pretraining] ", "clip_tiny@", "siglip_tiny@")) for line in said)
 
 

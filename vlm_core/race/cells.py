@@ -20,9 +20,10 @@ PATIENT = 20  # from this exit code on, the same command will not succeed later
 
 
 class Cell(NamedTuple):
-    """One recipe on one training set."""
+    """One candidate on one training set."""
 
     name: str
+    candidate: str  # a recipe, or a variant of one
     recipe: str
     shards: Path
     captions: Mapping[str, float] = RAW  # how often one is chosen, by origin, where the recipe does not say
@@ -51,7 +52,7 @@ def chosen(config: Race) -> list[str]:
 def cell(config: Race, name: str, shards: Path, full: str = "", captions: Mapping[str, float] = RAW) -> Cell:
     """The cell of a recipe or variant on a training set; `full` is its name there."""
     variant = config.variants.get(name, Composed(recipe=name))
-    return Cell(full or name, variant.recipe, shards, captions, tuple(variant.changes))
+    return Cell(full or name, name, variant.recipe, shards, captions, tuple(variant.changes))
 
 
 def said_of(config: Race) -> str:
@@ -61,8 +62,8 @@ def said_of(config: Race) -> str:
 
 def brought(config: Race, cells: Sequence[Cell]) -> str:
     """Whose models hold weights that did not come from the pairs of the comparison, for the page."""
-    found = {one.recipe: settings(config, one, 0, config.samples).model.packaged() for one in cells}
-    said = ", ".join(f"`{recipe}` ({' and '.join(weights)})" for recipe, weights in found.items() if weights)
+    found = {one.candidate: settings(config, one, 0, config.samples).model.packaged() for one in cells}
+    said = ", ".join(f"`{name}` ({' and '.join(weights)})" for name, weights in found.items() if weights)
     return f" Not from scratch, with packaged weights: {said}." if said else ""
 
 

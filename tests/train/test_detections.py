@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from vlm_core.data.shards.samples import training_samples
 from vlm_core.errors import ConfigError
 from vlm_core.models import config as models
 from vlm_core.models import packaged, roi_features
+from vlm_core.models.efficientnet_lite0 import Trunk
 from vlm_core.models.roi_features import PLACE, WIDTH, find, places
 from vlm_core.models.towers import TwoTower, unit
 from vlm_core.recipes.pretrain.contrastive import pyramidclip_tiny
@@ -43,17 +45,17 @@ def test_regions_are_the_cells_of_which_the_network_is_surest() -> None:
     class Network:
         """Channel 0 says class 7, channel 1 class 3."""
 
-        def extract_features(self, pixels_B3SS: Tensor) -> Tensor:
+        def cells(self, pixels_B3SS: Tensor) -> Tensor:
             map_BFHW = torch.zeros(1, 4, 2, 3)
             map_BFHW[0, 0, 1, 2], map_BFHW[0, 1, 0, 1], map_BFHW[0, 1, 1, 0] = 9.0, 6.0, 3.0
             return map_BFHW
 
-        def _fc(self, cells_BCF: Tensor) -> Tensor:
+        def classes(self, cells_BCF: Tensor) -> Tensor:
             logits_BCK = torch.zeros(*cells_BCF.shape[:2], 10)
             logits_BCK[..., 7], logits_BCK[..., 3] = cells_BCF[..., 0], cells_BCF[..., 1]
             return logits_BCK
 
-    regions_BRF, class_BR = find(Network(), torch.zeros(1, 3, 64, 96), 3)
+    regions_BRF, class_BR = find(cast(Trunk, Network()), torch.zeros(1, 3, 64, 96), 3)
     assert class_BR.tolist() == [[7, 3, 3]]
     assert regions_BRF[0, :, :4].tolist() == [[9, 0, 0, 0], [0, 6, 0, 0], [0, 3, 0, 0]]
     assert regions_BRF[0, 0, 4:].tolist() == pytest.approx([2 / 3, 0.5, 1, 1, 1 / 3, 0.5])
@@ -61,7 +63,7 @@ def test_regions_are_the_cells_of_which_the_network_is_surest() -> None:
 
 def test_the_packaged_network_finds_a_photograph_in_the_half_of_the_square_where_it_is() -> None:
     photo = Image.fromarray(sklearn.datasets.load_sample_images().images[0]).resize((96, 192))  # a Chinese temple
-    network = packaged.efficientnet_lite0()
+    network = Trunk(packaged.efficientnet_lite0(), None, "auto")
     sides = []
     for left in (0, 96):
         square = Image.new("RGB", (192, 192), (127, 127, 127))
@@ -113,8 +115,11 @@ def test_training_looks_once_reads_its_own_rows_and_names_the_network_as_a_paren
     assert kept.regions_NRF.shape == (len(samples), 3, WIDTH)
     row = len(samples) - 1
     square = Transform(64).eval_square(Image.open(io.BytesIO(samples.jpeg(row))))
-    expected, _ = find(packaged.efficientnet_lite0(), square[None], 3)
+    expected, _ = find(Trunk(packaged.efficientnet_lite0(), None, "auto"), square[None], 3)
     np.testing.assert_allclose(kept.regions_NRF[row].astype(np.float32), expected[0].numpy(), atol=5e-3)
+    plain = packaged.efficientnet_lite0().features(packaged.pixels(square[None]))  # type: ignore[operator]
+    seen = Trunk(packaged.efficientnet_lite0(), None, "auto").cells(packaged.pixels(square[None])).mean((2, 3))
+    assert float(torch.nn.functional.cosine_similarity(plain, seen).min().detach()) > 0.998  # bfloat16 where the processor has it
     assert ("efficientnet_lite0", "encoder") in {(parent["name"], parent["relation"]) for parent in parents(config, "")}
 
     (tmp_path / "final.safetensors").unlink()

@@ -34,6 +34,17 @@ class Trunk(nn.Module):
             return features_BF
         return torch.cat([features_BF, bridge(self.network._fc(features_BF), self.names_CE)], dim=-1)  # type: ignore[operator]
 
+    def cells(self, images_B3HW: Tensor) -> Tensor:
+        """The last map, (B, 1280, H / 32, W / 32); its mean is the feature of the picture."""
+        with torch.autocast(images_B3HW.device.type, torch.bfloat16, enabled=self.in_bf16):
+            map_BFhw: Tensor = self.network.extract_features(images_B3HW.contiguous(memory_format=torch.channels_last))  # type: ignore[operator]
+        return map_BFhw.float()
+
+    def classes(self, features_BF: Tensor) -> Tensor:
+        """ImageNet logits (.., 1000) of features, or of cells (B, C, 1280)."""
+        logits_BK: Tensor = self.network._fc(features_BF)  # type: ignore[operator]
+        return logits_BK
+
 
 def bridge(logits_BC: Tensor, names_CE: Tensor) -> Tensor:
     """Unit-norm mean of the text vectors of the likeliest classes, weighted by their probability: (B, E)."""

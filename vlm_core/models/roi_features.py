@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vlm_core.models import config as menu
 from vlm_core.models import packaged
+from vlm_core.models.efficientnet_lite0 import Trunk
 
 PLACE = 6  # left, top, right, bottom, width and height, as shares of the picture
 WIDTH = packaged.EFFICIENTNET_WIDTH + PLACE
@@ -23,17 +24,17 @@ STRIDE = 32  # pixels of the square per cell
 
 
 @torch.inference_mode()
-def find(network: Any, squares_B3SS: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def find(network: Trunk, squares_B3SS: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """(regions (B, R, F), their ImageNet classes (B, R)), the surest first.
 
     Args:
-        network: `packaged.efficientnet_lite0()`.
+        network: EfficientNet-Lite0.
         squares_B3SS: pixels 0..255.
         count: of regions; the map has (S / 32)^2 cells.
     """
-    map_BFHW = network.extract_features(packaged.pixels(squares_B3SS)).float()
+    map_BFHW = network.cells(packaged.pixels(squares_B3SS))
     cells_BCF = map_BFHW.flatten(2).transpose(1, 2)
-    sure_BC, class_BC = network._fc(cells_BCF).softmax(-1).max(-1)
+    sure_BC, class_BC = network.classes(cells_BCF).softmax(-1).max(-1)
     best_BR = sure_BC.topk(count, dim=1).indices
     found_BRF = cells_BCF.gather(1, best_BR[..., None].expand(-1, -1, cells_BCF.shape[-1]))
     return torch.cat([found_BRF, places(*map_BFHW.shape[2:]).to(best_BR.device)[best_BR]], dim=-1), class_BC.gather(1, best_BR)

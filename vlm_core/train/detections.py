@@ -18,6 +18,7 @@ from torch import Tensor
 from vlm_core.data.shards.augment import Transform
 from vlm_core.data.shards.samples import Samples
 from vlm_core.models import packaged, roi_features
+from vlm_core.models.efficientnet_lite0 import Trunk
 from vlm_core.train.fit import Reporter
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def prepare(config: "Pretrain", samples: Samples, folder: Path, report: Reporter
     if asked is None or (folder / CLASSES).exists():
         return
     device = "cuda" if torch.cuda.is_available() and config.fit.accelerator != "cpu" else "cpu"
-    network, square = packaged.efficientnet_lite0().to(device), Transform(asked.image_size)
+    network, square = Trunk(packaged.efficientnet_lite0(), None, "auto").to(device), Transform(asked.image_size)
     sizes = (len(samples), asked.regions, roi_features.WIDTH)
     regions_NRF = np.lib.format.open_memmap(folder / f".{REGIONS}", mode="w+", dtype=np.float16, shape=sizes)
     classes_NR = np.empty(sizes[:2], np.int16)

@@ -25,8 +25,7 @@ from vlm_core.data.child import run_module
 from vlm_core.data.crawl import demo_web
 from vlm_core.data.crawl.config import Download
 from vlm_core.data.crawl.places import find
-from vlm_core.data.fetch import local
-from vlm_core.data.fetch import recheck
+from vlm_core.data.fetch import local, recheck
 from vlm_core.data.fetch import ranges as fetch_ranges
 from vlm_core.data.fetch.by_address import Stored
 from vlm_core.data.fetch.hash_lists import HashLists
@@ -87,7 +86,7 @@ def download(config: Download, stage: Stage) -> Report:
     records = _answers(urls, state)
     _obey(records, ledger)
     ledger.settle(records, config.retry, config.give_up_after)
-    fetched = {**{url: dict(record) for url, record in records.items()}, **barred, **{url: _refused(url, said, begin) for url, said in refused.items()}}
+    fetched = {**records, **barred, **{url: _refused(url, said, begin) for url, said in refused.items()}}  # what follows is this output's, not the ledger's
     _block(fetched, lists)
     mark_placeholders(pairs, fetched, config.placeholder_captions)
     rows = _write(pairs, fetched, stored, stage.out, config)

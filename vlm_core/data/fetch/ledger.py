@@ -12,6 +12,7 @@ stopped             why this run asks no further
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from vlm_core.data.fetch.schedule import due_at, host_of, mixed, name_of, pauses
 from vlm_core.data.fetch.spool import Place, Spool, answers
 from vlm_core.data.web.politeness import Politeness, Sites, domain_of
 
+BLOCK = 4_096  # records that are read or written at once
 STRIKES = 2  # processes that one picture may take down
 _FIELDS = {field.name for field in dataclasses.fields(Fetched)}
 ADDRESSES = pa.schema([
@@ -139,13 +141,14 @@ class Ledger:
         for folder in sorted(self.passes.iterdir()) if passes is None else passes:
             for journal in sorted(folder.glob("*.jsonl")):
                 with journal.open() as lines:
-                    yield from map(json.loads, lines)
+                    yield from _read(lines)
 
     def state(self) -> dict[str, Row]:
         """The record of every address that was ever asked; `runs` counts the ended runs in which it failed."""
         found: dict[str, Row] = {}
         if self.addresses.exists():
-            found = {record["url"]: record for record in map(json.loads, pq.read_table(self.addresses, columns=["record"])["record"].to_pylist())}
+            blocks = pq.ParquetFile(self.addresses).iter_batches(BLOCK, columns=["record"])
+            found = {record["url"]: record for block in blocks for record in _read(block["record"].to_pylist())}
         for url, at, record in self._rechecks():
             if url in found and found[url]["status"] == "ok":
                 counts = {name: found[url][name] for name in ("runs", "attempts")}
@@ -178,16 +181,21 @@ class Ledger:
 
     def settle(self, records: Mapping[str, Row], retry: Mapping[str, float], give_up_after: int) -> None:
         """A run ends: write the state of its addresses; those that were asked in it and failed have failed in one more run."""
-        rows, fresh = [], self._unsettled()
+        fresh = self._unsettled()
         asked = {event["url"] for event in self.events(fresh)}
-        for url in sorted(records):
+
+        def row(url: str) -> Row:
             record = records[url]
             failed = record["status"] != "ok" and url in asked and record.get("asked", True)
             record = {**record, "runs": record["runs"] + failed}
-            rows.append({"url": url, "status": record["status"], "runs": record["runs"], "due_at": due_at(record, retry, give_up_after), "record": json.dumps(record)})  # fmt: skip
-        part = self.addresses.with_suffix(".part")
+            return {"url": url, "status": record["status"], "runs": record["runs"], "due_at": due_at(record, retry, give_up_after), "record": json.dumps(record)}
+
+        part, urls = self.addresses.with_suffix(".part"), sorted(records)
         settled = str(max([self._settled(), *(int(folder.name) for folder in fresh)]))
-        pq.write_table(pa.Table.from_pylist(rows, schema=ADDRESSES.with_metadata({"settled": settled})), part, compression="zstd")
+        schema = ADDRESSES.with_metadata({"settled": settled})
+        with pq.ParquetWriter(part, schema, compression="zstd") as writer:
+            for begin in range(0, len(urls), BLOCK):
+                writer.write_table(pa.Table.from_pylist([row(url) for url in urls[begin : begin + BLOCK]], schema=schema))
         part.rename(self.addresses)
         self.rechecked.unlink(missing_ok=True)
         shutil.rmtree(self.urls)  # every address has its answer
@@ -244,6 +252,13 @@ class Ledger:
         shutil.rmtree(self.marks)
         self.marks.mkdir()
         self._mark = -1
+
+
+def _read(texts: Iterable[str]) -> Iterator[Row]:
+    """The records of JSON texts, a block at a time, for then its records share their keys."""
+    left = iter(texts)
+    while block := list(itertools.islice(left, BLOCK)):
+        yield from json.loads(f"[{','.join(block)}]")
 
 
 def _fetched(record: Row) -> Fetched:

@@ -86,6 +86,7 @@ def test_free_embeddings_find_each_other_in_forty_steps(kind: str) -> None:
         out = Outputs(
             image_BD, text_BD, torch.tensor(10.0), torch.tensor(-10.0), caption_BD=text_BD, raw_text_BD=text_BE, views=(View(image_BE, image_BD),),
             augmented_BD=text_BD, patches_BPD=image_BD[:, None], tokens_BLD=text_BD[:, None].expand(-1, 3, -1),
+            regions_BD=image_BD, attributes_BD=text_BD,
         )  # fmt: skip
         loss = torch.stack([*objective(out, given).values()]).sum()
         optimizer.zero_grad()

@@ -19,7 +19,7 @@ from vlm_core.data.lineage.takedown import take_down, withdraw
 from vlm_core.data.shards.shards import read_index
 from vlm_core.errors import TakenDown
 from vlm_core.evaluate.config import Evaluate
-from vlm_core.race.cells import Cell, settings
+from vlm_core.race.cells import cell, settings
 from vlm_core.race.config import ComparePretraining
 from vlm_core.run import VERBS, run
 from vlm_core.stage import data_version
@@ -87,10 +87,9 @@ def test_a_setting_lets_it_through_and_the_record_says_so(tmp_path: Path, monkey
 
 
 def test_the_waiver_of_a_comparison_reaches_its_training_runs() -> None:
-    cell = Cell("clip_tiny", "clip_tiny", Path("shards"))
     for asked in (False, True):
         race = ComparePretraining(evaluate=Evaluate(despite_takedowns=asked))
-        assert settings(race, cell, 0, 100).flat()["loader.despite_takedowns"] is asked
+        assert settings(race, cell(race, "clip_tiny", Path("shards")), 0, 100).flat()["loader.despite_takedowns"] is asked
 
 
 def test_a_snapshot_that_only_the_catalog_marks_is_revoked_until_the_takedown_is_withdrawn(made: Path) -> None:

@@ -75,7 +75,8 @@ def test_every_recipe_of_a_paper_has_a_tiny_one_with_the_same_objectives() -> No
     for name in TINY:
         if name not in ("clip_tiny", "siglip_tiny"):
             paper, tiny = (RECIPES[each]().objectives.chosen() for each in (name.removesuffix("_tiny"), name))
-            assert set(paper) == set(tiny), name
+            # a queue of a model's own older embeddings is for towers that have learnt: from random weights they collapse
+            assert {"image_text_contrastive" if kind == "queued_contrastive" else kind for kind in paper} == set(tiny), name
 
 
 def test_equal_captions_have_one_label_whatever_their_case() -> None:

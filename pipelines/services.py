@@ -63,7 +63,7 @@ def services() -> dict[str, Service]:
     mlflow, code = _port("VLM_MLFLOW_PORT", 5000), _port("VLM_CODE_PORT", 4266)
     dagster, search = _port("VLM_DAGSTER_PORT", 3000), _port("VLM_SEARCH_PORT", 7600)
     found = [
-        Service("mlflow", mlflow, _mlflow, "/health", "experiments and model registry"),
+        Service("mlflow", mlflow, _mlflow, "/health", "experiments and model registry, under 'Model training'"),
         Service("code", code, _code, "", "Dagster's view of the assets"),
         Service("dagster", dagster, _webserver, "/server_info", "assets, runs, schedules"),
         Service("daemon", 0, _daemon, "", "schedules, sensors, queue"),

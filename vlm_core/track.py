@@ -403,7 +403,8 @@ class Registry:
 
 
 def run_url(uri: str, experiment: str, run_id: str) -> str | None:
-    return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}" if uri.startswith("http") else None
+    """The page of a run, on the side of MLflow's pages that shows training; a browser new to them shows language-model applications."""
+    return f"{uri.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}?workflowType=machine_learning" if uri.startswith("http") else None
 
 
 def _key(name: str) -> str:

@@ -182,7 +182,10 @@ def test_a_run_is_one_mlflow_run_with_a_child_for_each_verb(project: Path, mlflo
     assert child.data.metrics["held/R_at_1"] == 0.5
     assert [file.path for file in client.list_artifacts(child.info.run_id, "pictures")] == ["pictures/red.png"]
     (event,) = result.get_asset_materialization_events()
-    assert event.materialization.metadata["mlflow"].value == f"{mlflow_server}/#/experiments/{experiment.experiment_id}/runs/{child.info.run_id}"
+    assert (
+        event.materialization.metadata["mlflow"].value
+        == f"{mlflow_server}/#/experiments/{experiment.experiment_id}/runs/{child.info.run_id}?workflowType=machine_learning"
+    )
 
 
 def test_an_unreachable_mlflow_server_is_one_sentence_before_any_work(project: Path) -> None:

@@ -18,7 +18,7 @@ from vlm_core.models.region_text import alignment_logits
 from vlm_core.models.towers import Outputs, View
 from vlm_core.models.vit_grouping import center_assign, center_pool
 from vlm_core.objectives import optimal_transport as otter
-from vlm_core.objectives.contrast import both_ways, levels_loss, softened
+from vlm_core.objectives.contrast import both_ways, over_pairs, softened
 from vlm_core.objectives.gather import Pairs
 from vlm_core.objectives.heads import MaskedHead, masked_prediction_loss
 from vlm_core.objectives.image_contrastive import image_contrastive_loss
@@ -55,7 +55,7 @@ def test_every_softened_or_mixed_loss_is_clip_where_nothing_is_soft_or_mixed() -
     near(unicl_loss(one_process(image, text), scale, unique, unique), clip)
     near(filip_loss(image[:, None], text[:, None], scale), clip)
     near(multi_view_loss([image, image], [text, text], scale), clip)
-    near(levels_loss((image, text), (image, text), scale=scale, alpha=0.0), clip)
+    near(over_pairs((image, text), (image, text), scale=scale, alpha=0.0), clip)
 
 
 def test_smoothing_targets_is_the_formula_of_the_paper() -> None:

@@ -65,8 +65,8 @@ def softened(pairs: Pairs, scale: Tensor | float, alpha: float, *, chunk_size: i
     return both_ways(pairs, scale, chunk_size=chunk_size, label_smoothing=alpha * count / max(count - 1, 1))
 
 
-def levels_loss(*pairs: tuple[Tensor, Tensor], scale: Tensor, alpha: float = 0.2, chunk_size: int = 0) -> Tensor:
-    """Mean of the softened InfoNCE of pairs of levels.
+def over_pairs(*pairs: tuple[Tensor, Tensor], scale: Tensor | float, alpha: float = 0.0, chunk_size: int = 0) -> Tensor:
+    """Mean of CLIP's loss, or with `alpha` of its softened form, over several pairings of pictures and texts.
 
     Args:
         pairs: unit-norm embeddings (B, D) of this rank, each with those that belong to it row by row.

@@ -14,7 +14,7 @@ from torch import Tensor
 from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import config as menu
 from vlm_core.objectives.base import Objective, full_precision, present
-from vlm_core.objectives.contrast import levels_loss
+from vlm_core.objectives.contrast import over_pairs
 
 
 class CrossLevel(Objective):
@@ -30,8 +30,8 @@ class CrossLevel(Objective):
         settings: dict[str, Any] = {"scale": out.scale, "alpha": self.config.alpha, "chunk_size": self.config.chunk_size}
         with full_precision(out.image_BD.device):
             return {
-                "cross_level.regions": levels_loss((regions_BD, summary_BD), (regions_BD, out.text_BD), **settings),
-                "cross_level.names": levels_loss((out.image_BD, names_BD), (out.views[0].image_BD, names_BD), **settings),
+                "cross_level.regions": over_pairs((regions_BD, summary_BD), (regions_BD, out.text_BD), **settings),
+                "cross_level.names": over_pairs((out.image_BD, names_BD), (out.views[0].image_BD, names_BD), **settings),
             }
 
 

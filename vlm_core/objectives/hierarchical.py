@@ -15,7 +15,7 @@ from torch import Tensor
 from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import config as menu
 from vlm_core.objectives.base import Objective, full_precision, present
-from vlm_core.objectives.contrast import levels_loss
+from vlm_core.objectives.contrast import over_pairs
 
 
 class Hierarchical(Objective):
@@ -26,7 +26,7 @@ class Hierarchical(Objective):
     def forward(self, out: Outputs, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         coarse, fine = (out.image_BD, present(out.caption_BD)), (out.views[0].image_BD, out.text_BD)
         with full_precision(out.image_BD.device):
-            return {"hierarchical": levels_loss(coarse, fine, scale=out.scale, alpha=self.config.alpha, chunk_size=self.config.chunk_size)}
+            return {"hierarchical": over_pairs(coarse, fine, scale=out.scale, alpha=self.config.alpha, chunk_size=self.config.chunk_size)}
 
 
 def build(config: menu.Hierarchical, towers: TwoTower) -> Objective:

@@ -9,14 +9,12 @@ Checked by hand in `tests/objectives/test_properties.py`.
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import config as menu
 from vlm_core.objectives.base import Objective, full_precision
-from vlm_core.objectives.contrast import both_ways
-from vlm_core.objectives.gather import exchange
+from vlm_core.objectives.contrast import over_pairs
 
 
 class MultiCrop(Objective):
@@ -27,8 +25,7 @@ class MultiCrop(Objective):
     def forward(self, out: Outputs, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         crops = (out.image_BD, *(view.image_BD for view in out.views))
         with full_precision(out.image_BD.device):
-            losses = [both_ways(exchange(crop_BD, out.text_BD), out.scale, chunk_size=self.config.chunk_size) for crop_BD in crops]
-            return {"multi_crop": torch.stack(losses).mean()}
+            return {"multi_crop": over_pairs(*((crop_BD, out.text_BD) for crop_BD in crops), scale=out.scale, chunk_size=self.config.chunk_size)}
 
 
 def build(config: menu.MultiCrop, towers: TwoTower) -> Objective:

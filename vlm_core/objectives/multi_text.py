@@ -8,14 +8,12 @@ Checked by hand in `tests/objectives/test_properties.py`.
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import config as menu
 from vlm_core.objectives.base import Objective, full_precision, present
-from vlm_core.objectives.contrast import both_ways
-from vlm_core.objectives.gather import exchange
+from vlm_core.objectives.contrast import over_pairs
 
 
 class MultiText(Objective):
@@ -26,8 +24,7 @@ class MultiText(Objective):
     def forward(self, out: Outputs, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         texts = out.text_BD, present(out.caption_BD)
         with full_precision(out.image_BD.device):
-            losses = [both_ways(exchange(out.image_BD, text_BD), out.scale, chunk_size=self.config.chunk_size) for text_BD in texts]
-            return {"multi_text": torch.stack(losses).mean()}
+            return {"multi_text": over_pairs(*((out.image_BD, text_BD) for text_BD in texts), scale=out.scale, chunk_size=self.config.chunk_size)}
 
 
 def build(config: menu.MultiText, towers: TwoTower) -> Objective:

@@ -5,14 +5,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vlm_core.models.towers import Outputs, TwoTower
 from vlm_core.objectives import config as menu
 from vlm_core.objectives.base import Objective, full_precision, present
-from vlm_core.objectives.contrast import both_ways
-from vlm_core.objectives.gather import exchange
+from vlm_core.objectives.contrast import over_pairs
 
 
 def multi_view_loss(images: Sequence[Tensor], texts: Sequence[Tensor], scale: Tensor, *, chunk_size: int = 0) -> Tensor:
@@ -20,7 +18,7 @@ def multi_view_loss(images: Sequence[Tensor], texts: Sequence[Tensor], scale: Te
 
     Source: DeCLIP, arXiv 2110.05208. Checked by golden `pretraining/declip_multiview`.
     """
-    return torch.stack([both_ways(exchange(image_BD, text_BD), scale, chunk_size=chunk_size) for image_BD in images for text_BD in texts]).mean()
+    return over_pairs(*((image_BD, text_BD) for image_BD in images for text_BD in texts), scale=scale, chunk_size=chunk_size)
 
 
 class MultiView(Objective):
